@@ -1,0 +1,228 @@
+"""The tape: what was done to get a result, and the walk back along it.
+
+Each recorded application of an op is a `Node` that points at the nodes of its inputs; the chain
+of nodes is the tape. The walk visits them from the newest to the oldest. A node is always newer
+than its inputs' nodes, so when its turn comes, every gradient it will ever get has arrived: no
+sorting, no recursion, and a graph of a million nodes is no harder than one of ten.
+
+What this file is not: a compiler, and there is no gradient of a gradient.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from minitensor.tensor import Tensor
+
+Array = np.ndarray
+Vjp = Callable[[Array], Array]
+Backward = Callable[[Array], Any] | tuple[Vjp | None, ...]
+Observer = Callable[[str, str, float, Sequence[Array], Array], None]
+
+# ------------------------------------------------------------------------------------------ modes
+
+
+class Mode(threading.local):
+    """What the current thread is doing; each thread has its own."""
+
+    grad = True  # record operations on tensors that require a gradient
+    recording = False  # the op running now will be asked for its gradient
+    anomaly = False  # look for the first non-finite value
+    observer: Observer | None = None
+
+
+mode = Mode()
+
+
+def recording() -> bool:
+    """True inside an op whose gradient will be wanted: lets a fused op skip what only that needs."""
+    return mode.recording
+
+@contextmanager
+def set_mode(**values: Any) -> Iterator[None]:
+    before = {name: getattr(mode, name) for name in values}
+    for name, value in values.items():
+        setattr(mode, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(mode, name, value)
+
+
+def no_grad() -> Any:
+    """Context (or decorator) in which nothing is recorded."""
+    return set_mode(grad=False)
+
+
+def enable_grad() -> Any:
+    """Context (or decorator) that records again inside `no_grad`."""
+    return set_mode(grad=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations of the current thread are being recorded."""
+    return mode.grad
+
+
+def detect_anomaly() -> Any:
+    """Context that stops at the first non-finite value and names the op and the line that made it.
+
+    Raises FloatingPointError, in the forward when an op turns finite inputs into a non-finite
+    output, and in the backward when a vjp returns a non-finite gradient.
+    """
+    return set_mode(anomaly=True)
+
+
+def observe(observer: Observer) -> Any:
+    """Context that calls ``observer(op, phase, seconds, arrays, array)`` for every op.
+
+    In phase "forward" the arrays are the inputs and the last one the output; in "backward" they
+    are the gradients of the inputs and the last one is the output's. Only the current thread.
+    """
+    return set_mode(observer=observer)
+
+
+# -------------------------------------------------------------------------------------- the nodes
+
+_ids = itertools.count()
+
+
+class Node:
+    """One recorded application of an op, or a leaf (``op == "leaf"``).
+
+    It knows its parents' nodes and how to send a gradient to them, and never its own tensor
+    (but by weak reference): so a graph has no cycle and frees itself by reference count.
+    """
+
+    __slots__ = ("backward", "dtype", "hooks", "id", "op", "parents", "saved", "shape",
+                 "tensor", "where", "__weakref__")
+
+    def __init__(self, op: str, out: Array, parents: tuple[Node | None, ...] = (),
+                 backward: Backward | None = None, saved: tuple[tuple[list[int], int], ...] = ()):
+        self.id = next(_ids)
+        self.op = op
+        self.shape = out.shape
+        self.dtype = out.dtype
+        self.parents = parents
+        self.backward = backward
+        self.saved = saved  # (version counter, version when recorded) of every array in use
+        self.hooks: list[Callable[[Array], Array | None]] | None = None
+        self.tensor: weakref.ref[Tensor] | None = None  # who gets `.grad`: leaves, retain_grad()
+        self.where: str | None = None  # source line, kept in anomaly mode
+
+    def __lt__(self, other: Node) -> bool:  # the heap pops the newest first
+        return self.id > other.id
+
+    def __repr__(self) -> str:
+        return f"Node({self.op}, shape={self.shape})"
+
+
+
+# --------------------------------------------------------------------------------------- the walk
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """Add up `g` over the axes along which an array of `shape` was repeated to fit."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
+    return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
+
+
+def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
+          retain_graph: bool) -> dict[Node, Array]:
+    """Send gradients from `outputs` back to the leaves (or to the `wanted` nodes), newest first.
+
+    Returns the gradient of each leaf or wanted node. Nodes are freed as they are passed unless
+    `retain_graph`.
+    """
+    grads: dict[Node, Array] = {}
+    owned: set[Node] = set()  # nodes whose gradient is a sum we made, so may be added to in place
+    heap: list[Node] = []
+
+    def send(node: Node, g: Array) -> None:
+        if node not in grads:
+            grads[node] = g
+            heapq.heappush(heap, node)
+        elif node in owned:
+            grads[node] += g
+        else:
+            grads[node] = grads[node] + g
+            owned.add(node)
+
+    for node, g in outputs:
+        send(node, g)
+    oldest = min(node.id for node in wanted) if wanted else -1
+    found: dict[Node, Array] = {}
+    while heap and heap[0].id >= oldest:
+        node = heapq.heappop(heap)
+        g = grads.pop(node)
+        owned.discard(node)
+        for hook in node.hooks or ():
+            changed = hook(g)
+            g = g if changed is None else np.asarray(changed, dtype=node.dtype)
+        if wanted is None:
+            if node.op == "leaf" or node.tensor is not None:
+                found[node] = g
+        elif node in wanted:
+            found[node] = g
+        if node.op == "leaf":
+            continue
+        if node.backward is None:
+            raise RuntimeError(
+                f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
+                "pass retain_graph=True to that call, or compute the result again")
+        for counter, version in node.saved:
+            if counter[0] != version:
+                raise RuntimeError(
+                    f"backward: an array that '{node.op}' needs was changed in place after it was "
+                    "used; change a copy, or change it after backward")
+        for parent, grad in zip(node.parents, _input_grads(node, g), strict=False):
+            if parent is not None and grad is not None:
+                grad = np.asarray(grad)
+                if grad.shape != parent.shape:
+                    grad = unbroadcast(grad, parent.shape)
+                if grad.dtype != parent.dtype:
+                    grad = grad.astype(parent.dtype)
+                send(parent, grad)
+        if not retain_graph:
+            node.backward, node.parents, node.saved = None, (), ()
+    return found
+
+
+def _input_grads(node: Node, g: Array) -> Sequence[Array | None]:
+    """The gradients of a node's inputs: vjp by vjp, or all at once."""
+    backward, observer = node.backward, mode.observer
+    start = time.perf_counter() if observer else 0.0
+    grads: Any
+    if isinstance(backward, tuple):
+        grads = [vjp(g) if vjp is not None and parent is not None else None
+                 for vjp, parent in zip(backward, node.parents, strict=False)]
+    else:
+        assert backward is not None
+        grads = backward(g)
+        if not isinstance(grads, tuple):
+            grads = (grads,)
+    if observer:
+        observer(node.op, "backward", time.perf_counter() - start,
+                 [a for a in grads if a is not None], g)
+    if mode.anomaly:
+        for i, a in enumerate(grads):
+            if a is not None and not np.isfinite(a).all():
+                raise FloatingPointError(
+                    f"anomaly: backward of '{node.op}' made a non-finite gradient for its input "
+                    f"{i}{f' (called at {node.where})' if node.where else ''}")
+    return grads
