@@ -1,0 +1,15 @@
+"""Small language models on a plain CPU: configuration, training, evaluation and generation.
+
+Built on `minitensor` (gradients) and `bpe` (tokenizers). Importing this package is cheap: what
+needs NumPy or numba is imported by the module that uses it.
+"""
+
+__version__ = "0.1.0"
+
+
+class Error(Exception):
+    """The work failed for a reason that the message explains in one line (exit status 1)."""
+
+
+class UsageError(Error):
+    """The call itself is wrong: an unknown option, recipe, key or value (exit status 2)."""

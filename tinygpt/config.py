@@ -1,0 +1,351 @@
+"""One flat, frozen configuration for a model, its tokenizer, its data and its training.
+
+A configuration is read from and written to JSON, TOML and YAML (extra ``yaml``); every field
+survives the round trip. Values are checked when a configuration is made, so a `Config` that exists
+is one that can be built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinygpt import UsageError
+
+CHOICES = {
+    "norm": ("layer", "rms"),
+    "positions": ("learned", "sinusoidal", "rope"),
+    "ffn": ("gelu", "gelu_tanh", "swiglu"),
+    "head": ("tied", "untied", "pinv"),
+    "init": ("gpt2", "llama2c"),
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "linear", "constant", "wsd"),
+    "dtype": ("float32", "float64"),
+}
+TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a tokenizer's file
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run but the machine it runs on. See recipes.py for examples."""
+
+    name: str = "custom"
+
+    # shape
+    vocab_size: int = 1024
+    context: int = 128
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 0  # key/value heads, each shared by n_head / n_kv_head queries; 0: n_head
+    d_model: int = 128
+    d_ff: int = 512
+
+    # block
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    positions: str = "learned"
+    rope_theta: float = 10000.0
+    ffn: str = "gelu"
+    gate_bias: bool = False  # SwiGLU: a bias on the gate w1 alone
+    qkv_bias: bool = True
+    out_bias: bool = True
+    ffn_bias: bool = True
+    windows: tuple[int, ...] = (0,)  # by layer, cycled; 0 sees everything before, else the last n
+    scale_attention: bool = True  # divide scores by sqrt(head width)
+    head: str = "tied"
+    dropout: float = 0.0
+    init: str = "gpt2"
+
+    # tokenizer
+    tokenizer: str = "bpe"
+    reduced_from: int = 0  # "reduced": vocabulary of the BPE whose most frequent tokens are kept
+
+    # optimisation
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup: int = 100
+    schedule: str = "cosine"
+    max_iters: int = 1000
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # of tensors of two dimensions or more
+    grad_clip: float = 1.0  # 0: off
+    batch_size: int = 32  # sequences
+    accumulation: int = 1  # batches that one step adds up
+    shard_tokens: int = 512  # tokens that one thread takes at a time
+
+    # data
+    data: str = "stories"  # the embedded ones, or a path
+    valid_fraction: float = 0.1
+    max_documents: int = 0  # 0: all (of the embedded stories: 20,000)
+
+    # what is shown and kept, in steps; 0: only at the end
+    eval_interval: int = 250
+    eval_batches: int = 20
+    sample_interval: int = 500
+    checkpoint_interval: int = 250
+    log_interval: int = 1
+
+    seed: int = 1337
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, coerce(field.name, getattr(self, field.name)))
+        _check(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences whose gradients one update adds up."""
+        return self.batch_size * self.accumulation
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens predicted between two updates."""
+        return self.sequences_per_step * self.context
+
+    def window(self, layer: int) -> int:
+        """How many keys a query of this layer sees; 0 means all before it."""
+        return self.windows[layer % len(self.windows)]
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some fields changed; an unknown one is an error naming the nearest."""
+        return from_dict(changes, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, TOML or YAML."""
+        plain = dataclasses.asdict(self)
+        plain["windows"] = list(self.windows)
+        return plain
+
+
+TYPES: dict[str, str] = {f.name: str(f.type) for f in dataclasses.fields(Config)}
+
+
+def coerce(key: str, value: Any) -> Any:
+    """`value` as the type of field `key`; text is parsed, as `--set` and YAML give it.
+
+    Raises UsageError where that cannot be done without loss.
+    """
+    kind = TYPES[key]
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false",
+              "str": "text", "tuple[int, ...]": "whole numbers, as 0,256"}[kind]
+    wrong = UsageError(f"{key}: expected {wanted}, got {value!r}")
+    if kind == "str":
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    if kind == "tuple[int, ...]":
+        if isinstance(value, str):
+            value = [part for part in value.strip("()[] ").split(",") if part.strip()]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        return tuple(_number(int, item, wrong) for item in value)
+    if kind == "bool":
+        words = {"true": True, "yes": True, "on": True, "1": True,
+                 "false": False, "no": False, "off": False, "0": False}
+        if isinstance(value, str) and value.strip().lower() in words:
+            return words[value.strip().lower()]
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    return _number(int if kind == "int" else float, value, wrong)
+
+
+def _number(kind: type, value: Any, wrong: UsageError) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise wrong
+    try:
+        if kind is float:
+            number: float = float(value)
+        elif isinstance(value, str):
+            text = value.strip().replace("_", "")
+            number = int(text) if text.lstrip("+-").isdigit() else float(text)
+        else:
+            number = value
+    except ValueError:
+        raise wrong from None
+    if not math.isfinite(number) or number != kind(number):
+        raise wrong
+    return kind(number)
+
+
+def _check(c: Config) -> None:
+    """Raise UsageError, in one line, for a configuration that cannot be built or trained."""
+    for key, choices in CHOICES.items():
+        if getattr(c, key) not in choices:
+            raise UsageError(f"{key}: expected one of {', '.join(choices)}, got "
+                             f"{getattr(c, key)!r}{_nearest(str(getattr(c, key)), choices)}")
+    for key in ("vocab_size", "context", "n_layer", "n_head", "d_model", "d_ff", "max_iters",
+                "batch_size", "accumulation", "shard_tokens", "log_interval", "eval_batches"):
+        if getattr(c, key) < 1:
+            raise UsageError(f"{key}: expected at least 1, got {getattr(c, key)}")
+    for key in ("n_kv_head", "warmup", "eval_interval", "sample_interval", "checkpoint_interval",
+                "max_documents", "reduced_from", "lr", "min_lr", "weight_decay", "grad_clip",
+                "norm_eps", "eps", "seed"):
+        if getattr(c, key) < 0:
+            raise UsageError(f"{key}: expected 0 or more, got {getattr(c, key)}")
+    for key in ("dropout", "beta1", "beta2", "valid_fraction"):
+        if not 0 <= getattr(c, key) < 1:
+            raise UsageError(f"{key}: expected 0 <= {key} < 1, got {getattr(c, key)}")
+    if c.d_model % c.n_head:
+        raise UsageError(f"d_model: {c.d_model} is not a multiple of n_head, {c.n_head}")
+    if c.n_head % c.kv_heads:
+        raise UsageError(f"n_kv_head: {c.n_kv_head} does not divide n_head, {c.n_head}")
+    if c.positions == "rope" and (c.head_dim % 2 or c.rope_theta <= 0):
+        raise UsageError(f"positions: rope needs an even head width and a rope_theta above 0, got "
+                         f"d_model / n_head = {c.head_dim} and {c.rope_theta}")
+    if c.positions == "sinusoidal" and c.d_model % 2:
+        raise UsageError(f"positions: sinusoidal needs an even d_model, got {c.d_model}")
+    if not c.windows or min(c.windows) < 0:
+        raise UsageError(f"windows: expected numbers of 0 or more, got {c.windows}")
+    if c.head == "pinv" and c.vocab_size < c.d_model:
+        raise UsageError(f"head: pinv needs a vocab_size of at least d_model, got {c.vocab_size} "
+                         f"< {c.d_model}")
+    if c.tokenizer == "reduced" and c.reduced_from < c.vocab_size:
+        raise UsageError(f"reduced_from: expected at least vocab_size ({c.vocab_size}) for the "
+                         f"tokenizer 'reduced', got {c.reduced_from}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    known = list(known)
+    hint = _nearest(word, known)
+    return UsageError(f"unknown {what} {word!r}{hint or '; known: ' + ', '.join(known)}")
+
+
+def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
+    """`base` (or the defaults) with `values` over it. Raises UsageError for an unknown key."""
+    changes = {}
+    for key, value in values.items():
+        field = str(key).replace("-", "_")
+        if field not in TYPES:
+            raise unknown("configuration key", str(key), TYPES)
+        changes[field] = value
+    return dataclasses.replace(base or Config(), **changes)
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """`config` with ``key=value`` texts applied, as given to ``--set``."""
+    values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set: expected key=value, got {text!r}")
+        values[key.strip()] = value.strip()
+    return from_dict(values, config)
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def dumps(config: Config, suffix: str) -> str:
+    """`config` as the text of a file ending in `suffix`: .json, .toml, .yaml or .yml."""
+    values = config.to_dict()
+    if suffix == ".json":
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if suffix == ".toml":  # a JSON scalar or list is a TOML one, but for a raw DEL in a string
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+        return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
+    if suffix in (".yaml", ".yml"):
+        return str(_yaml().safe_dump(values, sort_keys=False))
+    raise UsageError(f"a configuration is .json, .toml, .yaml or .yml, not {suffix or 'bare'!r}")
+
+
+def loads(text: str, suffix: str, base: Config | None = None) -> Config:
+    """The configuration in `text`, laid over `base`. Raises UsageError for what is not one."""
+    try:
+        if suffix == ".json":
+            values = json.loads(text)
+        elif suffix == ".toml":
+            values = _parse_toml(text)
+        elif suffix in (".yaml", ".yml"):
+            yaml = _yaml()
+            try:
+                values = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+        else:
+            raise UsageError(
+                f"a configuration is .json, .toml, .yaml or .yml, not {suffix or 'bare'!r}")
+    except ValueError as error:  # both JSON's and TOML's errors are ValueErrors
+        raise UsageError(f"not valid {suffix[1:].upper()}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"expected keys with values, got {type(values).__name__}")
+    return from_dict(values, base)
+
+
+def load(path: str | Path, base: Config | None = None) -> Config:
+    """Read a configuration file."""
+    path = Path(path)
+    try:
+        return loads(path.read_text(encoding="utf-8"), path.suffix.lower(), base)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write a configuration file; the suffix decides the format."""
+    path = Path(path)
+    path.write_text(dumps(config, path.suffix.lower()), encoding="utf-8", newline="\n")
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError("YAML needs the extra 'yaml': pip install 'tinygpt[yaml]', or use "
+                         ".json or .toml") from None
+    return yaml
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """TOML; where Python has no tomllib (3.10), its flat part: ``key = value`` lines."""
+    try:
+        import tomllib
+    except ImportError:
+        values: dict[str, Any] = {}
+        for number, line in enumerate(text.split("\n"), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            key, equals, value = line.partition("=")
+            try:
+                if not equals:
+                    raise ValueError
+                decoded, end = json.JSONDecoder().raw_decode(value.strip())
+                if value.strip()[end:].strip()[:1] not in ("", "#"):
+                    raise ValueError
+            except ValueError:
+                raise ValueError(f"line {number}: expected key = value") from None
+            values[key.strip().strip('"')] = decoded
+        return values
+    return tomllib.loads(text)

@@ -1,0 +1,320 @@
+"""Text to tokens to batches.
+
+A source is the embedded stories, a UTF-8 text (documents are separated by lines holding exactly
+``<|endoftext|>``), or a folder made by ``tinygpt data prepare``. Its tokens are one flat stream in
+which the tokenizer's separator, if it has one, opens every document. A text's stream is kept in
+a cache, keyed by the text and the settings, in the layout of a prepared folder.
+
+A batch is a pure function of (seed, step): a resumed run sees what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinygpt import Error
+from tinygpt.config import TOKENIZERS, Config
+from tinygpt.files import replacing
+
+if TYPE_CHECKING:
+    from bpe import BPETokenizer, CharTokenizer, ReducedTokenizer
+
+    Tokenizer = BPETokenizer | CharTokenizer | ReducedTokenizer
+
+Array = np.ndarray
+SEPARATOR = "<|endoftext|>"
+FORMAT = 1  # of the cache: raise it when the same text would give another stream
+STORIES = 20_000  # embedded stories unless max_documents says otherwise
+Say = Callable[[str], None]
+
+
+@dataclass
+class Dataset:
+    """Token streams for training and validation, with what is needed to judge them.
+
+    `tokens` and `bytes` hold, by split, the number of tokens and of UTF-8 bytes of text.
+    """
+
+    tokenizer: Tokenizer
+    train: Array
+    valid: Array
+    documents: dict[str, int]
+    bytes: dict[str, int]
+    source: str
+    sha256: str  # of the source and of what was done to it
+
+    def bits_per_byte(self, nats_per_token: float) -> float:
+        """Validation loss as bits per byte of text, comparable across tokenizers."""
+        tokens_per_byte = len(self.valid) / max(self.bytes["valid"], 1)
+        return nats_per_token * tokens_per_byte / float(np.log(2.0))
+
+
+# ------------------------------------------------------------------------------------- text
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, exactly. Raises Error for a missing, empty or foreign one."""
+    path = Path(path)
+    if path.is_dir():
+        raise Error(f"{path}: a folder that holds no prepared data; make it with "
+                    f"'tinygpt data prepare {path} --out DIR' and give that DIR")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise Error(f"{path}: no such file; give a UTF-8 text or a prepared folder, or leave out "
+                    "--data for the embedded stories") from None
+    except OSError as error:
+        raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Error(f"{path}: not UTF-8 text: byte {raw[error.start]:#04x} at offset "
+                    f"{error.start}; convert it, as with iconv -t utf-8") from None
+    if not text.strip():
+        raise Error(f"{path}: the file is empty; there is nothing to learn from")
+    return text
+
+
+def documents(text: str) -> list[str]:
+    """The documents of a text; one without separator lines is one document, kept as it is."""
+    parts = re.split(rf"(?m)^{re.escape(SEPARATOR)}\r?$", text)
+    if len(parts) == 1:
+        return parts
+    return [part.strip() for part in parts if part.strip()]
+
+
+def split_documents(docs: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
+    """The last `fraction` of the documents is for validation; of a single one, of its text."""
+    if len(docs) == 1:
+        cut = int(len(docs[0]) * (1 - fraction))
+        return [docs[0][:cut]], [docs[0][cut:]] if cut < len(docs[0]) else []
+    held = max(1, round(len(docs) * fraction)) if fraction else 0
+    return list(docs[: len(docs) - held]), list(docs[len(docs) - held:])
+
+
+def encode_documents(tokenizer: Tokenizer, docs: Sequence[str]) -> Array:
+    """One stream of all documents, each opened by the separator, in the smallest unsigned dtype."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    pieces: list[Array] = []
+    for chunk in _chunks(docs, 1 << 20):
+        for ids in tokenizer.encode_batch(chunk):
+            pieces.append(np.array(opening + ids, dtype=dtype))
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+
+
+def _chunks(docs: Iterable[str], characters: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for doc in docs:
+        chunk.append(doc)
+        size += len(doc)
+        if size >= characters:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def text_bytes(docs: Iterable[str]) -> int:
+    """UTF-8 bytes of the documents."""
+    return sum(len(doc.encode("utf-8")) for doc in docs)
+
+
+# ---------------------------------------------------------------------------------- datasets
+
+
+def load(config: Config, say: Say = lambda line: None,
+         tokenizer: Tokenizer | None = None) -> Dataset:
+    """The data of a configuration, from the cache if it was read before.
+
+    `tokenizer` is used instead of training one (a resumed run has its own). Raises Error, in one
+    line, for what cannot be read or is too short.
+    """
+    source = Path(config.data)
+    if config.data != "stories" and (source / "meta.json").is_file():
+        dataset = load_prepared(source)
+    else:
+        key = _cache_key(config, tokenizer)
+        folder = cache_folder() / "data" / key[:32]
+        try:
+            dataset = load_prepared(folder)
+            say(f"data: {config.data}, tokens from the cache")
+        except Error:
+            dataset = _tokenize(config, key, say, tokenizer)
+            _store(dataset, folder, say)
+    if len(dataset.train) <= config.context:
+        raise Error(f"{config.data}: {len(dataset.train)} tokens for training, but one context of "
+                    f"{config.context} needs {config.context + 1}: give a longer text, or "
+                    f"--set context=N")
+    return dataset
+
+
+def _tokenize(config: Config, key: str, say: Say, tokenizer: Tokenizer | None) -> Dataset:
+    if config.data == "stories":
+        from tinygpt import stories
+
+        total = config.max_documents or STORIES
+        say(f"data: writing {total:,} embedded stories")
+        held = max(1, round(total * config.valid_fraction)) if config.valid_fraction else 0
+        train = list(stories.corpus(total - held, split="train"))
+        valid = list(stories.corpus(held, split="valid"))
+    else:
+        say(f"data: reading {config.data}")
+        docs = documents(read_text(config.data))
+        if config.max_documents:
+            docs = docs[: config.max_documents]
+        train, valid = split_documents(docs, config.valid_fraction)
+    if tokenizer is None:
+        tokenizer = make_tokenizer(config, train, valid, say)
+    say(f"data: encoding {len(train) + len(valid):,} documents")
+    return Dataset(
+        tokenizer, encode_documents(tokenizer, train), encode_documents(tokenizer, valid),
+        {"train": len(train), "valid": len(valid)},
+        {"train": text_bytes(train), "valid": text_bytes(valid)}, config.data, key)
+
+
+def make_tokenizer(config: Config, train: Sequence[str], valid: Sequence[str],
+                   say: Say = lambda line: None) -> Tokenizer:
+    """The tokenizer that a configuration asks for, trained on `train`.
+
+    Those of characters also take the characters of `valid`: what cannot be written down cannot be
+    predicted.
+    """
+    import bpe
+
+    kind = config.tokenizer
+    if kind not in TOKENIZERS:
+        if not Path(kind).is_file():
+            raise Error(f"tokenizer: {kind!r} is neither a file nor one of {', '.join(TOKENIZERS)}")
+        return bpe.load(kind)
+    if kind == "char":
+        return bpe.CharTokenizer.train([*train, *valid], vocab_size=config.vocab_size)
+    if kind == "char-plain":
+        return bpe.CharTokenizer.train([*train, *valid], control_tokens=False)
+    size = config.reduced_from if kind == "reduced" else config.vocab_size
+    say(f"tokenizer: training a byte-level BPE of {size:,} tokens")
+    base = bpe.train(train, size)
+    return bpe.ReducedTokenizer.train(base, train, config.vocab_size) if kind == "reduced" else base
+
+
+def load_prepared(folder: Path) -> Dataset:
+    """Read a prepared folder (see `tinygpt data prepare`); its streams stay on disk."""
+    import bpe
+
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        tokenizer = bpe.load(folder / "tokenizer.json")
+        train, valid = (np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+                        for split in ("train", "valid"))
+        splits = {split: meta[split] for split in ("train", "valid")}
+        dataset = Dataset(
+            tokenizer, train, valid,
+            {split: int(value["documents"]) for split, value in splits.items()},
+            {split: int(value["bytes"]) for split, value in splits.items()},
+            str(meta.get("source", folder)),
+            str(meta.get("sha256") or hashlib.sha256(json.dumps(meta).encode()).hexdigest()))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise Error(f"{folder}: not a folder of prepared data: {error}") from error
+    for split, stream in (("train", train), ("valid", valid)):
+        if stream.ndim != 1 or stream.dtype.kind != "u" or len(stream) != splits[split]["tokens"]:
+            raise Error(f"{folder}: {split}.npy is not the stream that meta.json describes; "
+                        "prepare the data again")
+    return dataset
+
+
+def _store(dataset: Dataset, folder: Path, say: Say) -> None:
+    """Write a dataset in the layout of a prepared folder; that it fails is no reason to stop."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
+            with replacing(folder / f"{split}.npy") as handle:
+                np.save(handle, stream)
+        with replacing(folder / "tokenizer.json") as handle:
+            handle.write(json.dumps(dataset.tokenizer.to_dict()).encode())
+        meta = {"format": "tinygpt-data", "version": FORMAT, "source": dataset.source,
+                "sha256": dataset.sha256}
+        for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
+            meta[split] = {"documents": dataset.documents[split], "tokens": len(stream),
+                           "bytes": dataset.bytes[split]}
+        with replacing(folder / "meta.json") as handle:  # last: what has it, is whole
+            handle.write(json.dumps(meta, indent=2).encode())
+    except (OSError, Error) as error:
+        say(f"data: the tokens are not kept for the next run: {error}")
+
+
+def cache_folder() -> Path:
+    """Where this user's caches are: TINYGPT_CACHE, or the platform's place."""
+    if os.environ.get("TINYGPT_CACHE"):
+        return Path(os.environ["TINYGPT_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "tinygpt"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/tinygpt"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinygpt"
+
+
+def _cache_key(config: Config, tokenizer: Tokenizer | None) -> str:
+    """SHA-256 of the source's bytes and of every setting that shapes the streams."""
+    if config.data == "stories":
+        source = Path(__file__).with_name("stories.py")
+    else:
+        source = Path(config.data)
+        read_head(source)
+    settings: dict[str, Any] = {
+        "format": FORMAT, "source": _sha256(source), "stories": config.data == "stories",
+        "valid_fraction": config.valid_fraction, "max_documents": config.max_documents}
+    if tokenizer is not None:
+        settings["tokenizer"] = tokenizer.sha256
+    elif config.tokenizer in TOKENIZERS:
+        settings["tokenizer"] = [config.tokenizer, config.vocab_size, config.reduced_from]
+    elif Path(config.tokenizer).is_file():
+        settings["tokenizer"] = _sha256(Path(config.tokenizer))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def read_head(path: Path) -> None:
+    """Fail early, with the right message, for a text that cannot be read at all."""
+    if not path.is_file() or path.stat().st_size == 0:
+        read_text(path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------- batches
+
+
+def starts(seed: int, step: int, sequences: int, tokens: int, context: int) -> Array:
+    """Where each sequence of a step begins in a stream of `tokens`: uniform, by counter."""
+    from minitensor import fold
+
+    places = tokens - context  # a sequence takes context + 1 tokens
+    return np.array([fold(seed, step, i) % places for i in range(sequences)], dtype=np.int64)
+
+
+def even_starts(sequences: int, tokens: int, context: int) -> Array:
+    """At most `sequences` starts that do not overlap, spread evenly over a stream."""
+    fit = max((tokens - 1) // context, 1)
+    chosen = np.arange(min(sequences, fit)) * fit // min(sequences, fit)
+    return chosen.astype(np.int64) * context
+
+
+def rows(stream: Array, begin: Array, length: int) -> Array:
+    """(len(begin), length) int64: the tokens from each start on."""
+    return stream[begin[:, None] + np.arange(length)].astype(np.int64)

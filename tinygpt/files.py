@@ -1,0 +1,51 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tinygpt import Error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, keep: bool = False) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`; when the block ends well, it becomes `path`.
+
+    The bytes are flushed to disk before the renaming, so after a crash there is the old file or the
+    new one. With `keep`, the old one stays as ``NAME.bak``. Raises Error if it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        if keep and path.exists():
+            os.replace(path, backup(path))
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def backup(path: Path) -> Path:
+    """Where `replacing` keeps the previous version."""
+    return path.with_name(path.name + ".bak")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming durable, where a folder can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,104 @@
+"""The published systems, and the default recipe, as configurations.
+
+Each says where its figures come from. "Published" is what the system's own page, code or log
+states; what a page leaves open is marked "ours".
+"""
+
+from __future__ import annotations
+
+from tinygpt.config import Config, unknown
+
+# The default: the embedded stories, in about two minutes on two cores. A llama-style block with
+# the output tied to the embedding, and a high learning rate that a small model takes well.
+QUICK = Config(
+    name="quick",
+    vocab_size=512, context=128, n_layer=4, n_head=4, d_model=128, d_ff=320,
+    norm="rms", norm_bias=False, positions="rope", ffn="swiglu",
+    qkv_bias=False, out_bias=False, ffn_bias=False, head="tied", init="llama2c",
+    lr=4e-3, min_lr=2e-4, warmup=40, max_iters=600, beta2=0.98, batch_size=32,
+    max_documents=12_000, valid_fraction=0.02,
+    eval_interval=200, eval_batches=8, sample_interval=200, checkpoint_interval=100,
+)
+
+# The four-layer tiny transformer training run (June 2024), a fork of llama2.c: a bias on the
+# SwiGLU gate, and the unembedding is the pseudo-inverse of the embedding. 834,644 parameters.
+# Published: loss 13.09 at step 0, about 2.0 at step 720, 0.75 to 0.86 around step 53,100.
+PINV = Config(
+    name="pinv-0.8m",
+    vocab_size=361, context=128, n_layer=4, n_head=16, d_model=128, d_ff=341,
+    norm="rms", norm_eps=1e-5, norm_bias=False, positions="rope", rope_theta=10000.0,
+    ffn="swiglu", gate_bias=True, qkv_bias=False, out_bias=False, ffn_bias=False,
+    head="pinv", dropout=0.15, init="llama2c", tokenizer="char",
+    lr=3e-4, min_lr=0.0, warmup=2500, schedule="cosine", max_iters=100_000,
+    beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0, batch_size=64,
+    valid_fraction=0.05,
+    eval_interval=500, sample_interval=1000, checkpoint_interval=250,
+)
+
+# Mini GPT in three sizes: LayerNorm, GELU, fixed sinusoidal positions, tied head, BPE of 3,000.
+# Published: perplexity 17.75, 10.23 and 8.08 after 104M tokens. Ours: the learning rate and its
+# floor, batch and dropout; max_iters x 4,096 tokens is the published 104M.
+MINI_1M = Config(
+    name="mini-1m",
+    vocab_size=3000, context=256, n_layer=5, n_head=8, d_model=128, d_ff=256,
+    norm="layer", positions="sinusoidal", ffn="gelu", head="tied", dropout=0.1,
+    lr=1e-3, min_lr=1e-4, warmup=500, max_iters=25_400,
+    beta1=0.9, beta2=0.999, weight_decay=0.1, grad_clip=1.0, batch_size=16,
+    valid_fraction=0.05,
+    eval_interval=500, sample_interval=1000, checkpoint_interval=250,
+)
+MINI_3M = MINI_1M.replace(name="mini-3m", d_model=256, d_ff=512)
+MINI_7M = MINI_1M.replace(name="mini-7m", d_model=384, d_ff=768)
+
+# The pre-training project: GPT with learned positions and biases, on the first 50,000 TinyStories.
+# Published: train loss about 1.8, validation perplexity 25 to 35, untrained about 8,000.
+# 1,850,112 parameters. Ours: the schedule's floor.
+PRETRAIN = Config(
+    name="pretrain-2m",
+    vocab_size=8000, context=256, n_layer=4, n_head=4, d_model=128, d_ff=512,
+    norm="layer", positions="learned", ffn="gelu", head="tied", dropout=0.1,
+    lr=3e-4, min_lr=3e-5, warmup=500, max_iters=10_000,
+    beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=16,
+    max_documents=50_000, valid_fraction=0.05,
+    eval_interval=250, sample_interval=500, checkpoint_interval=50,
+)
+
+# The GPT-Neo style model: global and local attention in turn, unscaled scores, untied head, and
+# a vocabulary reduced to the 8,000 most frequent tokens of GPT-2's size and one unknown.
+# Published: batch 16 x 5, one epoch, train loss about 1.4, validation about 1.5. 41,026,560
+# parameters. Ours: the optimiser's settings.
+NEO = Config(
+    name="neo-41m",
+    vocab_size=8001, context=512, n_layer=4, n_head=16, d_model=768, d_ff=3072,
+    norm="layer", positions="learned", ffn="gelu_tanh", qkv_bias=False, windows=(0, 256),
+    scale_attention=False, head="untied", tokenizer="reduced", reduced_from=50_257,
+    lr=5e-4, min_lr=5e-5, warmup=200, max_iters=11_000,
+    beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=5,
+    valid_fraction=0.02,
+    eval_interval=200, eval_batches=4, sample_interval=200, checkpoint_interval=20,
+)
+
+# nanoGPT's CPU example: characters of tinyshakespeare. 804,096 parameters (nanoGPT prints 0.80M).
+# Published: validation loss 1.88.
+SHAKESPEARE = Config(
+    name="shakespeare-char",
+    vocab_size=65, context=64, n_layer=4, n_head=4, d_model=128, d_ff=512,
+    norm="layer", norm_bias=False, positions="learned", ffn="gelu",
+    qkv_bias=False, out_bias=False, ffn_bias=False, head="tied", dropout=0.0,
+    tokenizer="char-plain",
+    lr=1e-3, min_lr=1e-4, warmup=100, max_iters=2000,
+    beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0, batch_size=12,
+    valid_fraction=0.1,
+    eval_interval=250, eval_batches=200, sample_interval=1000, checkpoint_interval=250,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (
+    QUICK, PINV, MINI_1M, MINI_3M, MINI_7M, PRETRAIN, NEO, SHAKESPEARE)}
+
+
+def get(name: str) -> Config:
+    """The recipe of this name (``_`` and ``-`` are the same). Raises UsageError."""
+    recipe = RECIPES.get(name.replace("_", "-"))
+    if recipe is None:
+        raise unknown("recipe", name, RECIPES)
+    return recipe
