@@ -1,0 +1,91 @@
+"""The most frequent tokens of a larger vocabulary, the rest as one unknown token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from bpe.errors import TokenizerError
+from bpe.tokenizer import BPETokenizer, Tokenizer
+from bpe.train import Source, documents
+
+
+class ReducedTokenizer(Tokenizer):
+    """A BPE tokenizer of which only some tokens are kept.
+
+    Ids 0 to K - 1 are the kept tokens; id K, `unknown_id`, stands for every other one and decodes
+    to U+FFFD. So it is the one tokenizer here that can lose text.
+
+    Args:
+        base: the tokenizer that divides text into tokens.
+        kept: ids of `base`, in the order of their new ids.
+        coverage: the share of the tokens of the training text that are kept.
+    """
+
+    kind = "reduced"
+
+    def __init__(self, base: BPETokenizer, kept: Iterable[int], coverage: float) -> None:
+        self.base = base
+        self.kept = list(kept)
+        self.coverage = coverage
+        if not isinstance(base, BPETokenizer):
+            raise TokenizerError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
+        if not isinstance(coverage, int | float) or not 0 <= coverage <= 1:
+            raise TokenizerError(f"coverage: a share from 0 to 1 is expected, not {coverage!r}")
+        names = {id: name for name, id in base.special_tokens.items()}
+        self._new: dict[int, int] = {}
+        for new, id in enumerate(self.kept):
+            if not isinstance(id, int) or not 0 <= id < base.vocab_size:
+                raise TokenizerError(f"kept[{new}]: {id!r} is not an id of the base tokenizer")
+            if self._new.setdefault(id, new) != new:
+                raise TokenizerError(f"kept[{new}]: the id {id} is there twice")
+        self.unknown_id = len(self.kept)
+        self.vocab_size = len(self.kept) + 1
+        self.special_tokens = {names[id]: new for id, new in self._new.items() if id in names}
+        separator = base.separator_id
+        self.separator_id = None if separator is None else self._new.get(separator)
+        self._bytes = {new: base.token_bytes(id) for id, new in self._new.items()}
+        self._bytes[self.unknown_id] = "\ufffd".encode()
+
+    @classmethod
+    def train(cls, base: BPETokenizer, source: Source, size: int) -> ReducedTokenizer:
+        """Keep the `size` most frequent tokens of `base` in `source`; `vocab_size` is one more.
+
+        The special tokens of `base` are always kept and come last. Equally frequent tokens come by their id in
+        `base`; if the text has fewer different tokens than `size`, unused ones fill up.
+        """
+        specials = list(base.special_tokens.values())
+        known = range(base.vocab_size)
+        if not isinstance(size, int) or not max(1, len(specials)) <= size <= len(known):
+            raise TokenizerError(
+                f"size: a number from {max(1, len(specials))} to {len(known)} is expected, "
+                f"not {size!r}"
+            )
+        counts: Counter[int] = Counter()
+        for text in documents(source, base.special_tokens, base._last_cut):
+            counts.update(base.encode(text))
+        total = counts.total()
+        if not total:
+            raise TokenizerError("there is no text to train on")
+        by_count = sorted(known, key=lambda id: (-counts[id], id))
+        ordinary = [id for id in by_count if id not in specials][: size - len(specials)]
+        kept = ordinary + specials
+        return cls(base, kept, sum(counts[id] for id in kept) / total)
+
+    def _last_cut(self, text: str, limit: int) -> int:
+        return self.base._last_cut(text, limit)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        new, unknown = self._new, self.unknown_id
+        return [new.get(id, unknown) for id in self.base._encode_ordinary(text)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": "bpe",
+            "version": 1,
+            "kind": self.kind,
+            "coverage": self.coverage,
+            "kept": self.kept,
+            "base": self.base.to_dict(),
+        }
