@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ mode = Mode()
 def recording() -> bool:
     """True inside an op whose gradient will be wanted: lets a fused op skip what only that needs."""
     return mode.recording
+
 
 @contextmanager
 def set_mode(**values: Any) -> Iterator[None]:
@@ -95,6 +96,14 @@ def observe(observer: Observer) -> Any:
 
 # -------------------------------------------------------------------------------------- the nodes
 
+
+class Part(NamedTuple):
+    """What a vjp may return instead of an array: the gradient of ``x[index]``, zero elsewhere."""
+
+    index: Any  # takes no element twice
+    grad: Array
+
+
 _ids = itertools.count()
 
 
@@ -106,17 +115,18 @@ class Node:
     """
 
     __slots__ = ("backward", "dtype", "hooks", "id", "op", "parents", "saved", "shape",
-                 "tensor", "where", "__weakref__")
+                 "stamp", "tensor", "where", "__weakref__")
 
     def __init__(self, op: str, out: Array, parents: tuple[Node | None, ...] = (),
-                 backward: Backward | None = None, saved: tuple[tuple[list[int], int], ...] = ()):
+                 backward: Backward | None = None, saved: Sequence[list[int]] = ()):
         self.id = next(_ids)
         self.op = op
         self.shape = out.shape
         self.dtype = out.dtype
         self.parents = parents
         self.backward = backward
-        self.saved = saved  # (version counter, version when recorded) of every array in use
+        self.saved = saved  # version counters of the arrays in use, and their sum when recorded:
+        self.stamp = sum([counter[0] for counter in saved])  # they only grow, so it tells a change
         self.hooks: list[Callable[[Array], Array | None]] | None = None
         self.tensor: weakref.ref[Tensor] | None = None  # who gets `.grad`: leaves, retain_grad()
         self.where: str | None = None  # source line, kept in anomaly mode
@@ -143,7 +153,7 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
-          retain_graph: bool) -> dict[Node, Array]:
+         retain_graph: bool) -> dict[Node, Array]:
     """Send gradients from `outputs` back to the leaves (or to the `wanted` nodes), newest first.
 
     Returns the gradient of each leaf or wanted node. Nodes are freed as they are passed unless
@@ -153,14 +163,23 @@ def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
     owned: set[Node] = set()  # nodes whose gradient is a sum we made, so may be added to in place
     heap: list[Node] = []
 
-    def send(node: Node, g: Array) -> None:
-        if node not in grads:
+    def send(node: Node, g: Array | Part) -> None:
+        if isinstance(g, Part):
+            if node not in owned:
+                if node not in grads:
+                    heapq.heappush(heap, node)
+                    grads[node] = np.zeros(node.shape, node.dtype)
+                else:
+                    grads[node] = np.array(grads[node])
+                owned.add(node)
+            grads[node][g.index] += g.grad
+        elif node not in grads:
             grads[node] = g
             heapq.heappush(heap, node)
         elif node in owned:
             grads[node] += g
         else:
-            grads[node] = grads[node] + g
+            grads[node] = np.asarray(grads[node] + g)
             owned.add(node)
 
     for node, g in outputs:
@@ -185,25 +204,29 @@ def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
             raise RuntimeError(
                 f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
                 "pass retain_graph=True to that call, or compute the result again")
-        for counter, version in node.saved:
-            if counter[0] != version:
-                raise RuntimeError(
-                    f"backward: an array that '{node.op}' needs was changed in place after it was "
-                    "used; change a copy, or change it after backward")
-        for parent, grad in zip(node.parents, _input_grads(node, g), strict=False):
+        if sum([counter[0] for counter in node.saved]) != node.stamp:
+            raise RuntimeError(
+                f"backward: an array that '{node.op}' needs was changed in place after it was "
+                "used; change a copy, or change it after backward")
+        sent = _input_grads(node, g)
+        if isinstance(sent, Node):  # a replayed block: its tape takes the gradient from here
+            send(sent, g)
+            sent = ()
+        for parent, grad in zip(node.parents, sent, strict=False):
             if parent is not None and grad is not None:
-                grad = np.asarray(grad)
-                if grad.shape != parent.shape:
-                    grad = unbroadcast(grad, parent.shape)
-                if grad.dtype != parent.dtype:
-                    grad = grad.astype(parent.dtype)
+                if not isinstance(grad, Part):
+                    grad = np.asarray(grad)
+                    if grad.shape != parent.shape:
+                        grad = unbroadcast(grad, parent.shape)
+                    if grad.dtype != parent.dtype:
+                        grad = grad.astype(parent.dtype)
                 send(parent, grad)
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
     return found
 
 
-def _input_grads(node: Node, g: Array) -> Sequence[Array | None]:
+def _input_grads(node: Node, g: Array) -> Sequence[Array | Part | None] | Node:
     """The gradients of a node's inputs: vjp by vjp, or all at once."""
     backward, observer = node.backward, mode.observer
     start = time.perf_counter() if observer else 0.0
@@ -214,15 +237,23 @@ def _input_grads(node: Node, g: Array) -> Sequence[Array | None]:
     else:
         assert backward is not None
         grads = backward(g)
+        if isinstance(grads, Node):
+            return grads
         if not isinstance(grads, tuple):
             grads = (grads,)
-    if observer:
-        observer(node.op, "backward", time.perf_counter() - start,
-                 [a for a in grads if a is not None], g)
-    if mode.anomaly:
-        for i, a in enumerate(grads):
-            if a is not None and not np.isfinite(a).all():
-                raise FloatingPointError(
-                    f"anomaly: backward of '{node.op}' made a non-finite gradient for its input "
-                    f"{i}{f' (called at {node.where})' if node.where else ''}")
+    if observer or mode.anomaly:
+        _watch(node, grads, g, time.perf_counter() - start)
     return grads
+
+
+def _watch(node: Node, grads: Sequence[Any], g: Array, seconds: float) -> None:
+    """Tell the observer of a backward, and in anomaly mode look at what it made."""
+    arrays = [a.grad if isinstance(a, Part) else a for a in grads]
+    if mode.observer:
+        mode.observer(node.op, "backward", seconds, [a for a in arrays if a is not None], g)
+    for i, a in enumerate(arrays):
+        if mode.anomaly and a is not None and not np.isfinite(a).all():
+            cause = "" if np.isfinite(g).all() else " from a non-finite gradient of its output"
+            where = f" (called at {node.where})" if node.where else ""
+            raise FloatingPointError(f"anomaly: backward of '{node.op}' made a non-finite gradient "
+                                     f"for its input {i}{cause}{where}")

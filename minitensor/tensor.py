@@ -20,7 +20,7 @@ import itertools
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from minitensor.tape import Array, Backward, Node, mode, walk
 
 _PACKAGE = str(Path(__file__).parent)
 registry: dict[str, Op] = {}
+Axis = int | tuple[int, ...] | None
 
 
 class Op:
@@ -40,9 +41,10 @@ class Op:
     ``np.ndarray``) are the inputs.
     """
 
-    def __init__(self, fn: Callable[..., tuple[Array, Backward]], cases: Callable[..., Any]):
+    def __init__(self, fn: Callable[..., tuple[Array, Backward]], cases: Callable[..., Any],
+                 name: str | None = None):
         self.fn = fn
-        self.name = fn.__name__
+        self.name = name or fn.__name__
         self.cases = cases
         functools.update_wrapper(self, fn)
         params = inspect.signature(fn).parameters.values()
@@ -54,42 +56,36 @@ class Op:
         return f"<op {self.name}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Apply the op to tensors, arrays and numbers."""
-        n = len(args) if self.variadic else len(self.names)
-        inputs, options = args[:n], args[n:]
-        for name in self.names[len(inputs):] if not self.variadic else ():
-            if name not in kwargs:
-                break
-            inputs += (kwargs.pop(name),)
+        """Apply the op to tensors, arrays and numbers. This is the cost of every operation, so
+        the common path is written out straight."""
+        inputs, options = args, ()
+        if self.variadic:
+            if inputs and isinstance(inputs[0], (list, tuple)):  # concat([a, b], axis)
+                inputs, options = tuple(args[0]), args[1:]
+                if options:  # after *xs, options can only be given by name
+                    names = list(inspect.signature(self.fn).parameters)[1:]
+                    kwargs, options = {**dict(zip(names, options, strict=False)), **kwargs}, ()
+        elif len(args) > len(self.names):
+            inputs, options = args[:len(self.names)], args[len(self.names):]
+        elif kwargs:
+            for name in self.names[len(args):]:
+                if name not in kwargs:
+                    break
+                inputs += (kwargs.pop(name),)
         arrays: list[Any] = []
         parents: list[Node | None] = []
-        saved: list[tuple[list[int], int]] = []
+        saved: list[list[int]] = []
+        record, grad = False, mode.grad
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x._array)
-                parents.append(x._node if mode.grad else None)
-                saved.append((x._version, x._version[0]))
+                saved.append(x._version)
+                node = x._node if grad else None
+                parents.append(node)
+                record = record or node is not None
             else:
-                arrays.append(_as_operand(x))
+                arrays.append(x if type(x) in _PLAIN else _as_operand(x, inputs))
                 parents.append(None)
-        record = any(parents)
-        out, backward = self._run(arrays, options, kwargs, record)
-        result = Tensor._wrap(out)
-        if out.base is not None:  # a view shares the version counter of what it looks at
-            for x in inputs:
-                if isinstance(x, Tensor) and np.may_share_memory(out, x._array):
-                    result._version = x._version
-                    break
-        if record:
-            saved.append((result._version, result._version[0]))
-            result._node = Node(self.name, out, tuple(parents), backward, tuple(saved))
-        if mode.anomaly:
-            _check_finite(self.name, arrays, out, result._node)
-        return result
-
-    def _run(self, arrays: list[Any], options: tuple[Any, ...], kwargs: dict[str, Any],
-             record: bool) -> tuple[Array, Backward]:
-        """The array function itself, timed if someone observes, with errors that name the op."""
         outer, mode.recording = mode.recording, record
         start = time.perf_counter() if mode.observer else 0.0
         try:
@@ -102,35 +98,61 @@ class Op:
             raise kind(text) from error
         finally:
             mode.recording = outer
-        out = np.asarray(out)
+        if type(out) is not np.ndarray:
+            out = np.asarray(out)
+        result = Tensor._wrap(out)
+        if out.base is not None:  # a view shares the version counter of what it looks at
+            for x in inputs:
+                if isinstance(x, Tensor) and np.may_share_memory(out, x._array):
+                    result._version = x._version
+                    break
+        if record and backward is not None:
+            saved.append(result._version)
+            result._node = Node(self.name, out, tuple(parents), backward, saved)
         if mode.observer:
             mode.observer(self.name, "forward", time.perf_counter() - start,
                           [a for a in arrays if isinstance(a, np.ndarray)], out)
-        return out, backward
+        if mode.anomaly:
+            _check_finite(self.name, arrays, out, result._node)
+        return result
 
 
-def op(*, cases: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]:
+def op(*, cases: Callable[..., Any], name: str | None = None) -> Callable[[Callable[..., Any]], Op]:
     """Turn an array function that returns ``(result, backward)`` into a registered op on tensors.
 
     `backward` is a tuple with one vjp per input (``None`` where there is no gradient), of which
-    only those needed are called; or one function of the gradient that returns all of them. A vjp
-    may return a gradient of the broadcast shape: the walk adds up over the broadcast axes.
+    only those needed are called; or one function of the gradient that returns all of them; or
+    ``None`` for a result without a gradient. A vjp may return a gradient of the broadcast shape
+    (the walk adds up over the broadcast axes), or a `Part`. `name` is the function's if not given.
     """
 
     def register(fn: Callable[..., Any]) -> Op:
-        registry[fn.__name__] = operation = Op(fn, cases)
+        operation = Op(fn, cases, name)
+        registry[operation.name] = operation
         return operation
 
     return register
 
 
-def _as_operand(x: Any) -> Any:
-    """Numbers stay Python numbers, so that they never widen a float32 array (NEP 50)."""
-    if x is None or isinstance(x, (bool, int, np.ndarray)):
-        return x
+_PLAIN = {float, int, bool, np.ndarray, type(None)}
+
+
+def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
+    """Numbers stay Python numbers, and a list of numbers takes the dtype of the tensors beside it,
+    so that neither widens a float32 tensor."""
     if isinstance(x, (float, np.floating)):
         return float(x)
-    return np.asarray(x)
+    if isinstance(x, (bool, np.bool_)):
+        return bool(x)
+    if isinstance(x, (int, np.integer)):
+        return int(x)
+    array = np.asarray(x)
+    beside = [t.dtype for t in inputs if isinstance(t, Tensor) and t.dtype.kind == "f"]
+    if array.dtype == np.float64 and beside and not isinstance(x, np.ndarray):
+        array = array.astype(np.result_type(*beside))
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"cannot make a tensor of {type(x).__name__}; give numbers or booleans")
+    return array
 
 
 def _describe(x: Any) -> str:
@@ -260,6 +282,9 @@ class Tensor:
     def __len__(self) -> int:
         return len(self._array)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
     def __bool__(self) -> bool:
         return bool(self._array)
 
@@ -331,6 +356,173 @@ class Tensor:
         self._array[index] = values._array if isinstance(values, Tensor) else values
         self._version[0] += 1
 
+    # ------------------------------------------------------------------ operations (see ops/)
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.mul(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.mul(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.div(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.pow(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.pow(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.neg(self)
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return _compare(np.less, self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return _compare(np.less_equal, self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return _compare(np.greater, self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return _compare(np.greater_equal, self, other)
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _compare(np.equal, self, other)
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return _compare(np.not_equal, self, other)
+
+    __hash__ = object.__hash__  # by identity, as a key of dicts and sets
+
+    def __invert__(self) -> Tensor:
+        return Tensor._wrap(~self._array)
+
+    def exp(self) -> Tensor:
+        return ops.exp(self)
+
+    def log(self) -> Tensor:
+        return ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)
+
+    def rsqrt(self) -> Tensor:
+        return ops.rsqrt(self)
+
+    def sin(self) -> Tensor:
+        return ops.sin(self)
+
+    def cos(self) -> Tensor:
+        return ops.cos(self)
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)
+
+    def abs(self) -> Tensor:
+        return ops.abs(self)
+
+    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+        return ops.clip(self, low, high)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.mean(self, axis, keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.max(self, axis, keepdims)
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.min(self, axis, keepdims)
+
+    def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.logsumexp(self, axis, keepdims)
+
+    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return ops.var(self, axis, keepdims, ddof)
+
+    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+        return ops.std(self, axis, keepdims, ddof)
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        return ops.argmax(self, axis, keepdims)
+
+    def softmax(self, axis: int = -1) -> Tensor:
+        return ops.softmax(self, axis)
+
+    def log_softmax(self, axis: int = -1) -> Tensor:
+        return ops.log_softmax(self, axis)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        listed = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        return ops.transpose(self, listed or None)
+
+    def expand(self, *shape: Any) -> Tensor:
+        listed = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return ops.expand(self, listed)
+
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
+        return ops.swapaxes(self, axis1, axis2)
+
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Tensor:
+        return ops.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int | tuple[int, ...]) -> Tensor:
+        return ops.unsqueeze(self, axis)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return ops.astype(self, dtype)
+
+    @property
+    def T(self) -> Tensor:
+        """All axes reversed."""
+        return ops.transpose(self)
+
+
+def _compare(how: Callable[..., Any], a: Any, b: Any) -> Tensor:
+    """Elementwise comparison: a boolean tensor, without a gradient."""
+    a, b = (x._array if isinstance(x, Tensor) else x for x in (a, b))
+    return Tensor._wrap(np.asarray(how(a, b)))
+
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """The same as `Tensor(data, requires_grad, dtype)`."""
@@ -387,3 +579,6 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outp
         seen.add(id(g))
         result.append(g)
     return result
+
+
+from minitensor import ops  # noqa: E402  (the ops need `op` and `Tensor` from above)

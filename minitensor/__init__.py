@@ -1,0 +1,22 @@
+"""An autograd engine on NumPy arrays: small enough to read in an afternoon, exact enough to trust.
+
+    >>> import minitensor as mt
+    >>> x = mt.Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+
+Read tape.py, tensor.py and ops/elementwise.py, in this order, and you have seen how it works.
+"""
+
+from minitensor.tape import (
+    Part,
+    detect_anomaly,
+    enable_grad,
+    is_grad_enabled,
+    no_grad,
+    observe,
+    recording,
+)
+from minitensor.tensor import Op, Tensor, grad, op, registry, tensor
+from minitensor.ops import *  # noqa: F403
