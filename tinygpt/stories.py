@@ -204,8 +204,8 @@ MISTAKE = """
 
 - But one day, it was [raining|cold and wet]. {N} played with the ball in the house.
 | One day, {his} {elder} was out in the garden. {N} played with the ball in the house.
-- The ball hit {his} {elder}'s [favorite|best|old] {item}. The {item} fell and broke.
-| The ball flew up and hit a {item}. The {item} fell down and broke!
+- The ball hit {his} {elder}'s [favorite|best|old] {item}. It fell and broke.
+| The ball flew up and hit a {item}. It fell [down |]and broke!
 - "Oh no!" [said|cried] {N}. {He} hid the {item} {hiding}.
 | {N} was [very |]afraid. {He} hid the {item} {hiding}.
 - [Soon|Then] {his} {elder} asked, "[{N}, did you see|Where is] my {item}?"
@@ -334,7 +334,7 @@ WAIT = """
 
 TURNS = """
 = thing; broke; fixed: kite; The kite [was torn|got a big hole in it].; They fixed the kite with
-  [paper|glue], and soon the kite was up in the sky. / ball; The ball [flew away and fell|rolled
+  [paper|glue], and soon it was up in the sky. / ball; The ball [flew away and fell|rolled
   away] into the mud.; They washed the ball[| with water], and soon it was like new. / boat; The
   boat fell and broke.; They fixed the boat with [wood|glue], and soon it was in the water. / drum;
   The drum [fell and broke|got a hole in it].; They fixed the drum with [paper|glue], and soon it
@@ -549,7 +549,7 @@ def _cast(dice: _Dice) -> dict[str, str]:
 
 
 def story(seed: int, index: int) -> str:
-    """Story number `index` of the world `seed`: ASCII, some 90 to 200 words, a line a paragraph.
+    """Story number `index` of the world `seed`: ASCII, some 120 to 200 words, a line a paragraph.
 
     It depends on nothing but the two numbers: the same text on every platform and Python version.
     Raises ValueError for a seed or an index outside 0 .. 2**64 - 1.

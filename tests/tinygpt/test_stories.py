@@ -11,7 +11,7 @@ import pytest
 from tinygpt import stories
 from tinygpt.stories import BOYS, GIRLS, PLOTS, _compile_plot, _count, _Dice, _parse, _tell
 
-FIRST_100_SHA256 = "49fbf49b01ec4fc3e697fd980f5029f500393ec2990d2188c5918020d2160e54"
+FIRST_100_SHA256 = "7d6e0a40fcd6f5ac7af1234fb275c425281258d5a34426bf0436b92fe6e3b5a1"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_near_duplicates_across_the_splits_are_rare(train, valid):
             for number in index.get(shingle, ()):
                 shared[number] = shared.get(number, 0) + 1
         jaccard = [n / (len(mine) + len(sets[i]) - n) for i, n in shared.items()]
-        close += max(jaccard, default=0) > 0.8
+        close += max(jaccard, default=0) > 0.6
     assert close == 0
 
 
