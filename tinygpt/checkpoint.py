@@ -109,14 +109,26 @@ def load_latest(path: Path) -> Saved | None:
     return None
 
 
+def latest_step(path: Path) -> int | None:
+    """The step of the checkpoint that `load_latest` would give, if there is one."""
+    try:
+        saved = load_latest(path)
+    except Error:
+        return None
+    return None if saved is None else int(saved.training["step"])
+
+
 def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if path.is_dir():
         raise Error(f"{path}: a folder; give a model file, such as {path / 'model.npz'}")
     if not path.is_file():
         raise Error(f"{path}: no such model file")
     try:
+        with path.open("rb") as handle:
+            if handle.read(2) != b"PK":
+                raise Error(f"{path}: not a tinygpt model file, which is an .npz archive")
         with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray) or "meta" not in archive:
+            if "meta" not in archive:
                 raise Error(f"{path}: not a tinygpt model: an archive without 'meta'")
             meta = json.loads(archive["meta"].tobytes().decode("utf-8"))
             if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -125,15 +137,12 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
                 raise Error(f"{path}: model format {meta.get('version')}, but this program reads "
                             f"{VERSION}; upgrade tinygpt")
             return {name: archive[name] for name in archive.files if name != "meta"}, meta
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise Error(f"{path}: a truncated or damaged model file ({error})") from error
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise Error(f"{path}: cannot be read: {error.strerror}") from error
-        with path.open("rb") as handle:
-            zipped = handle.read(2) == b"PK"
-        raise Error(f"{path}: {'a truncated or damaged' if zipped else 'not a tinygpt'} model file "
-                    f"({' '.join(str(error).split())[:100]})") from error
+    except PermissionError as error:
+        raise Error(f"{path}: cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, KeyError,
+            NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise Error(f"{path}: a truncated or damaged model file ({reason})") from error
 
 
 def _strip(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

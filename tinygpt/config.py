@@ -328,24 +328,12 @@ def _yaml() -> Any:
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """TOML; where Python has no tomllib (3.10), its flat part: ``key = value`` lines."""
     try:
         import tomllib
-    except ImportError:
-        values: dict[str, Any] = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            line = line.strip()
-            if not line or line.startswith("#"):
-                continue
-            key, equals, value = line.partition("=")
-            try:
-                if not equals:
-                    raise ValueError
-                decoded, end = json.JSONDecoder().raw_decode(value.strip())
-                if value.strip()[end:].strip()[:1] not in ("", "#"):
-                    raise ValueError
-            except ValueError:
-                raise ValueError(f"line {number}: expected key = value") from None
-            values[key.strip().strip('"')] = decoded
-        return values
+    except ImportError:  # Python 3.10
+        try:
+            import tomli as tomllib
+        except ImportError:
+            raise UsageError("TOML needs Python 3.11 or the extra 'toml': pip install "
+                             "'tinygpt[toml]', or use .json") from None
     return tomllib.loads(text)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,8 +205,16 @@ def make_tokenizer(config: Config, train: Sequence[str], valid: Sequence[str],
         return bpe.CharTokenizer.train([*train, *valid], control_tokens=False)
     size = config.reduced_from if kind == "reduced" else config.vocab_size
     say(f"tokenizer: training a byte-level BPE of {size:,} tokens")
-    base = bpe.train(train, size)
-    return bpe.ReducedTokenizer.train(base, train, config.vocab_size) if kind == "reduced" else base
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        base = bpe.train(train, size)
+    for note in notes:
+        say(f"tokenizer: {note.message}")
+    if kind == "bpe":
+        return base
+    # vocab_size - 1 kept tokens and the unknown one
+    kept = min(config.vocab_size - 1, base.vocab_size)
+    return bpe.ReducedTokenizer.train(base, train, kept)
 
 
 def load_prepared(folder: Path) -> Dataset:

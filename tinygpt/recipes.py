@@ -6,6 +6,11 @@ states; what a page leaves open is marked "ours".
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+
+from tinygpt import Error
 from tinygpt.config import Config, unknown
 
 # The default: the embedded stories, in about two minutes on two cores. A llama-style block with
@@ -102,3 +107,105 @@ def get(name: str) -> Config:
     if recipe is None:
         raise unknown("recipe", name, RECIPES)
     return recipe
+
+
+# --------------------------------------------------------------------- times on this machine
+
+
+def _same_work(a: Config, b: Config) -> bool:
+    """Whether a step of the two costs the same."""
+    free = {"name", "data", "seed", "valid_fraction", "max_documents", "lr", "min_lr", "warmup",
+            "schedule", "max_iters"} | {key for key in a.to_dict() if key.endswith("_interval")}
+    return all(value == b.to_dict()[key] for key, value in a.to_dict().items() if key not in free)
+
+
+def times() -> dict[str, float]:
+    """Seconds a step took on this machine, by recipe; empty where nothing was measured."""
+    from tinygpt.data import cache_folder
+
+    try:
+        read = json.loads((cache_folder() / "times.json").read_text(encoding="utf-8"))
+        return {str(name): float(seconds) for name, seconds in read.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def remember_time(config: Config, seconds: float) -> None:
+    """Keep the time of a step, if it was a step of the recipe as it stands."""
+    from tinygpt.data import cache_folder
+    from tinygpt.files import replacing
+
+    recipe = RECIPES.get(config.name)
+    if recipe is None or not _same_work(recipe, config):
+        return
+    folder = cache_folder()
+    with contextlib.suppress(OSError, Error):  # a nicety: it may fail
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "times.json") as handle:
+            handle.write(json.dumps({**times(), config.name: round(seconds, 5)}).encode())
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt recipes``."""
+    parser.add_argument("name", nargs="?", help="show this recipe's configuration")
+    parser.add_argument("--table", action="store_true",
+                        help="parameters by component, with their share")
+    parser.add_argument("--format", choices=("toml", "json", "yaml"), default="toml",
+                        help="how a configuration is printed (default: toml)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt recipes``."""
+    from tinygpt.config import dumps
+
+    if args.name and not args.table:
+        print(dumps(get(args.name), f".{args.format}"), end="")
+    elif args.name:
+        print("\n\n".join(table(c) for c in _columns(get(args.name))))
+    elif args.table:
+        print("\n\n".join(table(c) for c in RECIPES.values()))
+    else:
+        print(listing())
+    return 0
+
+
+def listing() -> str:
+    """All recipes: parameters, tokens a step, steps, and the time of a step if it was measured."""
+    from tinygpt.model import count
+
+    measured = times()
+    lines = [f"{'recipe':18}{'parameters':>12}{'tokens/step':>13}{'steps':>9}{'ms/step here':>14}"]
+    for name, c in RECIPES.items():
+        ms = f"{measured[name] * 1e3:,.0f}" if name in measured else "-"
+        lines.append(f"{name:18}{sum(count(c)):12,}{c.tokens_per_step:13,}{c.max_iters:9,}{ms:>14}")
+    return "\n".join(lines)
+
+
+def _columns(c: Config) -> list[Config]:
+    """A recipe with a reduced vocabulary is shown with the full one as well."""
+    if c.tokenizer != "reduced":
+        return [c]
+    return [c.replace(tokenizer="bpe", vocab_size=c.reduced_from), c]
+
+
+def table(c: Config) -> str:
+    """Parameters by component and share, then by the three groups of the whole."""
+    from tinygpt.model import components
+
+    parts = dict(components(c))
+    total = sum(parts.values())
+    groups = {
+        "embedding (tokens + positions)": ("token embedding", "positions"),
+        "blocks": ("attention norms", "attention", "feed-forward norms", "feed-forward"),
+        "output (final norm + head)": ("final norm", "head"),
+    }
+    lines = [f"{c.name}, {c.vocab_size:,} tokens"]
+    for group, members in groups.items():
+        n = sum(parts.get(member, 0) for member in members)
+        lines.append(f"{group:34}{n:14,}{n / total:8.1%}")
+        lines += [f"  {member:32}{parts[member]:14,}{parts[member] / total:8.1%}"
+                  for member in members if member in parts]
+    return "\n".join([*lines, f"{'total':34}{total:14,}{1:8.1%}"])

@@ -1,0 +1,131 @@
+"""The command line: which module does a command's work, and how its errors are told.
+
+A command's module has ``add_arguments(parser)`` and ``main(args)``; it is imported when the command
+is called, so that ``tinygpt --help`` needs none of them. Text goes to standard output; progress and
+messages go to standard error. Exit status 0, 1 (the work failed), 2 (the call was wrong), or 128
+plus the number of the signal that stopped it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tinygpt import UsageError, __version__
+
+# command: (module, what it does)
+COMMANDS = {
+    "train": ("train", "train a recipe on the embedded stories or on a text"),
+    "generate": ("sample", "write text with a trained model"),
+    "eval": ("evaluate", "loss, perplexity and bits per byte of a model on a text"),
+    "recipes": ("recipes", "list the recipes, or show one"),
+    "probe": ("probe", "neighbours and analogies in a model's embedding"),
+    "plot": ("plot", "pictures of a run: curves, attention, weights"),
+    "compare": ("compare", "curves and perplexities of several runs"),
+    "data fetch": ("fetch", "download a published data set"),
+    "data prepare": ("prepare", "turn texts into token files"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that name the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`; an unknown option is an error that names the nearest one."""
+        args, extra = self.parse_known_args([dashes(a) for a in argv])
+        if extra:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            kind = "option" if extra[0].startswith("-") else "argument"
+            self.error(f"unknown {kind} {extra[0]!r}{hint}")
+        return args
+
+
+def dashes(argument: str) -> str:
+    """``--max_iters=3`` as ``--max-iters=3``: in option names the two signs are the same."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def overview() -> str:
+    """What ``tinygpt --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items() if _exists(name)]
+    return "\n".join([
+        "usage: tinygpt COMMAND [OPTIONS]", "",
+        "Train, inspect and run small language models on a plain CPU.", "",
+        "commands:", *lines, "",
+        "  tinygpt train              trains the default recipe on the embedded stories",
+        "  tinygpt COMMAND --help     tells a command's options",
+        "  --debug                    after any command: errors with their traceback"])
+
+
+def _exists(command: str) -> bool:
+    return importlib.util.find_spec(f"tinygpt.{COMMANDS[command][0]}") is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader went away, as with | head: no error, but no more output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    except Exception as error:  # whatever went wrong is told in one line, with --debug in full
+        if debug:
+            raise
+        print(f"tinygpt: error: {describe(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"tinygpt {__version__}")
+        return 0
+    name = " ".join(args[:2]) if args[0] == "data" else args[0]
+    rest = args[len(name.split()):]
+    if name not in COMMANDS or not _exists(name):
+        if args[0] == "data":
+            raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
+        raise UsageError(f"unknown command {name!r}{hint}")
+    module = importlib.import_module(f"tinygpt.{COMMANDS[name][0]}")
+    parser = Parser(prog=f"tinygpt {name}", description=module.__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="errors with their traceback")
+    return int(module.main(parser.parse(rest)) or 0)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text or 'use a smaller batch_size or shard_tokens'}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    known = type(error).__module__.split(".")[0] in ("tinygpt", "bpe", "minitensor")
+    if text and (known or isinstance(error, (ValueError, RuntimeError, ImportError))):
+        return text
+    return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"

@@ -1,0 +1,173 @@
+"""Loss, perplexity and bits per byte of a model on a whole text.
+
+The text's stream is covered by windows of one context each, a stride apart; every token is judged
+once, in the window where it has the most before it. Windows are cut into shards by their place in
+the text, so the number is the same, to the last bit, for any batch size and any number of threads.
+
+Bits per byte is the loss of all tokens over the UTF-8 bytes of the text: the one figure that
+compares models with different tokenizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minitensor as mt
+from tinygpt import Error, UsageError, checkpoint, data
+from tinygpt.data import Tokenizer
+from tinygpt.model import GPT
+
+Array = np.ndarray
+IGNORE = -100
+SHARD_TOKENS = 512
+BASELINE_TOKENS = 20_000  # of the text on which the untrained model is judged
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss in nats a token, and what follows from it."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+def score(nats: float, tokens: int, size: int) -> Score:
+    """A score from the summed loss of `tokens` tokens that stand for `size` bytes of text."""
+    loss = nats / tokens
+    return Score(loss, math.exp(loss) if loss < 700 else math.inf,
+                 nats / max(size, 1) / math.log(2), tokens, size)
+
+
+def windows(tokens: int, context: int, stride: int) -> list[tuple[int, int]]:
+    """(begin, first target judged) of the windows over a stream of `tokens`.
+
+    A window reads `context` tokens from `begin` on and predicts the one after each. All are of one
+    length: the last is moved back to end with the stream.
+    """
+    last = max(tokens - 1 - context, 0)
+    begins = [*range(0, last, stride), last]
+    result = []
+    judged = 1  # targets below this are already judged; token 0 has nothing before it
+    for begin in begins:
+        result.append((begin, judged))
+        judged = begin + min(context, tokens - 1) + 1
+    return result
+
+
+def stream_loss(model: GPT, stream: Array, *, stride: int, batch_size: int = 32,
+                workers: Any = None, progress: Callable[[int], Any] = lambda n: None) -> float:
+    """Summed loss in nats of all tokens of `stream` but the first."""
+    length = min(model.config.context, len(stream) - 1)
+    places = windows(len(stream), length, stride)
+    size = max(1, SHARD_TOKENS // length)
+    shards = [places[i:i + size] for i in range(0, len(places), size)]
+    model.eval()
+    with mt.no_grad():
+        head = model.head_weight()
+
+    def loss(shard: list[tuple[int, int]]) -> float:
+        begin = np.array([b for b, _ in shard])
+        block = data.rows(stream, begin, length + 1)
+        targets = block[:, 1:].copy()
+        for row, (b, judged) in zip(targets, shard, strict=True):
+            row[: judged - b - 1] = IGNORE
+        with mt.no_grad():
+            return model.loss(block[:, :-1], targets, head=head).item()
+
+    together = max(1, math.ceil(batch_size / size))
+    sums: list[float] = []
+    for i in range(0, len(shards), together):
+        group = shards[i:i + together]
+        sums += workers.map(loss, group) if workers else map(loss, group)
+        progress(sum(map(len, group)))
+    return math.fsum(sums)
+
+
+def evaluate(model: GPT, tokenizer: Tokenizer, text: str, *, stride: int = 0, batch_size: int = 32,
+             workers: Any = None, progress: bool = False) -> dict[str, Any]:
+    """The model's score on `text`, with those of the untrained model and of a uniform guess.
+
+    `stride` is half a context unless given: every token but the first ones then has at least half a
+    context before it. Raises Error for a text too short to judge.
+    """
+    docs = data.documents(text)
+    stream = data.encode_documents(tokenizer, docs)
+    if len(stream) < 2:
+        raise Error("the text is too short to judge: it needs at least two tokens")
+    size = data.text_bytes(docs)
+    if tokenizer.separator_id is None:
+        size -= len(tokenizer.token_bytes(int(stream[0])))  # nothing predicts the first token
+    context = model.config.context
+    stride = stride or max(1, context // 2)
+    with tqdm(total=len(windows(len(stream), min(context, len(stream) - 1), stride)), unit="window",
+              file=sys.stderr, disable=not progress, leave=False) as bar:
+        nats = stream_loss(model, stream, stride=stride, batch_size=batch_size, workers=workers,
+                           progress=bar.update)
+    n = len(stream) - 1
+    part = stream[: BASELINE_TOKENS + 1]
+    fresh = stream_loss(GPT(model.config), part, stride=context, workers=workers)
+    untrained = score(fresh / (len(part) - 1) * n, n, size)
+    uniform = score(math.log(tokenizer.vocab_size) * n, n, size)
+    return {**asdict(score(nats, n, size)), "documents": len(docs), "context": context,
+            "stride": stride, "untrained": asdict(untrained), "uniform": asdict(uniform)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt eval``."""
+    parser.add_argument("model", type=Path, help="a model file, such as runs/quick/best.npz")
+    parser.add_argument("--data", type=Path, metavar="PATH",
+                        help="a UTF-8 text (default: 200 held-out embedded stories)")
+    parser.add_argument("--stride", type=int, default=0, metavar="N",
+                        help="tokens from window to window (default: half a context)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N",
+                        help="windows at a time; does not change the result")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt eval``."""
+    from tinygpt.train import cores
+
+    for option in ("stride", "batch_size", "threads"):
+        value = getattr(args, option)
+        if value is not None and value < (option != "stride"):
+            raise UsageError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
+    model, tokenizer, saved = checkpoint.load_model(args.model)
+    if args.stride > model.config.context:
+        raise UsageError(f"--stride: {args.stride} exceeds the model's context of "
+                         f"{model.config.context}, so some tokens would not be judged")
+    if args.data is None:
+        from tinygpt import stories
+
+        text = f"\n{data.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
+    else:
+        text = data.read_text(args.data)
+    with mt.Workers(args.threads or cores()) as workers:
+        result = evaluate(model, tokenizer, text, stride=args.stride, batch_size=args.batch_size,
+                          workers=workers, progress=not args.json)
+    result = {"model": str(args.model), "data": str(args.data or "stories"),
+              "step": saved.provenance.get("step"), **result}
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{args.model} (step {result['step']}) on {result['data']}: {result['tokens']:,} tokens, "
+          f"{result['bytes']:,} bytes, context {result['context']}, stride {result['stride']}")
+    print(f"{'':12}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
+    for name, row in (("model", result), ("untrained", result["untrained"]),
+                      ("uniform", result["uniform"])):
+        print(f"{name:12}{row['loss']:10.4f}{row['perplexity']:14,.2f}{row['bits_per_byte']:16.4f}")
+    return 0
