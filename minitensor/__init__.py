@@ -20,3 +20,5 @@ from minitensor.tape import (
 )
 from minitensor.tensor import Op, Tensor, grad, op, registry, tensor
 from minitensor.ops import *  # noqa: F403
+from minitensor.parallel import Workers, value_and_grad
+from minitensor.random import fold

@@ -43,3 +43,21 @@ from minitensor.ops.shape import (
     tril,
     unsqueeze,
 )
+from minitensor.ops.transformer import (
+    attention,
+    cross_entropy,
+    dropout,
+    dropout_add,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    log_softmax,
+    rms_norm,
+    rope,
+    rope_table,
+    self_attention,
+    softmax,
+    swiglu,
+)

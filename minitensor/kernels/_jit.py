@@ -1,0 +1,213 @@
+"""How kernels are compiled: serial, without the GIL, vectorised, and kept on disk.
+
+The cache lives in a user folder whose name holds a hash of every kernel's source and of the
+versions and processor it was compiled for: an edited, upgraded or moved kernel can never meet an
+old binary, and kernels may share helpers across files (numba's own cache looks at one file only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Everything LLVM needs to vectorise sums and fuse multiply-adds; nnan and ninf are left out, so
+# that a NaN or an infinity in the data stays visible.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
+def _prefer_wide_vectors() -> None:
+    """LLVM keeps to 256-bit vectors on AVX-512 machines; these kernels gain a quarter with 512."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and not numba.config.CPU_FEATURES:
+        numba.config.CPU_NAME = llvm.get_host_cpu_name()
+        numba.config.CPU_FEATURES = features.flatten() + ",-prefer-256-bit"
+
+
+_prefer_wide_vectors()
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(f"{numba.__version__} {np.__version__} {sys.version} {llvm.get_host_cpu_name()} "
+                  f"{llvm.get_host_cpu_features().flatten()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _base_folder() -> Path:
+    if os.environ.get("MINITENSOR_CACHE"):
+        return Path(os.environ["MINITENSOR_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "minitensor"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minitensor"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitensor"
+
+
+def cache_folder() -> Path:
+    """The folder of this version's compiled kernels, created; a temporary one as the last resort."""
+    for base in (_base_folder, lambda: Path(tempfile.gettempdir()) / f"minitensor-{os.getpid()}"):
+        try:
+            folder = base() / f"kernels-{_fingerprint()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except (OSError, RuntimeError):  # not writable, or no home folder
+            continue
+    raise OSError("no folder for compiled kernels can be written; set MINITENSOR_CACHE to one, or "
+                  "MINITENSOR_KERNELS=numpy to do without them")
+
+
+FOLDER = cache_folder()
+
+
+@contextmanager
+def _cache_here() -> Iterator[None]:
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(FOLDER)
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+class Kernel:
+    """A compiled function; a corrupt cache entry is dropped and compiled again."""
+
+    def __init__(self, fn: Callable[..., Any]):
+        self.fn = fn
+        self.__doc__ = fn.__doc__
+        self.__name__ = fn.__name__
+        self.call = self._compile()
+
+    def _compile(self) -> Callable[..., Any]:
+        with _cache_here():
+            return numba.njit(fastmath=FASTMATH, nogil=True, cache=True,
+                              error_model="numpy")(self.fn)
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.call(*args)
+        except Exception as error:
+            # A broken cache file can surface as nearly any exception of pickle or LLVM. Drop the
+            # cache and compile once more: a real fault of the kernel then shows itself again.
+            if not FOLDER.exists() or not any(FOLDER.rglob(f"*{self.__name__}*.nb*")):
+                raise
+            if isinstance(error, numba.core.errors.TypingError):
+                raise
+            shutil.rmtree(FOLDER, ignore_errors=True)
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            self.call = self._compile()
+            return self.call(*args)
+
+
+def jit(fn: Callable[..., Any]) -> Kernel:
+    """Compile `fn` on its first call, for the dtypes it is called with."""
+    return Kernel(fn)
+
+
+inline = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", inline="never")
+
+
+# ------------------------------------------------------------------------------- shared arithmetic
+
+
+def exp(x: Any) -> Any:
+    """e**x; for float32 a polynomial that LLVM can vectorise (libm's cannot be), within 2 ulp."""
+    return math.exp(x)
+
+
+f32, i32, u32 = np.float32, np.int32, np.uint32
+
+
+@overload(exp, fastmath=FASTMATH)
+def _exp(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def impl(x):  # type: ignore[no-untyped-def]
+        # Cephes: e**x = 2**n e**r with |r| <= ln(2)/2, ln 2 split in two for exactness. The
+        # comparisons are written so that NaN passes through.
+        y = f32(-87.3) if x < f32(-87.3) else x
+        y = f32(88.7) if y > f32(88.7) else y
+        n = np.floor(y * f32(1.44269504088896341) + f32(0.5))
+        r = y - n * f32(0.693359375) + n * f32(2.12194440e-4)
+        p = f32(1.9875691500e-4)
+        p = p * r + f32(1.3981999507e-3)
+        p = p * r + f32(8.3334519073e-3)
+        p = p * r + f32(4.1665795894e-2)
+        p = p * r + f32(1.6666665459e-1)
+        p = p * r + f32(5.0000001201e-1)
+        p = p * (r * r) + r + f32(1)
+        # 2**n in two factors, since 2**128 does not fit: its exponent is built by hand.
+        half = i32(n) >> i32(1)
+        a = i32((half + i32(127)) << i32(23)).view(np.float32)
+        b = i32((i32(n) - half + i32(127)) << i32(23)).view(np.float32)
+        return f32(0) if x < f32(-87.3) else (f32(np.inf) if x > f32(88.7) else p * a * b)
+
+    return impl
+
+
+@inline
+def hash32(c, k0, k1):  # type: ignore[no-untyped-def]
+    """32 well-mixed bits of a counter and a 64-bit key given in halves (see random.py)."""
+    x = u32(c + k0)
+    x = u32(u32(x ^ u32(x >> u32(16))) * u32(0x7FEB352D))
+    x = u32(x + k1)
+    x = u32(u32(x ^ u32(x >> u32(15))) * u32(0x846CA68B))
+    return u32(x ^ u32(x >> u32(16)))
+
+
+def erf(x: Any) -> Any:
+    """The error function; for float32 two polynomials, within 1.3e-7 absolute."""
+    return math.erf(x)
+
+
+@overload(erf, fastmath=FASTMATH)
+def _erf(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.erf(x)
+
+    def impl(x):  # type: ignore[no-untyped-def]
+        # erf(x) = x P(x²) below 1 and sign(x) (1 − e^Q(|x|)) above, P and Q fitted to minimise the
+        # largest error (Lawson's iteration on Chebyshev points); from 4 on it is 1 in float32.
+        t = f32(-x) if x < f32(0) else x
+        t = f32(4) if t > f32(4) else t
+        s = t * t
+        p = f32(7.88911958e-05)
+        p = p * s + f32(-8.0208413e-04)
+        p = p * s + f32(5.18953534e-03)
+        p = p * s + f32(-2.68544446e-02)
+        p = p * s + f32(1.12836002e-01)
+        p = p * s + f32(-3.76126271e-01)
+        p = p * s + f32(1.12837917)
+        q = f32(1.5460626e-06)
+        q = q * t + f32(-4.44072671e-05)
+        q = q * t + f32(5.84146213e-04)
+        q = q * t + f32(-4.70601063e-03)
+        q = q * t + f32(2.62842852e-02)
+        q = q * t + f32(-1.09864100e-01)
+        q = q * t + f32(-6.32031981e-01)
+        q = q * t + f32(-1.13012481)
+        q = q * t + f32(2.95823943e-04)
+        large = f32(1) - exp(q)
+        large = f32(-large) if x < f32(0) else large
+        return x * p if t < f32(1) else large
+
+    return impl

@@ -1,0 +1,249 @@
+"""Every kernel as plain NumPy: the formulas to read, and what the numba twins are checked against.
+
+Shapes: N rows, D width, B batch, T time, H query heads, K key/value heads, d = D / H, V classes.
+All arrays of a call share one dtype, float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minitensor.random import hash32
+
+Array = np.ndarray
+
+
+# ------------------------------------------------------------------------------- normalisation
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """y = x r w with r = 1 / sqrt(mean(x²) + eps). x (N, D), w (D,) -> y (N, D), r (N,)."""
+    r = 1 / np.sqrt(np.mean(x * x, axis=1) + x.dtype.type(eps))
+    return x * r[:, None] * weight, r
+
+
+def rms_norm_backward(g: Array, x: Array, weight: Array, r: Array) -> tuple[Array, Array]:
+    """With x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)), dw = Σ_rows g x̂."""
+    xhat = x * r[:, None]
+    h = g * weight
+    dx = r[:, None] * (h - xhat * np.mean(h * xhat, axis=1, keepdims=True))
+    return dx, np.sum(g * xhat, axis=0)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    """y = (x − μ) r w + b with r = 1 / sqrt(var(x) + eps). Returns y (N, D), μ (N,), r (N,)."""
+    mean = np.mean(x, axis=1)
+    centred = x - mean[:, None]
+    r = 1 / np.sqrt(np.mean(centred * centred, axis=1) + x.dtype.type(eps))
+    return centred * r[:, None] * weight + bias, mean, r
+
+
+def layer_norm_backward(g: Array, x: Array, weight: Array, mean: Array,
+                        r: Array) -> tuple[Array, Array, Array]:
+    """With x̂ = (x − μ) r and h = g w: dx = r (h − mean(h) − x̂ mean(h x̂)), dw = Σ g x̂, db = Σ g."""
+    xhat = (x - mean[:, None]) * r[:, None]
+    h = g * weight
+    dx = r[:, None] * (h - np.mean(h, axis=1, keepdims=True)
+                       - xhat * np.mean(h * xhat, axis=1, keepdims=True))
+    return dx, np.sum(g * xhat, axis=0), np.sum(g, axis=0)
+
+
+# -------------------------------------------------------------------------------- activations
+
+SQRT_2_PI = math.sqrt(2 / math.pi)  # a Python float: np.sqrt would give a float64 that promotes
+
+
+def erf(x: Array) -> Array:
+    """The error function, from libm element by element (NumPy has none)."""
+    flat = np.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size)
+    return flat.reshape(x.shape)
+
+
+def gelu(x: Array, tanh: bool) -> Array:
+    """x Φ(x), with Φ by erf, or by the tanh of Hendrycks & Gimpel 2016."""
+    if tanh:
+        return 0.5 * x * (1 + np.tanh(SQRT_2_PI * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+def gelu_backward(g: Array, x: Array, tanh: bool) -> Array:
+    """g (Φ(x) + x Φ'(x)), each with its own form of Φ."""
+    if tanh:
+        t = np.tanh(SQRT_2_PI * (x + 0.044715 * x * x * x))
+        slope = SQRT_2_PI * (1 + 3 * 0.044715 * x * x)
+        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
+    phi = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return g * (0.5 * (1 + erf(x * math.sqrt(0.5))) + x * phi)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^−x), written so that no exponential overflows."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def swiglu(a: Array, b: Array) -> Array:
+    """silu(a) b = a σ(a) b (Shazeer 2020)."""
+    return a * sigmoid(a) * b
+
+
+def swiglu_backward(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """da = g b σ(a) (1 + a (1 − σ(a))), db = g a σ(a)."""
+    s = sigmoid(a)
+    return g * b * s * (1 + a * (1 - s)), g * a * s
+
+
+# ------------------------------------------------------------------------------------ dropout
+
+
+def _kept(size: int, drop: np.uint32, k0: np.uint32, k1: np.uint32) -> Array:
+    return hash32(np.arange(size, dtype=np.uint32), k0, k1) >= drop
+
+
+def dropout(x: Array, drop: np.uint32, keep: float, k0: np.uint32, k1: np.uint32) -> Array:
+    """x scaled by `keep` = 1/(1−p) where the element's hash is at least `drop` = p 2³², else 0."""
+    return x * (_kept(x.size, drop, k0, k1).reshape(x.shape) * x.dtype.type(keep))
+
+
+def dropout_add(x: Array, branch: Array, drop: np.uint32, keep: float, k0: np.uint32,
+                k1: np.uint32) -> Array:
+    """x + dropout(branch)."""
+    return x + dropout(branch, drop, keep, k0, k1)
+
+
+# ---------------------------------------------------------------------------------- attention
+
+
+def rotate(x: Array, cos: Array, sin: Array, inverse: bool = False) -> Array:
+    """RoPE (Su et al. 2021) on x (B, T, H, d): pair (x₂ₙ, x₂ₙ₊₁) at time t turns by angle t θₙ.
+
+    cos and sin are (T, d/2); empty ones mean no rotation. The inverse, which is the transpose and
+    so the backward, turns the other way.
+    """
+    if not cos.size:
+        return x
+    c, s = cos[:, None, :], (-sin if inverse else sin)[:, None, :]
+    a, b = x[..., 0::2], x[..., 1::2]
+    out = np.empty_like(x)
+    out[..., 0::2], out[..., 1::2] = a * c - b * s, a * s + b * c
+    return out
+
+
+def attention_weights(q: Array, k: Array, scale: float, window: int,
+                      causal: bool) -> tuple[Array, Array]:
+    """softmax(scale q kᵀ + mask) (B, H, T, T) and its log-sum-exp (B, H, T); heads are matched.
+
+    Query i sees key j if j ≤ i and, where there is a window, i − j < window.
+    """
+    scores = np.einsum("bihd,bjhd->bhij", q, k) * scale
+    i, j = np.ogrid[:q.shape[1], :k.shape[1]]
+    if causal:
+        seen = (j <= i) & (i - j < window) if window else j <= i
+        scores = np.where(seen, scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    e = np.exp(scores - top)
+    total = e.sum(axis=-1, keepdims=True)
+    return e / total, (top + np.log(total))[..., 0]
+
+
+def _attention_mask(shape: tuple[int, ...], drop: np.uint32, keep: float, k0: np.uint32,
+                    k1: np.uint32, dtype: np.dtype) -> Array | float:
+    """Dropout factors (B, H, T, T): each head has a key of its own, its elements count i T + j."""
+    if not drop:
+        return 1.0
+    B, H, T, _ = shape
+    heads = np.arange(B * H, dtype=np.uint32)
+    h0, h1 = hash32(heads, k0, k1), hash32(heads, k1, k0)
+    bits = hash32(np.arange(T * T, dtype=np.uint32), h0[:, None], h1[:, None])
+    return ((bits >= drop) * dtype.type(keep)).reshape(shape)
+
+
+def attention(q: Array, k: Array, v: Array, cos: Array, sin: Array, scale: float, window: int,
+              causal: bool, drop: np.uint32, keep: float, k0: np.uint32,
+              k1: np.uint32) -> tuple[Array, Array]:
+    """dropout(softmax(scale q kᵀ)) v. q (B, T, H, d), k and v (B, T, K, d) -> o (B, T, H, d), lse.
+
+    q and k are rotated by RoPE first; a group of H/K query heads shares a key/value head.
+    """
+    group = q.shape[2] // k.shape[2]
+    k, v = np.repeat(rotate(k, cos, sin), group, axis=2), np.repeat(v, group, axis=2)
+    p, lse = attention_weights(rotate(q, cos, sin), k, scale, window, causal)
+    p = p * _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
+    return np.einsum("bhij,bjhd->bihd", p, v), lse
+
+
+def attention_backward(g: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, cos: Array,
+                       sin: Array, scale: float, window: int, causal: bool, drop: np.uint32,
+                       keep: float, k0: np.uint32, k1: np.uint32, dq: Array, dk: Array,
+                       dv: Array) -> None:
+    """Write dq, dk, dv. With P the weights, M the dropout factors, S the scaled scores:
+
+    dV = (P∘M)ᵀ g;  dP = M ∘ (g Vᵀ);  dS = P ∘ (dP − rowsum(P ∘ dP));  dQ = scale dS K,
+    dK = scale dSᵀ Q. rowsum(P ∘ dP) = g · o, so the output is enough to get it.
+    """
+    B, T, K, d = k.shape
+    group = q.shape[2] // K
+    qr, kr = rotate(q, cos, sin), np.repeat(rotate(k, cos, sin), group, axis=2)
+    p, _ = attention_weights(qr, kr, scale, window, causal)
+    m = _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
+    dp = m * np.einsum("bihd,bjhd->bhij", g, np.repeat(v, group, axis=2))
+    ds = p * (dp - np.einsum("bihd,bihd->bhi", g, out)[..., None]) * scale
+    dq[...] = rotate(np.einsum("bhij,bjhd->bihd", ds, kr), cos, sin, inverse=True)
+    dk_heads = rotate(np.einsum("bhij,bihd->bjhd", ds, qr), cos, sin, inverse=True)
+    dk[...] = dk_heads.reshape(B, T, K, group, d).sum(axis=3)
+    dv[...] = np.einsum("bhij,bihd->bjhd", p * m, g).reshape(B, T, K, group, d).sum(axis=3)
+
+
+# --------------------------------------------------------------------------- loss, embedding
+
+
+def cross_entropy(logits: Array, targets: Array, ignore_index: int, smoothing: float,
+                  weight: float) -> Array:
+    """Turn logits (N, V) into their gradient in place and return the losses (N,).
+
+    With p = softmax(z) and the target distribution t = (1−s) onehot + s/V: loss = −Σ t log p and
+    dz = weight (p − t). Rows whose target is `ignore_index` have a loss and a gradient of 0.
+    """
+    top = logits.max(axis=1, keepdims=True)
+    e = np.exp(logits - top)
+    total = e.sum(axis=1, keepdims=True)
+    lse = np.log(total) + top
+    rows, used = np.arange(len(targets)), targets != ignore_index
+    index = np.where(used, targets, 0)
+    loss = lse[:, 0] - (1 - smoothing) * logits[rows, index]
+    if smoothing:
+        loss -= smoothing * logits.mean(axis=1)
+    logits[...] = e / total - smoothing / logits.shape[1]
+    logits[rows, index] -= 1 - smoothing
+    logits *= np.where(used, weight, 0).astype(logits.dtype)[:, None]
+    return np.where(used, loss, 0).astype(logits.dtype)
+
+
+def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
+    """dW[v] = Σ of the rows of g (N, D) whose id is v, in order: repeated ids add up."""
+    out = np.zeros((rows, g.shape[1]), g.dtype)
+    np.add.at(out, ids, g)
+    return out
+
+
+# ---------------------------------------------------------------------------------- optimiser
+
+
+def adamw(p: Array, g: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float,
+          eps: float, decay: float, step: int, scale: float) -> None:
+    """AdamW (Loshchilov & Hutter 2019) in place on flat arrays; `scale` multiplies g (clipping)."""
+    dt = p.dtype.type
+    g = g * dt(scale)
+    p *= dt(1 - lr * decay)
+    m += (g - m) * dt(1 - beta1)
+    v *= dt(beta2)
+    v += g * g * dt(1 - beta2)
+    p -= dt(lr / (1 - beta1**step)) * m / (np.sqrt(v) / dt(math.sqrt(1 - beta2**step)) + dt(eps))
+
+
+def sum_of_squares(x: Array) -> float:
+    """Σ x² in float64."""
+    flat = x.ravel()
+    return float(np.dot(flat.astype(np.float64), flat))

@@ -1,0 +1,489 @@
+"""What a transformer is made of: linear maps, norms, attention, gates, dropout and the loss.
+
+Each op is a forward and its backward; the loops behind them are in `minitensor.kernels`, whose
+`reference.py` has every formula in NumPy. Leading axes are free: (..., D) means any number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minitensor import kernels
+from minitensor.random import halves, threshold
+from minitensor.tape import Array, recording
+from minitensor.tensor import op
+
+Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
+Rng = np.random.Generator
+
+
+def _rows(x: Array) -> Array:
+    """x (..., D) as a contiguous (N, D); no copy where it already is."""
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+# ------------------------------------------------------------------------------------ linear
+
+
+def _linear_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((2, 3, 4)), n((5, 4)), n(5)), {}
+    yield (n((3, 4)), n((1, 4)), None), {}
+    yield (n(4), n((2, 4)), n(2)), {}
+
+
+@op(cases=_linear_cases)
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
+    """y = x Wᵀ + b. x (..., I), weight (O, I), bias (O,) -> (..., O).
+
+    Backward: y is linear in each argument, so dx = g W, dW = gᵀ x summed over the rows, db = Σ g.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
+                         f"takes {weight.shape[1]}")
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ weight.T
+    if bias is not None:
+        y += bias
+
+    def flat(g: Array) -> Array:
+        return g.reshape(-1, g.shape[-1])
+
+    return y.reshape(*x.shape[:-1], len(weight)), (
+        lambda g: (flat(g) @ weight).reshape(x.shape),
+        lambda g: flat(g).T @ rows,
+        # A product with ones is the sum over rows, several times as fast as np.sum along axis 0.
+        lambda g: np.ones(len(rows), g.dtype) @ flat(g),
+    )
+
+
+def _embedding_cases(rng: Rng) -> Cases:
+    yield (rng.standard_normal((5, 3)), np.array([[0, 2, 2], [4, 0, 2]])), {}
+
+
+@op(cases=_embedding_cases)
+def embedding(weight: Array, ids: Array) -> Any:
+    """Row `ids[...]` of `weight` (V, D) for each id: (..., D).
+
+    Backward: a row used several times collects the sum of its gradients. IndexError for an id
+    outside 0..V-1.
+    """
+    ids = np.asarray(ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
+        raise IndexError(f"embedding: ids run from {ids.min()} to {ids.max()}, but the table has "
+                         f"rows 0 to {len(weight) - 1}")
+    flat = ids.ravel()
+    return weight[ids], (lambda g: kernels.embedding_backward(_rows(g), flat, len(weight)), None)
+
+
+# ------------------------------------------------------------------------------------- norms
+
+
+def _norm_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((2, 3, 4)), n(4)), {}
+    yield (n((3, 1)), n(1)), {"eps": 0.1}
+    yield (n(5), n(5)), {"eps": 1e-3}
+
+
+@op(cases=_norm_cases)
+def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Any:
+    """y = x r w over the last axis, r = 1 / sqrt(mean(x²) + eps) (Zhang & Sennrich 2019).
+
+    Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g x̂.
+    x (..., D), weight (D,).
+    """
+    rows = _rows(x)
+    y, r = kernels.rms_norm(rows, weight, eps)
+
+    def backward(g: Array) -> tuple[Array, Array]:
+        dx, dw = kernels.rms_norm_backward(_rows(g), rows, weight, r)
+        return dx.reshape(x.shape), dw
+
+    return y.reshape(x.shape), backward
+
+
+def _layer_norm_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((2, 3, 4)), n(4), n(4)), {}
+    yield (n((3, 5)), n(5), None), {"eps": 0.1}
+    yield (n((2, 5)), None, None), {}
+
+
+@op(cases=_layer_norm_cases)
+def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
+               eps: float = 1e-5) -> Any:
+    """y = (x − μ) r w + b over the last axis, r = 1 / sqrt(var(x) + eps) (Ba et al. 2016).
+
+    Backward: with x̂ = (x − μ) r and h = g w, the terms through μ and r take out the parts of h
+    along 1 and along x̂: dx = r (h − mean(h) − x̂ mean(h x̂)); dw = Σ g x̂; db = Σ g.
+    x (..., D), weight and bias (D,) or None.
+    """
+    rows = _rows(x)
+    w = np.ones(x.shape[-1], x.dtype) if weight is None else weight
+    b = np.zeros(x.shape[-1], x.dtype) if bias is None else bias
+    y, mean, r = kernels.layer_norm(rows, w, b, eps)
+
+    def backward(g: Array) -> tuple[Array, Array, Array]:
+        dx, dw, db = kernels.layer_norm_backward(_rows(g), rows, w, mean, r)
+        return dx.reshape(x.shape), dw, db
+
+    return y.reshape(x.shape), backward
+
+
+# ------------------------------------------------------------------------------- activations
+
+
+def _gelu_cases(rng: Rng) -> Cases:
+    yield (rng.standard_normal((3, 4)) * 2,), {}
+    yield (rng.standard_normal((3, 4)) * 2,), {"approximate": "tanh"}
+
+
+@op(cases=_gelu_cases)
+def gelu(x: Array, approximate: str = "none") -> Any:
+    """x Φ(x) (Hendrycks & Gimpel 2016); Φ by erf, or by tanh with approximate="tanh".
+
+    Backward: g (Φ(x) + x φ(x)) by the product rule, φ the normal density (or the tanh form's).
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
+    tanh = approximate == "tanh"
+    flat = np.ascontiguousarray(x).reshape(-1)
+
+    def backward(g: Array) -> Array:
+        return kernels.gelu_backward(np.ascontiguousarray(g).reshape(-1), flat,
+                                     tanh).reshape(x.shape)
+
+    return kernels.gelu(flat, tanh).reshape(x.shape), (backward,)
+
+
+def _swiglu_cases(rng: Rng) -> Cases:
+    yield (rng.standard_normal((3, 4)) * 2, rng.standard_normal((3, 4))), {}
+
+
+@op(cases=_swiglu_cases)
+def swiglu(gate: Array, up: Array) -> Any:
+    """silu(gate) · up, both of one shape (Shazeer 2020, GLU variants).
+
+    Backward: silu'(a) = σ(a) (1 + a (1 − σ(a))), so da = g b silu'(a) and db = g silu(a).
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"swiglu: gate is {gate.shape} but up is {up.shape}")
+    a, b = np.ascontiguousarray(gate).reshape(-1), np.ascontiguousarray(up).reshape(-1)
+
+    def backward(g: Array) -> tuple[Array, Array]:
+        da, db = kernels.swiglu_backward(np.ascontiguousarray(g).reshape(-1), a, b)
+        return da.reshape(gate.shape), db.reshape(gate.shape)
+
+    return kernels.swiglu(a, b).reshape(gate.shape), backward
+
+
+# ----------------------------------------------------------------------------------- dropout
+
+
+def _dropout_cases(rng: Rng) -> Cases:
+    yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
+
+
+def _dropped(p: float, key: int, dtype: np.dtype) -> tuple[Any, ...]:
+    """A dropout's arguments to a kernel: threshold, 1/(1−p) and the halves of the key."""
+    return threshold(p), dtype.type(1 / (1 - p)), *halves(key)
+
+
+@op(cases=_dropout_cases)
+def dropout(x: Array, p: float, key: int) -> Any:
+    """x with each element zeroed with probability `p` and the rest scaled by 1/(1−p).
+
+    The mask is a function of `key` and the position (see random.py), so the backward draws it again:
+    dx = mask g / (1−p), which is dropout of g under the same key.
+    """
+    args = _dropped(p, key, x.dtype)
+
+    def apply(a: Array) -> Array:
+        return kernels.dropout(np.ascontiguousarray(a).reshape(-1), *args).reshape(x.shape)
+
+    return apply(x), (apply,)
+
+
+def _dropout_add_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((3, 4)), n((3, 4))), {"p": 0.3, "key": 7}
+    yield (n((3, 4)), n((3, 4))), {"p": 0.0, "key": 7}
+
+
+@op(cases=_dropout_add_cases)
+def dropout_add(x: Array, branch: Array, p: float, key: int) -> Any:
+    """x + dropout(branch, p, key): a branch joining the residual stream, in one pass.
+
+    Backward: dx = g, and d branch = dropout(g) under the same key.
+    """
+    if x.shape != branch.shape:
+        raise ValueError(f"dropout_add: x is {x.shape} but branch is {branch.shape}")
+    if p == 0:
+        return x + branch, (lambda g: g, lambda g: g)
+    args = _dropped(p, key, x.dtype)
+    a, b = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(branch).reshape(-1)
+    return kernels.dropout_add(a, b, *args).reshape(x.shape), (
+        lambda g: g,
+        lambda g: kernels.dropout(np.ascontiguousarray(g).reshape(-1), *args).reshape(x.shape))
+
+
+# --------------------------------------------------------------------------------- attention
+
+
+def rope_table(length: int, head_dim: int, theta: float = 10000.0,
+               dtype: Any = np.float32) -> tuple[Array, Array]:
+    """cos and sin of the angles t θ^(−2n/d), each (length, head_dim / 2)."""
+    if head_dim % 2:
+        raise ValueError(f"rope: head_dim is {head_dim}; it must be even, since pairs are turned")
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.outer(np.arange(length), frequency)
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def _rope_cases(rng: Rng) -> Cases:
+    cos, sin = rope_table(3, 4, dtype=np.float64)
+    yield (rng.standard_normal((2, 2, 3, 4)),), {"cos": cos, "sin": sin}
+
+
+@op(cases=_rope_cases)
+def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
+    """Rotary positions (Su et al. 2021) on x (B, H, T, d): pair (2n, 2n+1) at time t turns by t θₙ.
+
+    Backward: a rotation's transpose is the rotation back, so dx = rope(g) with −sin.
+    """
+    T, d = x.shape[-2:]
+    if cos.shape[0] < T or cos.shape[1] * 2 != d:
+        raise ValueError(f"rope: the table {cos.shape} does not fit x {x.shape}: it needs at "
+                         f"least {T} rows and {d // 2} columns")
+    c, s = cos[:T].astype(x.dtype), sin[:T].astype(x.dtype)
+
+    def turn(a: Array, s: Array) -> Array:
+        out = np.empty_like(a)
+        even, odd = a[..., 0::2], a[..., 1::2]
+        out[..., 0::2], out[..., 1::2] = even * c - odd * s, even * s + odd * c
+        return out
+
+    return turn(x, s), (lambda g: turn(g, -s),)
+
+
+def _attend(name: str, q: Array, k: Array, v: Array, rope: Any, window: int, scale: float | None,
+            causal: bool, p: float, key: int) -> tuple[Array, Callable[..., None]]:
+    """Check the arguments and run the kernel on (B, T, heads, d) views."""
+    B, T, H, d = q.shape
+    if k.shape != v.shape or k.shape[:2] != (B, T) or k.shape[3] != d or H % max(k.shape[2], 1):
+        raise ValueError(f"{name}: q (batch {B}, time {T}, {H} heads of {d}) does not fit k "
+                         f"{k.shape} and v {v.shape}; the heads of k and v must divide those of q")
+    if window < 0:
+        raise ValueError(f"{name}: window is {window}; it must be positive, or 0 for none")
+    empty = np.empty((0, 0), q.dtype)
+    cos, sin = (t[:T].astype(q.dtype, copy=False) for t in rope) if rope else (empty, empty)
+    if rope and cos.shape != (T, d // 2):
+        raise ValueError(f"{name}: the rope table {rope[0].shape} does not fit {T} positions of "
+                         f"heads of {d}")
+    dt = q.dtype.type
+    args = (cos, sin, dt(1 / math.sqrt(d) if scale is None else scale), window, causal,
+            *_dropped(p, key, q.dtype))
+    out, lse = kernels.attention(q, k, v, *args)
+
+    def backward(g: Array, dq: Array, dk: Array, dv: Array) -> None:
+        kernels.attention_backward(g, q, k, v, out, lse, *args, dq, dk, dv)
+
+    return out, backward
+
+
+def _attention_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((2, 4, 5, 3)), n((2, 2, 5, 3)), n((2, 2, 5, 3))), {}
+    yield (n((1, 2, 6, 4)), n((1, 2, 6, 4)), n((1, 2, 6, 4))), {"window": 3, "scale": 1.0}
+    yield (n((1, 2, 5, 2)), n((1, 1, 5, 2)), n((1, 1, 5, 2))), {"dropout": 0.4, "key": 3}
+    yield (n((1, 1, 5, 2)), n((1, 1, 5, 2)), n((1, 1, 5, 2))), {"causal": False}
+
+
+@op(cases=_attention_cases)
+def attention(q: Array, k: Array, v: Array, *, causal: bool = True, window: int = 0,
+              scale: float | None = None, dropout: float = 0.0, key: int = 0) -> Any:
+    """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017), no T×T array stored.
+
+    q (B, H, T, d); k and v (B, K, T, d) with K dividing H (a group of H/K query heads shares one).
+    `scale` is 1/sqrt(d) unless given; query i sees key j if j ≤ i (`causal`) and i − j < `window`
+    (0 for no limit). Dropout on the weights is keyed as in `dropout`.
+
+    Backward, with P the weights, M the dropout factors: dv = (P∘M)ᵀ g, dP = M ∘ (g vᵀ), and through
+    the softmax dS = P ∘ (dP − rowsum(P∘dP)), where rowsum(P∘dP) = g·o; then dq = scale dS k and
+    dk = scale dSᵀ q. P is computed again from the saved log-sum-exp (Dao et al. 2022).
+    """
+    def swap(x: Array) -> Array:
+        return x.swapaxes(1, 2)
+
+    out, kernel = _attend("attention", swap(q), swap(k), swap(v), None, window, scale, causal,
+                          dropout, key)
+
+    def backward(g: Array) -> tuple[Array, ...]:
+        grads = [np.empty(swap(x).shape, x.dtype) for x in (q, k, v)]
+        kernel(swap(g), *grads)
+        return tuple(map(swap, grads))
+
+    return swap(out), backward
+
+
+def _self_attention_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    table = rope_table(5, 4, dtype=np.float64)
+    yield (n((2, 5, 24)),), {"n_head": 2, "rope": table}
+    yield (n((1, 5, 16)),), {"n_head": 2, "n_kv_head": 1, "window": 2, "scale": 1.0}
+    yield (n((1, 5, 12)),), {"n_head": 2, "dropout": 0.3, "key": 5}
+
+
+@op(cases=_self_attention_cases)
+def self_attention(qkv: Array, n_head: int, n_kv_head: int | None = None, *,
+                   rope: tuple[np.ndarray, np.ndarray] | None = None, window: int = 0,
+                   scale: float | None = None, dropout: float = 0.0, key: int = 0) -> Any:
+    """Causal `attention` on packed projections, with RoPE inside: what a block calls.
+
+    qkv (B, T, (H + 2K) d) holds q, k and v side by side along its last axis -> (B, T, H d). `rope`
+    is `rope_table`'s cos and sin. Forward and backward are those of `attention` after `rope`; the
+    gradients of q, k and v are written into one array of qkv's shape.
+    """
+    K = n_kv_head or n_head
+    B, T, width = qkv.shape
+    d, left = divmod(width, n_head + 2 * K)
+    if left:
+        raise ValueError(f"self_attention: qkv is {width} wide, which {n_head} query and 2 × {K} "
+                         "key/value heads do not divide")
+
+    def parts(x: Array) -> list[Array]:
+        cut = (n_head * d, (n_head + K) * d)
+        return [s.reshape(B, T, -1, d) for s in np.split(x, cut, axis=-1)]
+
+    out, kernel = _attend("self_attention", *parts(qkv), rope, window, scale, True, dropout, key)
+
+    def backward(g: Array) -> tuple[Array]:
+        dqkv = np.empty(qkv.shape, qkv.dtype)
+        kernel(g.reshape(out.shape), *parts(dqkv))
+        return (dqkv,)
+
+    return out.reshape(B, T, -1), backward
+
+
+# ---------------------------------------------------------------------------- softmax and loss
+
+
+def _softmax_cases(rng: Rng) -> Cases:
+    yield (rng.standard_normal((3, 4)),), {}
+    yield (rng.standard_normal((2, 3, 4)),), {"axis": 1}
+
+
+@op(cases=_softmax_cases)
+def softmax(x: Array, axis: int = -1) -> Any:
+    """e^x / Σ e^x along `axis`, shifted by the maximum so that nothing overflows.
+
+    Backward: ∂yᵢ/∂xⱼ = yᵢ (δᵢⱼ − yⱼ), so dx = y (g − Σ g y).
+    """
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    y = e / e.sum(axis=axis, keepdims=True)
+    return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
+
+
+@op(cases=_softmax_cases)
+def log_softmax(x: Array, axis: int = -1) -> Any:
+    """x − log Σ e^x along `axis`.
+
+    Backward: ∂yᵢ/∂xⱼ = δᵢⱼ − e^yⱼ, so dx = g − e^y Σ g.
+    """
+    shifted = x - x.max(axis=axis, keepdims=True)
+    y = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    return y, (lambda g: g - np.exp(y) * g.sum(axis=axis, keepdims=True),)
+
+
+def _check_targets(name: str, targets: Array, rows: int, classes: int, ignore_index: int) -> Array:
+    """Targets as a flat integer array of `rows`, each a class or `ignore_index`."""
+    t = np.ascontiguousarray(targets).reshape(-1)
+    if t.dtype.kind not in "iu" or len(t) != rows:
+        raise ValueError(f"{name}: targets must be {rows} integers, one a row; got {t.dtype} of "
+                         f"shape {np.shape(targets)}")
+    t = t.astype(np.int64, copy=False)
+    bad = ((t < 0) | (t >= classes)) & (t != ignore_index)
+    if bad.any():
+        raise IndexError(f"{name}: target {t[bad][0]} at row {int(np.argmax(bad))} is not a class "
+                         f"of 0..{classes - 1}")
+    return t
+
+
+def _cross_entropy_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((3, 4)), np.array([0, 3, 1])), {}
+    yield (n((2, 2, 4)), np.array([[0, 3], [-100, 1]])), {"reduction": "sum"}
+    yield (n((3, 4)), np.array([0, 3, 1])), {"reduction": "none", "label_smoothing": 0.2}
+    yield (n((3, 4)), np.array([0, 2, 1])), {"ignore_index": 2, "label_smoothing": 0.1}
+
+
+@op(cases=_cross_entropy_cases)
+def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100,
+                  label_smoothing: float = 0.0, reduction: str = "mean") -> Any:
+    """−Σ t log softmax(logits) with t = (1−s) onehot(target) + s/V; logits (..., V), targets (...).
+
+    `reduction`: "mean" over the rows that count, "sum", or "none" (the targets' shape). Rows whose
+    target is `ignore_index` count for nothing. Backward: d logits = g (softmax(logits) − t).
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"cross_entropy: reduction is {reduction!r}; it must be 'mean', 'sum' or "
+                         "'none'")
+    rows = np.array(logits).reshape(-1, logits.shape[-1])  # a copy: it becomes the gradient
+    t = _check_targets("cross_entropy", targets, *rows.shape, ignore_index)
+    weight = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
+    losses = kernels.cross_entropy(rows, t, ignore_index, label_smoothing,
+                                   logits.dtype.type(weight))
+    if reduction == "none":
+        out = losses.reshape(np.shape(targets))
+        return out, (lambda g: (rows * g.reshape(-1, 1)).reshape(logits.shape), None)
+    total = np.asarray(losses.sum(dtype=np.float64) * weight, logits.dtype)
+    return total, (lambda g: (rows * g).reshape(logits.shape), None)
+
+
+def _linear_cross_entropy_cases(rng: Rng) -> Cases:
+    n = rng.standard_normal
+    yield (n((2, 3, 4)), n((5, 4)), np.array([[0, 4, 1], [2, -100, 2]])), {}
+    yield (n((3, 4)), n((5, 4)), np.array([0, 4, 1])), {"reduction": "sum"}
+
+
+@op(cases=_linear_cross_entropy_cases)
+def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, ignore_index: int = -100,
+                         reduction: str = "mean") -> Any:
+    """cross_entropy(x Wᵀ, targets), a block of rows at a time: the logits are never stored whole.
+
+    x (..., D), weight (V, D), targets (...). With a vocabulary of thousands the logits are the
+    largest array of a model, so each block is turned into its gradient p − t while it is in cache,
+    and sent on at once: dx = (p − t) W and dW = (p − t)ᵀ x. The loss is a scalar, so its gradient g
+    only scales both, later.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or "
+                         "'sum'")
+    rows = _rows(x)
+    N, V = len(rows), len(weight)
+    t = _check_targets("linear_cross_entropy", targets, N, V, ignore_index)
+    scale = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
+    wanted = recording()
+    dx, dw = np.empty_like(rows), np.zeros((V, rows.shape[1]), x.dtype)
+    block = max(64, min(N, 2**20 // (V * x.itemsize) // 64 * 64))  # about 1 MB of logits
+    loss = 0.0
+    for n in range(0, N, block):
+        part = rows[n:n + block]
+        logits = part @ weight.T  # (block, V)
+        loss += float(kernels.cross_entropy(logits, t[n:n + block], ignore_index, 0.0,
+                                            x.dtype.type(scale)).sum(dtype=np.float64))
+        if wanted:
+            np.matmul(logits, weight, out=dx[n:n + block])
+            dw += logits.T @ part
+    return np.asarray(loss * scale, x.dtype), (
+        lambda g: (dx * g).reshape(x.shape), lambda g: dw * g, None)
+
+
+__all__ = ["attention", "cross_entropy", "dropout", "dropout_add", "embedding", "gelu",
+           "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "rms_norm", "rope",
+           "rope_table", "self_attention", "softmax", "swiglu"]

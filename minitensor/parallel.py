@@ -1,0 +1,184 @@
+"""The training step: a batch cut into shards, shards spread over threads, gradients in a fixed tree.
+
+One thread works on one shard at a time, with single-threaded BLAS and kernels that release the GIL:
+a shard's activations stay in a core's own cache, and the memory they take is that of a shard and
+not of a batch. The gradients of shards 2k and 2k+1 are added, then those of pairs, and so on: the
+order of every addition depends on the number of shards alone, so one thread and sixteen give the
+same bits (and pairwise sums round less than running ones).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from minitensor.tape import Array, mode, set_mode
+from minitensor.tensor import Tensor, grad
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers:
+    """`threads` threads for shards, and BLAS kept to one thread meanwhile; a context manager.
+
+    `blas_limited` says whether the limit took hold: threadpoolctl cannot reach every BLAS (not
+    Accelerate on macOS), and then the step is right but slower.
+    """
+
+    def __init__(self, threads: int = 1):
+        if threads < 1:
+            raise ValueError(f"Workers: threads is {threads}; it must be at least 1")
+        self.threads = threads
+        self.blas_limited = False
+        self._stack = ExitStack()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        controller = ThreadpoolController()
+        self.blas_limited = any(lib["user_api"] == "blas" for lib in controller.info())
+        self._stack.enter_context(controller.limit(limits=1, user_api="blas"))
+        if self.threads > 1:
+            self._pool = self._stack.enter_context(ThreadPoolExecutor(self.threads - 1))
+            # A thread that waits for the GIL asks for it after this long; the default of 5 ms is
+            # an age when ops take 50 µs.
+            self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+            sys.setswitchinterval(1e-4)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._stack.close()
+        self._pool = None
+
+    def run(self, work: Callable[[], None], count: int | None = None) -> None:
+        """Run `work` on every thread at once (on at most `count`), the calling one included.
+
+        The workers take over the caller's modes (no_grad, anomaly, observer). The first exception
+        is raised here once all have stopped.
+        """
+        modes = {name: getattr(mode, name) for name in ("grad", "anomaly", "observer")}
+
+        def helper() -> None:
+            with set_mode(**modes):
+                work()
+
+        extra = min(self.threads, count or self.threads) - 1 if self._pool is not None else 0
+        assert self._pool is not None or extra == 0
+        futures = [self._pool.submit(helper) for _ in range(extra)] if self._pool else []
+        try:
+            work()
+        finally:
+            errors = [f.exception() for f in futures]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def map(self, fn: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """[fn(item) for item in items], spread over the threads; the order is kept."""
+        todo = list(items)
+        results: list[Any] = [None] * len(todo)
+        take = _Counter(len(todo))
+
+        def work() -> None:
+            while (i := take()) is not None:
+                try:
+                    results[i] = fn(todo[i])
+                except BaseException:
+                    take.stop()
+                    raise
+
+        self.run(work, len(todo))
+        return results
+
+
+class _Counter:
+    """Hands out 0, 1, … n−1, each to one thread."""
+
+    def __init__(self, n: int):
+        self.next, self.n, self.lock = 0, n, threading.Lock()
+
+    def __call__(self) -> int | None:
+        with self.lock:
+            if self.next >= self.n:
+                return None
+            self.next += 1
+            return self.next - 1
+
+    def stop(self) -> None:
+        with self.lock:
+            self.next = self.n
+
+
+class _Tree:
+    """Adds up values that arrive in any order, always in the same pairwise order."""
+
+    def __init__(self, n: int, add: Callable[[Any, Any], Any]):
+        self.n, self.add, self.lock = n, add, threading.Lock()
+        self.waiting: dict[tuple[int, int], Any] = {}  # (level, index) -> a sum without its pair
+
+    def put(self, index: int, value: Any) -> None:
+        """Add the value of leaf `index`, and whatever sums that completes."""
+        level, size = 0, self.n
+        while size > 1:
+            if index % 2 == 0 and index == size - 1:  # an odd one out goes up alone
+                index, size, level = index // 2, (size + 1) // 2, level + 1
+                continue
+            with self.lock:
+                other = self.waiting.pop((level, index ^ 1), None)
+                if other is None:
+                    self.waiting[level, index] = value
+                    return
+            value = self.add(value, other) if index % 2 == 0 else self.add(other, value)
+            index, size, level = index // 2, (size + 1) // 2, level + 1
+        self.waiting[-1, 0] = value
+
+    def total(self) -> Any:
+        return self.waiting[-1, 0]
+
+
+def _add(left: tuple[float, list[Array]], right: tuple[float, list[Array]]) -> Any:
+    for a, b in zip(left[1], right[1], strict=True):
+        a += b
+    return left[0] + right[0], left[1]
+
+
+def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
+                   shards: Sequence[Any], *, workers: Workers,
+                   derive: Callable[[], Sequence[Tensor]] | None = None
+                   ) -> tuple[float, list[Array]]:
+    """The sum over shards of ``loss_fn(shard, index, *derived)`` and its gradients.
+
+    Each call returns a scalar Tensor (so divide by the whole batch's size inside it). The gradients
+    come as arrays aligned with `parameters`; no ``.grad`` is touched. `derive` computes tensors that
+    depend on the parameters alone, such as a pseudo-inverse: once a step, not once a shard. The
+    shards see them as leaves, and the sum of their gradients goes back through `derive` once.
+    The result does not depend on the number of threads, to the last bit.
+    """
+    if not shards:
+        raise ValueError("value_and_grad: no shards; the batch is empty")
+    derived = list(derive()) if derive is not None else []
+    leaves = [t.detach().requires_grad_() for t in derived]
+    wanted = [*parameters, *leaves]
+    tree = _Tree(len(shards), _add)
+
+    def one(index: int) -> None:
+        loss = loss_fn(shards[index], index, *leaves)
+        value = loss.item()
+        tree.put(index, (value, grad(loss, wanted, allow_unused=True)))
+
+    workers.map(one, range(len(shards)))
+    value, grads = tree.total()
+    own, through = grads[:len(parameters)], grads[len(parameters):]
+    if derived:
+        for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):
+            np.add(a, b, out=a)
+    return value, own

@@ -1,0 +1,51 @@
+"""Counter-based randomness: a number is a function of a key and a position, with no state.
+
+Dropout masks are drawn so. The backward draws the same mask again instead of storing it, a resumed
+run draws the same masks, and threads need not agree on an order. The mixing functions are
+SplitMix64 (Steele, Lea & Flood, 2014) for keys and Wellons' `lowbias32` with the key added before
+and between its two rounds for elements.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+
+
+def fold(seed: int, *counters: int) -> int:
+    """A 64-bit key from a seed and counters, such as ``fold(seed, step, shard, layer, site)``."""
+    key = seed & _MASK
+    for counter in (0, *counters):
+        key = (key ^ (counter & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & _MASK
+        key ^= key >> 31
+    return key
+
+
+def halves(key: int) -> tuple[np.uint32, np.uint32]:
+    """The two 32-bit halves of a key."""
+    return np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
+
+
+def hash32(counter: np.ndarray, k0: np.ndarray, k1: np.ndarray) -> np.ndarray:
+    """32 well-mixed bits for each uint32 of `counter`, under the key (k0, k1)."""
+    with np.errstate(over="ignore"):
+        x = counter + np.asarray(k0, np.uint32)
+        x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
+        x = x + np.asarray(k1, np.uint32)
+        x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
+        return x ^ x >> np.uint32(16)
+
+
+def threshold(p: float) -> np.uint32:
+    """The bits below which an element is dropped: P(hash < threshold) = p within 2**-32."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout: p is {p}; it must be at least 0 and below 1")
+    return np.uint32(min(round(p * 2**32), 2**32 - 1))
+
+
+def keep_mask(key: int, size: int, p: float) -> np.ndarray:
+    """Boolean array of `size`: which elements survive dropout with probability `p` of a zero."""
+    return hash32(np.arange(size, dtype=np.uint32), *halves(key)) >= threshold(p)
