@@ -9,6 +9,10 @@
 Read tape.py, tensor.py and ops/elementwise.py, in this order, and you have seen how it works.
 """
 
+from minitensor import nn, ops, optim
+from minitensor.ops import *  # noqa: F403
+from minitensor.parallel import Workers, value_and_grad
+from minitensor.random import fold
 from minitensor.tape import (
     Part,
     detect_anomaly,
@@ -18,7 +22,10 @@ from minitensor.tape import (
     observe,
     recording,
 )
-from minitensor.tensor import Op, Tensor, grad, op, registry, tensor
-from minitensor.ops import *  # noqa: F403
-from minitensor.parallel import Workers, value_and_grad
-from minitensor.random import fold
+from minitensor.tensor import Op, Tensor, checkpoint, grad, op, registry, tensor
+
+__all__ = [
+    *ops.__all__, "Op", "Part", "Tensor", "Workers", "checkpoint", "detect_anomaly", "enable_grad",
+    "fold", "grad", "is_grad_enabled", "nn", "no_grad", "observe", "op", "ops", "optim",
+    "recording", "registry", "tensor", "value_and_grad",
+]

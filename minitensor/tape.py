@@ -39,6 +39,8 @@ class Mode(threading.local):
     recording = False  # the op running now will be asked for its gradient
     anomaly = False  # look for the first non-finite value
     observer: Observer | None = None
+    drawn: list[int] | None = None  # keys that modules drew within a checkpoint
+    replayed: Iterator[int] | None = None  # the same keys, while it is computed again
 
 
 mode = Mode()
@@ -114,8 +116,20 @@ class Node:
     (but by weak reference): so a graph has no cycle and frees itself by reference count.
     """
 
-    __slots__ = ("backward", "dtype", "hooks", "id", "op", "parents", "saved", "shape",
-                 "stamp", "tensor", "where", "__weakref__")
+    __slots__ = (
+        "__weakref__",
+        "backward",
+        "dtype",
+        "hooks",
+        "id",
+        "op",
+        "parents",
+        "saved",
+        "shape",
+        "stamp",
+        "tensor",
+        "where",
+    )
 
     def __init__(self, op: str, out: Array, parents: tuple[Node | None, ...] = (),
                  backward: Backward | None = None, saved: Sequence[list[int]] = ()):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from minitensor.tape import Array, Backward, Node, mode, walk
+from minitensor.tape import Array, Backward, Node, mode, set_mode, walk
 
 _PACKAGE = str(Path(__file__).parent)
 registry: dict[str, Op] = {}
@@ -180,7 +180,7 @@ class Tensor:
     `backward`, `detach` mean what they mean in PyTorch, except that `grad` is a NumPy array.
     """
 
-    __slots__ = ("_array", "_node", "_version", "grad", "__weakref__")
+    __slots__ = ("__weakref__", "_array", "_node", "_version", "grad")
     __array_priority__ = 1000.0  # array + tensor is the tensor's business
     __array_ufunc__ = None
 
@@ -578,6 +578,43 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outp
             g = np.array(g, order="C")  # never hand out a view or the same array twice
         seen.add(id(g))
         result.append(g)
+    return result
+
+
+def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """``block(*args, **kwargs)``, whose tape is dropped at once and made again in the backward.
+
+    Time for memory (Chen et al., 2016, arXiv:1604.06174): of all that the block computes only its
+    result is kept. Gradients reach everything that the block uses, arguments or not; it must
+    compute the same the second time, so give dropout its key, or use `nn.Dropout`. Returns one
+    tensor; TypeError if the block does not.
+    """
+    start, drawn, outer = Node("leaf", np.empty(0)).id, [], mode.drawn
+    with set_mode(drawn=drawn):
+        out = block(*args, **kwargs)
+    if outer is not None:
+        outer += drawn
+    if not isinstance(out, Tensor):
+        raise TypeError(f"checkpoint: the block returned {type(out).__name__}, not one tensor")
+    if out._node is None or out._node.id < start:
+        return out
+
+    def replay(g: Array) -> Node | None:
+        with set_mode(grad=True, drawn=None, replayed=iter(drawn)):
+            return block(*args, **kwargs)._node  # the walk goes on from there
+
+    counters: dict[int, list[int]] = {}
+    stack, seen = [out._node], {out._node}
+    while stack:
+        node = stack.pop()
+        counters.update((id(counter), counter) for counter in node.saved)
+        new = {p for p in node.parents if p is not None and p.id > start} - seen
+        seen |= new
+        stack += new
+    parents = tuple(x._node if isinstance(x, Tensor) else None for x in args)
+    result = Tensor._wrap(out._array)
+    result._version = out._version
+    result._node = Node("checkpoint", out._array, parents, replay, list(counters.values()))
     return result
 
 

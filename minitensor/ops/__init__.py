@@ -61,3 +61,14 @@ from minitensor.ops.transformer import (
     softmax,
     swiglu,
 )
+
+__all__ = [
+    "abs", "add", "argmax", "astype", "attention", "binary_cross_entropy_with_logits", "clip",
+    "concat", "cos", "cross_entropy", "div", "dropout", "dropout_add", "einsum", "embedding",
+    "erf", "exp", "expand", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy",
+    "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum",
+    "mse_loss", "mul", "neg", "outer", "pad", "pinv", "pow", "relu", "reshape", "rms_norm", "rope",
+    "rope_table", "rsqrt", "self_attention", "sigmoid", "silu", "sin", "softmax", "softplus",
+    "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "tanh",
+    "transpose", "tril", "unsqueeze", "var", "where",
+]
