@@ -1,12 +1,12 @@
 """Byte-level byte-pair encoding in pure Python: exact, fast, and readable.
 
-    import bpe
+import bpe
 
-    tokenizer = bpe.train("stories.txt", 3000)
-    ids = tokenizer.encode("Once upon a time")
-    tokenizer.decode(ids)
-    tokenizer.save("tokenizer.json")
-    tokenizer = bpe.load("tokenizer.json")
+tokenizer = bpe.train("stories.txt", 3000)
+ids = tokenizer.encode("Once upon a time")
+tokenizer.decode(ids)
+tokenizer.save("tokenizer.json")
+tokenizer = bpe.load("tokenizer.json")
 """
 
 from bpe.char import CharTokenizer

@@ -77,7 +77,8 @@ class Splitter:
             return self._regex.findall(text)
         if self.name == "none":
             return [text] if text else []
-        chunks, end = [], 0
+        chunks: list[str] = []
+        end = 0
         for match in self._regex.finditer(text):
             chunks += text[end : match.start()], match.group()
             end = match.end()

@@ -52,8 +52,9 @@ class ReducedTokenizer(Tokenizer):
     def train(cls, base: BPETokenizer, source: Source, size: int) -> ReducedTokenizer:
         """Keep the `size` most frequent tokens of `base` in `source`; `vocab_size` is one more.
 
-        The special tokens of `base` are always kept and come last. Equally frequent tokens come by their id in
-        `base`; if the text has fewer different tokens than `size`, unused ones fill up.
+        The special tokens of `base` are always kept and come last. Equally frequent tokens come
+        by their id in `base`; if the text has fewer different tokens than `size`, unused ones
+        fill up.
         """
         specials = list(base.special_tokens.values())
         known = range(base.vocab_size)

@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -291,14 +291,18 @@ class BPETokenizer(Tokenizer):
         """Check the parts of the tokenizer against each other and build the tables."""
         ids: dict[bytes, int] = {}
         for id, token in enumerate(self.vocab):
-            if token is not None and ids.setdefault(token, id) != id:
+            if token is None:
+                continue
+            if self.characters and len(token) == 1:
+                ids[token] = id  # llama2.c has byte tokens for decoding and letters besides
+            elif ids.setdefault(token, id) != id:
                 raise TokenizerError(f"vocab: ids {ids[token]} and {id} are both {token!r}")
         for byte in range(256):
             if bytes([byte]) not in ids:
                 raise TokenizerError(f"vocab: no token for the byte 0x{byte:02x}")
         self._ids = ids
-        self._byte_ids = [ids[bytes([byte])] for byte in range(256)]
-        self._ranks: dict[tuple[int, int], tuple[int, int]] = {}  # pair: (rank, joined id)
+        self.byte_ids = [ids[bytes([byte])] for byte in range(256)]
+        self.ranks: dict[tuple[int, int], tuple[int, int]] = {}  # pair: (rank, joined id)
         first: dict[int, int] = {}
         for rank, pair in enumerate(self.merges):
             parts = [_at(self.vocab, id) for id in pair]
@@ -309,9 +313,9 @@ class BPETokenizer(Tokenizer):
                 raise TokenizerError(
                     f"merges[{rank}]: {parts[0]!r} and {parts[1]!r} join to bytes without a token"
                 )
-            if pair in self._ranks:
+            if pair in self.ranks:
                 raise TokenizerError(f"merges[{rank}]: the pair {pair} has been merged before")
-            self._ranks[pair] = first.setdefault(joined, rank) if self.by_token else rank, joined
+            self.ranks[pair] = first.setdefault(joined, rank) if self.by_token else rank, joined
         self._bytes = {id: token or b"" for id, token in enumerate(self.vocab)}
         for name, id in self.special_tokens.items():
             if not _is_id(id, range(MAX_ID)):
@@ -354,12 +358,12 @@ class BPETokenizer(Tokenizer):
     def _symbols(self, data: bytes) -> list[int]:
         """The ids that merging starts from."""
         if not self.characters:
-            return [self._byte_ids[byte] for byte in data]
+            return [self.byte_ids[byte] for byte in data]
         symbols: list[int] = []
         for character in data.decode("utf-8", "surrogateescape"):
             token = character.encode("utf-8", "surrogateescape")
             id = self._ids.get(token)
-            symbols += [self._byte_ids[byte] for byte in token] if id is None else [id]
+            symbols += [self.byte_ids[byte] for byte in token] if id is None else [id]
         return symbols
 
     def _merge(self, data: bytes) -> list[int]:
@@ -371,9 +375,8 @@ class BPETokenizer(Tokenizer):
         """
         if self.whole_chunks and data in self._ids:
             return [self._ids[data]]
-        ids, ranks = self._symbols(data), self._ranks
-        pairs = zip(ids, ids[1:])
-        heap = [(ranks[pair][0], i, pair) for i, pair in enumerate(pairs) if pair in ranks]
+        ids, ranks = self._symbols(data), self.ranks
+        heap = [(ranks[pair][0], i, pair) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
         heapq.heapify(heap)
         size, gone = len(ids), -1
         before, after = list(range(-1, size - 1)), list(range(1, size + 1))

@@ -23,6 +23,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,7 @@ def total_bytes(items: Iterable[str | os.PathLike[str]]) -> int | None:
     return sum(os.path.getsize(i) for i in items if isinstance(i, Path) and i.is_file()) or None
 
 
-def read_blocks(
-    path: Path, advance: Callable[[int], Any] = lambda size: None
-) -> Iterator[str]:
+def read_blocks(path: Path, advance: Callable[[int], Any] = lambda size: None) -> Iterator[str]:
     """The text of a UTF-8 file, in blocks of about a megabyte."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     end = 0
@@ -296,7 +295,7 @@ class Corpus:
             self.ids.extend(chunk)
             self.ids.append(END)
             self.chunk.extend([number] * (len(chunk) + 1))
-            for place, pair in enumerate(zip(chunk, chunk[1:]), start):
+            for place, pair in enumerate(pairwise(chunk), start):
                 self.pairs[pair] += count
                 self.places[pair].append(place)
 

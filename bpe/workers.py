@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from bpe.errors import TokenizerError
@@ -95,10 +96,8 @@ class _Worker:
         self._process.terminate()
         self._process.wait()
         self._from.close()
-        try:
+        with suppress(OSError):  # what was not yet flushed has no reader any more
             self._to.close()
-        except OSError:  # what was not yet flushed has no reader any more
-            pass
 
 
 def _paths() -> list[str]:
@@ -115,6 +114,7 @@ def serve() -> None:
         work = make(*setup)
         while True:
             job = pickle.load(source)
+            answer: tuple[Any, Exception | None]
             try:
                 answer = work(job), None
             except (ValueError, MemoryError) as error:

@@ -1,0 +1,90 @@
+"""Checks of what a file holds, with errors that say where and why."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+from bpe.errors import TokenizerError
+from bpe.tokenizer import unprintable
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The object in `data`; refuses what Python's reader lets pass: twice the same key, NaN,
+    numbers of thousands of digits."""
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20:
+            raise TokenizerError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def constant(name: str) -> None:
+        raise TokenizerError(f"{name} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise TokenizerError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is twice")
+        return result
+
+    hooks: dict[str, Any] = {"parse_int": integer, "parse_constant": constant}
+    try:
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique, **hooks)
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise TokenizerError("not a tokenizer: nested too deeply") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"an object is expected, not {name_of(content)}")
+    return content
+
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number with a point",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def name_of(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def field(data: Any, key: str, *types: type, default: Any = ..., where: str = "") -> Any:
+    """`data[key]`, which has to be of one of `types`."""
+    value = data.get(key, default)
+    if value is ...:
+        raise TokenizerError(f"{where}{key}: missing")
+    if type(value) not in types and value is not default:
+        expected = " or ".join(_NAMES[t] for t in types)
+        raise TokenizerError(f"{where}{key}: {expected} is expected, not {name_of(value)}")
+    return value
+
+
+def special_ids(data: Any, where: str = "special_tokens") -> dict[str, int]:
+    for name, id in data.items():
+        if type(name) is not str or type(id) is not int:
+            raise TokenizerError(f"{where}: {name!r} has the id {id!r}, which is not a number")
+    return dict(data)
+
+
+def token_of(token: str, where: str) -> bytes:
+    try:
+        return unprintable(token)
+    except KeyError as error:
+        raise TokenizerError(
+            f"{where}: {token!r} has {error.args[0]!r}, which stands for no byte"
+        ) from None
+
+
+def warn(message: str) -> None:
+    """Warn the caller of `Tokenizer.save`."""
+    warnings.warn(message, stacklevel=6)

@@ -1,0 +1,207 @@
+"""Files of Hugging Face's tokenizers: `tokenizer.json`, and `vocab.json` with `merges.txt`.
+
+Both write tokens in GPT-2's alphabet, a visible character for each byte, and rank pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bpe.checks import field, name_of, special_ids, token_of, warn
+from bpe.errors import TokenizerError
+from bpe.patterns import PATTERNS
+from bpe.tokenizer import MAX_ID, BPETokenizer, printable, write_file
+
+
+def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
+    """A `tokenizer.json`. What is not byte-level BPE, or would change text, is refused."""
+    model = field(data, "model", dict)
+    if model.get("type", "BPE") != "BPE":
+        raise TokenizerError(f"model.type: only BPE is known, not {model['type']!r}")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
+        if model.get(key):
+            raise TokenizerError(f"model.{key}: {model[key]!r} is not supported")
+    if data.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}):
+        raise TokenizerError("normalizer: changing the text is not supported")
+    pattern = _pre_tokenizer(field(data, "pre_tokenizer", dict))
+    specials: dict[str, int] = {}
+    for index, token in enumerate(field(data, "added_tokens", list, default=[])):
+        where = f"added_tokens[{index}]"
+        if type(token) is not dict:
+            raise TokenizerError(f"{where}: an object is expected, not {name_of(token)}")
+        for key in ("single_word", "lstrip", "rstrip"):
+            if token.get(key):
+                raise TokenizerError(f"{where}.{key}: not supported")
+        name = field(token, "content", str, where=where + ".")
+        if name in specials:
+            raise TokenizerError(f"{where}: {name!r} has been added before")
+        specials[name] = field(token, "id", int, where=where + ".")
+    vocab = field(model, "vocab", dict, where="model.")
+    merges = field(model, "merges", list, where="model.")
+    return _from_vocab(
+        vocab,
+        ((f"model.merges[{i}]", merge) for i, merge in enumerate(merges)),
+        specials,
+        pattern=pattern,
+        whole_chunks=bool(field(model, "ignore_merges", bool, default=False)),
+    )
+
+
+def _pre_tokenizer(data: dict[str, Any]) -> str:
+    """The splitting pattern that `data` amounts to: ByteLevel, or Split and then ByteLevel."""
+    steps = [data]
+    if data.get("type") == "Sequence":
+        steps = field(data, "pretokenizers", list, where="pre_tokenizer.")
+    if not all(type(step) is dict for step in steps):
+        raise TokenizerError("pre_tokenizer.pretokenizers: objects are expected")
+    types = [step.get("type") for step in steps]
+    if types not in (["ByteLevel"], ["Split", "ByteLevel"]):
+        raise TokenizerError(
+            f"pre_tokenizer: ByteLevel, or Split and ByteLevel, is expected, not {types}"
+        )
+    last = steps[-1]
+    if last.get("add_prefix_space", True):
+        raise TokenizerError("pre_tokenizer: add_prefix_space is not supported: it changes text")
+    uses_regex = last.get("use_regex", True)
+    if types == ["ByteLevel"]:
+        return "gpt2" if uses_regex else "none"
+    split = steps[0]
+    ways = (("Isolated", False), ("Removed", True))  # the same where every character is matched
+    if uses_regex or (split.get("behavior"), split.get("invert")) not in ways:
+        raise TokenizerError("pre_tokenizer: a Split is expected that isolates what it matches")
+    pattern = field(split, "pattern", dict, where="pre_tokenizer.Split.")
+    if list(pattern) == ["String"]:
+        return re.escape(field(pattern, "String", str))
+    return field(pattern, "Regex", str, where="pre_tokenizer.Split.pattern.")
+
+
+def _from_vocab(
+    ids: dict[str, Any],
+    merges: Iterable[tuple[str, Any]],
+    specials: dict[str, int] | None,
+    **options: Any,
+) -> BPETokenizer:
+    """A tokenizer from tokens and merges in GPT-2's alphabet.
+
+    With `specials` of None, what is neither a byte nor made by a merge is a special token.
+    """
+    pairs: list[tuple[str, str]] = []
+    for where, merge in merges:
+        parts = merge.split(" ") if type(merge) is str else merge
+        if type(parts) is not list or len(parts) != 2 or {type(p) for p in parts} != {str}:
+            raise TokenizerError(f"{where}: two tokens are expected, not {str(merge)[:40]!r}")
+        for part in parts:
+            if part not in ids:
+                raise TokenizerError(f"{where}: {part!r} is not in the vocabulary")
+        pairs.append((parts[0], parts[1]))
+    if specials is None:
+        made = {left + right for left, right in pairs}
+        specials = {name: id for name, id in ids.items() if len(name) > 1 and name not in made}
+    vocab: list[bytes | None] = []
+    for name, id in ids.items():
+        if type(id) is not int or not 0 <= id < MAX_ID:
+            raise TokenizerError(f"vocab: {name!r} has the impossible id {id!r}")
+        vocab += [None] * (id + 1 - len(vocab))
+        if name in specials:
+            if specials[name] != id:
+                raise TokenizerError(f"vocab: {name!r} has the ids {id} and {specials[name]}")
+            continue
+        if (other := vocab[id]) is not None:
+            raise TokenizerError(f"vocab: {name!r} and {printable(other)!r} have the id {id}")
+        vocab[id] = token_of(name, "vocab")
+    numbers = ((ids[left], ids[right]) for left, right in pairs)
+    return BPETokenizer(vocab, numbers, special_tokens=specials, **options)
+
+
+def from_gpt2(
+    vocab: dict[str, Any],
+    merges: bytes,
+    *,
+    pattern: str = "gpt2",
+    special_tokens: Mapping[str, int] | None = None,
+) -> BPETokenizer:
+    """A `vocab.json` and the `merges.txt` beside it."""
+    try:
+        lines = [line.rstrip("\r") for line in merges.decode("utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"merges.txt: not UTF-8 at byte {error.start}") from error
+    numbered = ((f"merges.txt, line {n}", line) for n, line in enumerate(lines, 1))
+    kept = ((w, line) for w, line in numbered if line and not line.startswith("#version"))
+    specials = None if special_tokens is None else special_ids(special_tokens)
+    return _from_vocab(vocab, kept, specials, pattern=pattern)
+
+
+def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": tokenizer.pattern == "gpt2",
+    }
+    pre_tokenizer: dict[str, Any] = byte_level
+    if tokenizer.pattern not in ("gpt2", "none"):
+        expression = PATTERNS.get(tokenizer.pattern, tokenizer.pattern)
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": expression},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": id, "content": name, **flags, "special": True}
+            for name, id in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+        ],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": tokenizer.whole_chunks,
+            "vocab": _vocab_json(tokenizer),
+            "merges": [list(pair) for pair in _merge_names(tokenizer)],
+        },
+    }
+    write_file(path, _json_bytes(data))
+
+
+def write_gpt2(tokenizer: BPETokenizer, path: Path) -> None:
+    if tokenizer.pattern != "gpt2":
+        warn(f"the format does not hold the pattern {tokenizer.pattern!r}; readers take GPT-2's")
+    path.mkdir(parents=True, exist_ok=True)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in _merge_names(tokenizer)), ""]
+    write_file(path / "vocab.json", _json_bytes(_vocab_json(tokenizer)))
+    write_file(path / "merges.txt", "\n".join(lines).encode("utf-8"))
+
+
+def _vocab_json(tokenizer: BPETokenizer) -> dict[str, int]:
+    names = {printable(t): id for id, t in enumerate(tokenizer.vocab) if t is not None}
+    for name, id in tokenizer.special_tokens.items():
+        if names.setdefault(name, id) != id:
+            raise TokenizerError(f"{name!r} is both a special token and, in this format, another")
+    return dict(sorted(names.items(), key=lambda item: item[1]))
+
+
+def _merge_names(tokenizer: BPETokenizer) -> Iterable[tuple[str, str]]:
+    names = [None if token is None else printable(token) for token in tokenizer.vocab]
+    return ((names[left], names[right]) for left, right in tokenizer.merges)  # type: ignore[misc]
+
+
+def _json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
