@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 NAMES = {  # kernel -> the file that holds its numba twin
-    "attention": "attention", "attention_backward": "attention",
+    "attention": "flash", "attention_backward": "flash",
     "rms_norm": "norm", "rms_norm_backward": "norm",
     "layer_norm": "norm", "layer_norm_backward": "norm",
     "gelu": "elementwise", "gelu_backward": "elementwise",
