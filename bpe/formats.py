@@ -62,12 +62,12 @@ def _reader(path: Path, data: bytes) -> Callable[..., Tokenizer]:
         raise TokenizerError("the file begins with nothing but white space" if data else "empty")
     if start.startswith(b"{"):
         content = parse_json(data)
-        if "format" in content:
-            return lambda: from_dict(content)
+        if {type(value) for value in content.values()} == {int}:  # "model" is a word of GPT-2
+            merges = _read(path.with_name("merges.txt"))
+            return lambda **options: from_gpt2(content, merges, **options)
         if "model" in content:
             return lambda: from_huggingface(content)
-        merges = _read(path.with_name("merges.txt"))
-        return lambda **options: from_gpt2(content, merges, **options)
+        return lambda: from_dict(content)
     if start.startswith(b"#version"):
         vocab = parse_json(_read(path.with_name("vocab.json")))
         return lambda **options: from_gpt2(vocab, data, **options)

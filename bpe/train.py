@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bpe.errors import TokenizerError
 from bpe.patterns import Splitter, batches, segments
@@ -77,7 +77,7 @@ def train(
     if not isinstance(min_frequency, int) or min_frequency < 1:
         raise TokenizerError(f"min_frequency: a number from 1 up is expected, not {min_frequency}")
     counts = count_chunks(source, splitter, specials, processes=processes, progress=progress)
-    vocab, pairs = learn_merges(
+    vocab, pairs, tokens = learn_merges(
         counts, merges, tie_break=tie_break, min_frequency=min_frequency, progress=progress
     )
     if len(vocab) < 256 + merges:
@@ -91,7 +91,12 @@ def train(
         pairs,
         special_tokens={name: len(vocab) + i for i, name in enumerate(specials)},
         pattern=splitter.name,
-        training={"tie_break": tie_break, "min_frequency": min_frequency},
+        training={
+            "tie_break": tie_break,
+            "min_frequency": min_frequency,
+            "bytes": sum(len(chunk) * count for chunk, count in counts.items()),
+            "tokens": tokens,
+        },
     )
 
 
@@ -188,22 +193,29 @@ def total_bytes(items: Iterable[str | os.PathLike[str]]) -> int | None:
 
 def read_blocks(path: Path, advance: Callable[[int], Any] = lambda size: None) -> Iterator[str]:
     """The text of a UTF-8 file, in blocks of about a megabyte."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    end = 0
     try:
         with path.open("rb") as file:
-            while True:
-                block = file.read(BLOCK)
-                end += len(block)
-                yield decoder.decode(block, final=not block)
-                advance(len(block))
-                if not block:
-                    return
-    except UnicodeDecodeError as error:
-        at = end - len(error.object) + error.start
-        raise TokenizerError(f"{path}: not UTF-8: {error.reason} at byte {at}") from error
+            yield from decode_blocks(file, str(path), advance)
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror}") from error
+
+
+def decode_blocks(
+    file: BinaryIO, name: str, advance: Callable[[int], Any] = lambda size: None
+) -> Iterator[str]:
+    """The text of an open file."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    end = 0
+    block = b"..."
+    try:
+        while block:
+            block = file.read(BLOCK)
+            end += len(block)
+            yield decoder.decode(block, final=not block)
+            advance(len(block))
+    except UnicodeDecodeError as error:
+        at = end - len(error.object) + error.start
+        raise TokenizerError(f"{name}: not UTF-8: {error.reason} at byte {at}") from error
 
 
 @contextmanager
@@ -228,8 +240,10 @@ def learn_merges(
     tie_break: str = "bytes",
     min_frequency: int = 1,
     progress: bool = False,
-) -> tuple[list[bytes], list[tuple[int, int]]]:
+) -> tuple[list[bytes], list[tuple[int, int]], int]:
     """The vocabulary and the merges that `counts`, occurrences by chunk, lead to.
+
+    The third result is the number of tokens that are then left of the text.
 
     Up to `merges` new tokens are made. When two different pairs join to the same bytes, the
     second gets the id of the first: it is one more merge, but no new token.
@@ -262,7 +276,7 @@ def learn_merges(
             learned.append((left, right))
             for a, b in corpus.merge(left, right, new):
                 heapq.heappush(heap, (-corpus.pairs[a, b], keys[a], keys[b], a, b))
-    return vocab, learned
+    return vocab, learned, corpus.tokens
 
 
 def _descending(token: bytes) -> str:
@@ -288,6 +302,7 @@ class Corpus:
         self.chunk = array("q", [0])  # which chunk a position belongs to
         self.counts = list(counts.values())
         self.lengths = [1] * 256  # bytes of each token
+        self.tokens = sum(len(chunk) * count for chunk, count in counts.items())
         self.pairs: dict[tuple[int, int], int] = defaultdict(int)
         self.places: dict[tuple[int, int], array[int]] = defaultdict(lambda: array("q"))
         for number, (chunk, count) in enumerate(counts.items()):
@@ -312,6 +327,7 @@ class Corpus:
             if ids[start] != left or ids[middle] != right:
                 continue  # an earlier merge took one of the two
             count = self.counts[self.chunk[start]]
+            self.tokens -= count
             end = middle + right_length
             before, after = ids[start - 1], ids[end]
             if before != END:
