@@ -1,0 +1,169 @@
+"""A vector of LANES numbers as a numba type, for the one kernel that must stay in registers.
+
+LLVM vectorises simple loops by itself, but it cannot keep a tile of sums in registers across an
+outer loop, and that is what separates a fast small matrix product from a slow one. So attention is
+written on explicit vectors: ``load`` and ``store`` move LANES neighbours of a flat array, and the
+operators work lane by lane. On a machine without AVX-512 a vector has 8 lanes instead of 16.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core.typing import Signature
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+CONTRACT = ("contract",)  # multiply-adds may fuse; nothing else is rearranged
+
+
+class Vector(types.Type):
+    """LANES numbers of one dtype."""
+
+    def __init__(self, dtype: types.Type):
+        self.dtype = dtype
+        super().__init__(f"Vector({dtype} x {LANES})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Vector):
+        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(),
+                                                     LANES))
+
+
+def _splat(builder: Any, x: Any) -> Any:
+    one = builder.insert_element(ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined), x,
+                                 ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, one, mask)
+
+
+def _number(type_: Any, value: float) -> Any:
+    return ir.Constant(ir.VectorType(type_, LANES), [ir.Constant(type_, value)] * LANES)
+
+
+def _pointer(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
+    data = context.make_array(array)(context, builder, value).data
+    element = context.data_model_manager.lookup(array.dtype).get_value_type()
+    return builder.bitcast(builder.gep(data, [index]),
+                           ir.VectorType(element, LANES).as_pointer())
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """The LANES elements of a flat array from `index` on."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+    return Vector(array.dtype)(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Write a vector to the LANES elements of a flat array from `index` on."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+    return types.void(array, types.intp, vector), codegen
+
+
+@intrinsic
+def splat(typingctx: Any, x: Any) -> Any:
+    """The number `x` in every lane."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        return _splat(builder, args[0])
+    return Vector(x)(x), codegen
+
+
+@intrinsic
+def iota(typingctx: Any, start: Any) -> Any:
+    """start, start + 1, … (uint32)."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        steps = ir.Constant(ir.VectorType(i32, LANES), [ir.Constant(i32, n) for n in range(LANES)])
+        return builder.add(_splat(builder, args[0]), steps)
+    return Vector(types.uint32)(types.uint32), codegen
+
+
+@intrinsic
+def pick(typingctx: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """Lane by lane: x where a >= b, else y."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        if isinstance(a.dtype, types.Float):
+            test = builder.fcmp_ordered(">=", args[0], args[1])
+        else:
+            test = builder.icmp_unsigned(">=", args[0], args[1])
+        return builder.select(test, args[2], args[3])
+    return x(a, b, x, y), codegen
+
+
+@intrinsic
+def exp_negative(typingctx: Any, x: Any) -> Any:
+    """e**x for x ≤ 0, lane by lane; float32 by Cephes' polynomial, 0 below −87.3, NaN stays NaN."""
+    def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        element = args[0].type.element
+        if x.dtype != types.float32:  # float64 is there for proofs, so libm will do
+            scalar = builder.module.declare_intrinsic("llvm.exp", [element])
+            out = args[0]
+            for n in range(LANES):
+                lane = ir.Constant(ir.IntType(32), n)
+                value = builder.call(scalar, [builder.extract_element(args[0], lane)])
+                out = builder.insert_element(out, value, lane)
+            return out
+
+        def number(value: float) -> Any:
+            return _number(element, value)
+
+        def mul_add(a: Any, b: Any, c: Any) -> Any:
+            return builder.fadd(builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
+
+        i32 = ir.VectorType(ir.IntType(32), LANES)
+        low = builder.fcmp_ordered("<", args[0], number(-87.3))
+        v = builder.select(low, number(-87.3), args[0])
+        name = f"llvm.rint.v{LANES}f32"
+        rint = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(v.type, [v.type]), name)
+        n = builder.call(rint, [builder.fmul(v, number(1.44269504088896341))])
+        r = mul_add(n, number(-0.693359375), v)
+        r = mul_add(n, number(2.12194440e-4), r)
+        p = number(1.9875691500e-4)
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                  5.0000001201e-1):
+            p = mul_add(p, r, number(c))
+        p = mul_add(p, builder.fmul(r, r), builder.fadd(r, number(1.0)))
+        bits = builder.add(builder.fptosi(n, i32), _number(ir.IntType(32), 127))
+        power = builder.bitcast(builder.shl(bits, _number(ir.IntType(32), 23)), args[0].type)
+        return builder.select(low, number(0.0), builder.fmul(p, power))
+    return x(x), codegen
+
+
+def _binary(python_operator: Callable[..., Any], float_op: str, int_op: str) -> None:
+    """Make an operator work lane by lane; a number on the right goes to every lane."""
+    @intrinsic
+    def apply(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+            right = args[1] if isinstance(b, Vector) else _splat(builder, args[1])
+            if isinstance(a.dtype, types.Float):
+                return getattr(builder, float_op)(args[0], right, flags=CONTRACT)
+            return getattr(builder, int_op)(args[0], right)
+        return a(a, b if isinstance(b, Vector) else a.dtype), codegen
+
+    @overload(python_operator)
+    def typed(a, b):  # type: ignore[no-untyped-def]
+        if isinstance(a, Vector):
+            return lambda a, b: apply(a, b)
+        return None
+
+
+_binary(operator.add, "fadd", "add")
+_binary(operator.sub, "fsub", "sub")
+_binary(operator.mul, "fmul", "mul")
+_binary(operator.xor, "", "xor")
+_binary(operator.rshift, "", "lshr")
