@@ -15,7 +15,7 @@ from bpe.formats import from_dict, load
 from bpe.patterns import PATTERNS
 from bpe.reduced import ReducedTokenizer
 from bpe.tokenizer import BPETokenizer, StreamDecoder, Tokenizer
-from bpe.train import train
+from bpe.training import train
 
 __all__ = [
     "PATTERNS",

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpe.errors import TokenizerError
 from bpe.tokenizer import MAX_ID, Tokenizer
-from bpe.train import Source, check_specials, documents
+from bpe.training import Source, check_specials, documents
 
 CONTROL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 

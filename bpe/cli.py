@@ -17,7 +17,7 @@ from bpe.errors import TokenizerError
 from bpe.formats import FORMATS, load
 from bpe.reduced import ReducedTokenizer
 from bpe.tokenizer import BPETokenizer, Tokenizer
-from bpe.train import decode_blocks, read_blocks, train
+from bpe.training import decode_blocks, read_blocks, train
 
 WRONG_CALL = 2
 

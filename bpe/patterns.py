@@ -80,8 +80,9 @@ class Splitter:
         chunks: list[str] = []
         end = 0
         for match in self._regex.finditer(text):
-            chunks += text[end : match.start()], match.group()
-            end = match.end()
+            if match.group():
+                chunks += text[end : match.start()], match.group()
+                end = match.end()
         return [chunk for chunk in (*chunks, text[end:]) if chunk]
 
     def words(self, text: str) -> list[str]:

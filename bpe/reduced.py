@@ -8,7 +8,7 @@ from typing import Any
 
 from bpe.errors import TokenizerError
 from bpe.tokenizer import BPETokenizer, Tokenizer
-from bpe.train import Source, documents
+from bpe.training import Source, documents
 
 
 class ReducedTokenizer(Tokenizer):
