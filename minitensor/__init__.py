@@ -10,6 +10,8 @@ Read tape.py, tensor.py and ops/elementwise.py, in this order, and you have seen
 """
 
 from minitensor import nn, ops, optim
+from minitensor.check import GradcheckError, gradcheck
+from minitensor.draw import draw
 from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
 from minitensor.random import fold
@@ -25,7 +27,7 @@ from minitensor.tape import (
 from minitensor.tensor import Op, Tensor, checkpoint, grad, op, registry, tensor
 
 __all__ = [
-    *ops.__all__, "Op", "Part", "Tensor", "Workers", "checkpoint", "detect_anomaly", "enable_grad",
-    "fold", "grad", "is_grad_enabled", "nn", "no_grad", "observe", "op", "ops", "optim",
-    "recording", "registry", "tensor", "value_and_grad",
+    *ops.__all__, "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
+    "detect_anomaly", "draw", "enable_grad", "fold", "grad", "gradcheck", "is_grad_enabled", "nn",
+    "no_grad", "observe", "op", "ops", "optim", "recording", "registry", "tensor", "value_and_grad",
 ]

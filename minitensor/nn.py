@@ -194,7 +194,7 @@ class Function(Module):
         return self.fn(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return getattr(self.fn, "name", None) or getattr(self.fn, "__name__", repr(self.fn))
+        return str(getattr(self.fn, "__name__", self.fn))
 
 
 class Linear(Module):
@@ -206,9 +206,9 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
                  rng: np.random.Generator, dtype: Any = np.float32):
         bound = in_features**-0.5 if in_features else 0.0
-        self.weight = Parameter(rng.uniform(-bound, bound, (out_features, in_features)), dtype=dtype)
-        self.bias = Parameter(rng.uniform(-bound, bound, out_features), dtype=dtype) if bias \
-            else None
+        shape = (out_features, in_features)
+        self.weight = Parameter(rng.uniform(-bound, bound, shape), dtype=dtype)
+        self.bias = Parameter(rng.uniform(-bound, bound, shape[0]), dtype=dtype) if bias else None
 
     def forward(self, x: Any) -> Tensor:
         """See `minitensor.linear`."""

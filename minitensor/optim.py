@@ -125,10 +125,11 @@ class Optimizer:
         for i, p in enumerate(self.parameters):
             entry = dict(saved["state"].get(i, {}))
             for name in self.moments if entry else ():
-                if np.shape(entry.get(name)) != p.shape:
+                moment = np.array(entry.get(name, math.nan), p.dtype, order="C")
+                if moment.shape != p.shape:
                     raise ValueError(f"{type(self).__name__}: '{name}' of parameter {i} has shape "
-                                     f"{np.shape(entry.get(name))}, the parameter {p.shape}")
-                entry[name] = np.array(entry[name], p.dtype, order="C")
+                                     f"{moment.shape}, the parameter {p.shape}")
+                entry[name] = moment
             state.append(entry)
         self.state = state
         for group, theirs_group in zip(self.param_groups, saved["param_groups"], strict=True):
@@ -217,8 +218,8 @@ class Muon(Optimizer):
                          nesterov=nesterov, ns_steps=ns_steps)
         for p in self.parameters:
             if p.ndim != 2:
-                raise ValueError(f"Muon: a parameter has shape {p.shape}; only matrices can be made "
-                                 "orthogonal, give the others to AdamW")
+                raise ValueError(f"Muon: a parameter has shape {p.shape}; only matrices can be "
+                                 "made orthogonal, give the others to AdamW")
 
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
         yield arrays
@@ -264,7 +265,7 @@ def clip_grad_norm_(params: Iterable[Tensor], max_norm: float) -> float:
     norm = grad_norm([p.grad for p in params if p.grad is not None])
     scale = max_norm / (norm + 1e-6)
     for p in params if not scale >= 1 else ():
-        p.grad = p.grad * scale  # type: ignore[operator]
+        p.grad = np.asarray(p.grad * scale)  # type: ignore[operator]
     return norm
 
 

@@ -47,7 +47,7 @@ mode = Mode()
 
 
 def recording() -> bool:
-    """True inside an op whose gradient will be wanted: lets a fused op skip what only that needs."""
+    """True inside an op whose gradient will be wanted: a fused op skips what only that needs."""
     return mode.recording
 
 

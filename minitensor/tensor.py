@@ -48,7 +48,8 @@ class Op:
         self.cases = cases
         functools.update_wrapper(self, fn)
         params = inspect.signature(fn).parameters.values()
-        inputs = list(itertools.takewhile(lambda p: "rray" in str(p.annotation), params))
+        inputs = list(itertools.takewhile(
+            lambda p: "rray" in str(p.annotation) and p.kind is not p.KEYWORD_ONLY, params))
         self.names = [p.name for p in inputs]
         self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
 
@@ -589,7 +590,8 @@ def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
     compute the same the second time, so give dropout its key, or use `nn.Dropout`. Returns one
     tensor; TypeError if the block does not.
     """
-    start, drawn, outer = Node("leaf", np.empty(0)).id, [], mode.drawn
+    start, outer = Node("leaf", np.empty(0)).id, mode.drawn
+    drawn: list[int] = []
     with set_mode(drawn=drawn):
         out = block(*args, **kwargs)
     if outer is not None:

@@ -107,7 +107,7 @@ def var(x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> A
 
 @op(cases=_spread_cases)
 def std(x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
-    """The standard deviation s = sqrt(var(x)). From s² = v: ds = dv / 2s, so g (x - m) / (n-ddof) s.
+    """The standard deviation s = sqrt(var(x)). From s² = v: ds = dv / 2s: g (x - m) / (n - ddof) s.
 
     Where s is 0 the gradient is 0, as in PyTorch.
     """
@@ -121,7 +121,7 @@ def std(x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> A
 def _distinct(rng: np.random.Generator) -> Cases:
     for inputs, options in _cases(rng):
         shape = inputs[0].shape
-        yield (rng.permutation(math.prod(shape)).reshape(shape) * 0.1,), options
+        yield ((rng.permutation(math.prod(shape)) * 0.1).reshape(shape),), options
 
 
 def _extreme(x: Array, y: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
@@ -163,7 +163,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
         lambda g: _kept(g, axes, keepdims) * np.exp(x - np.where(np.isfinite(y), y, 0)),)
 
 
-def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Position of the largest element along one axis, or in the flattened tensor: integers, so
     without a gradient. The first of several that tie."""
     array = x._array if isinstance(x, Tensor) else np.asarray(x)

@@ -9,6 +9,7 @@ IndexError that names the op and the shapes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,12 +91,9 @@ def concat(*xs: Array, axis: int = 0) -> Any:
 
     Each gets its own slice of the gradient.
     """
-    axis = axis % xs[0].ndim if xs and xs[0].ndim else axis
     y = np.concatenate(xs, axis)
-    ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
-    lead = (slice(None),) * axis
-    return y, tuple(lambda g, i=i, n=n: g[(*lead, slice(i - n, i))]
-                    for i, n in zip(ends, (x.shape[axis] for x in xs), strict=True))
+    cuts = np.cumsum([x.shape[axis] for x in xs[:-1]])
+    return y, lambda g: tuple(np.split(g, cuts, axis))
 
 
 @op(cases=lambda rng: ((draw(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)))
@@ -104,9 +102,7 @@ def stack(*xs: Array, axis: int = 0) -> Any:
 
     Each gets its own slice of the gradient.
     """
-    y = np.stack(xs, axis)
-    lead = (slice(None),) * (axis % y.ndim)
-    return y, tuple(lambda g, i=i: g[(*lead, i)] for i in range(len(xs)))
+    return np.stack(xs, axis), lambda g: tuple(np.moveaxis(g, axis, 0))
 
 
 def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
@@ -123,7 +119,7 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
         sections = range(n // sections, n, n // sections) if n else [0] * (sections - 1)
     cuts = [0, *sections, n]
     lead = (slice(None),) * (axis % x.ndim)
-    return [getitem(x, (*lead, slice(i, j))) for i, j in zip(cuts, cuts[1:], strict=False)]
+    return [getitem(x, (*lead, slice(i, j))) for i, j in itertools.pairwise(cuts)]
 
 
 @op(cases=lambda rng: iter([(draw(rng, (2, 3)), {"width": [(1, 0), (2, 1)]}),
@@ -142,8 +138,8 @@ def pad(x: Array, width: Any, value: float = 0.0) -> Any:
 @op(cases=lambda rng: ((draw(rng, shape), {"k": k})
                        for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))))
 def tril(x: Array, k: int = 0) -> Any:
-    """The lower triangle of the last two axes (on and under diagonal k), 0 above; so the gradient's.
-    """
+    """The lower triangle of the last two axes (on and under diagonal k), 0 above; so is the
+    gradient's."""
     if x.ndim < 2:
         raise ValueError("needs at least 2 axes")
     return np.tril(x, k), (lambda g: np.tril(g, k),)

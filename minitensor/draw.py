@@ -1,0 +1,153 @@
+"""The graph of a result as a picture: DOT for Graphviz, and an SVG that needs nothing.
+
+    >>> mt.draw(loss, names=dict(model.named_parameters())).save("graph.svg")
+
+Boxes are tensors with their op, shape and gradient; arrows run from inputs to results. The SVG puts
+a node one column after the last of its inputs, and a few sweeps order each column by the average
+place of its neighbours (Sugiyama et al., 1981): clear for graphs of up to a few hundred nodes.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from minitensor.tape import Array, Node, walk
+from minitensor.tensor import Tensor
+
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 150, 54, 40, 18, 12
+COLOURS = {"leaf": "#e8f0fe", "op": "#ffffff", "result": "#e6f4ea"}
+
+
+class Drawing:
+    """A graph as text: `dot`, `svg`; `save(path)` writes the one that the name ends in. Jupyter
+    shows it as a picture."""
+
+    def __init__(self, dot: str, svg: str):
+        self.dot, self.svg = dot, svg
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.svg` or `.dot` file."""
+        path = Path(path)
+        if path.suffix not in (".svg", ".dot"):
+            raise ValueError(f"draw: cannot write '{path.name}'; the name must end in .svg or .dot")
+        path.write_text(self.svg if path.suffix == ".svg" else self.dot, encoding="utf-8")
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+
+def draw(tensor: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients: bool = True
+         ) -> Drawing:
+    """The graph that made `tensor`, before it is freed by a backward.
+
+    `names` labels tensors, such as ``dict(model.named_parameters())``. For a scalar result each box
+    shows the gradient of the result for it (its value, or its 2-norm if it is an array); nothing is
+    written to ``.grad``. RuntimeError if there is no graph, or it was freed.
+    """
+    if tensor._node is None or (tensor._node.backward is None and tensor._node.op != "leaf"):
+        raise RuntimeError("draw: this tensor has no graph; draw a result that requires a "
+                           "gradient, before its backward or with retain_graph=True there")
+    nodes = _collect(tensor._node)
+    grads: dict[Node, Array] = {}
+    if gradients and tensor.size == 1:
+        grads = walk([(tensor._node, np.ones(tensor.shape, tensor.dtype))], set(nodes), True)
+    called = {t._node: name for name, t in (names or {}).items() if t._node is not None}
+    labels = {node: _label(node, called.get(node), grads.get(node)) for node in nodes}
+    return Drawing(_dot(nodes, labels, tensor._node), _svg(nodes, labels, tensor._node))
+
+
+def _collect(result: Node) -> list[Node]:
+    """Every node the result depends on, oldest first: an order in which inputs come before."""
+    found, stack = {result}, [result]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent is not None and parent not in found:
+                found.add(parent)
+                stack.append(parent)
+    return sorted(found, key=lambda node: node.id)
+
+
+def _label(node: Node, name: str | None, g: Array | None) -> list[str]:
+    """The lines in a node's box."""
+    tensor = node.tensor() if node.tensor is not None else None
+    lines = [name or node.op, f"{node.dtype} {list(node.shape)}" if node.shape else f"{node.dtype}"]
+    if tensor is not None and tensor.size == 1:
+        lines[1] += f" = {tensor.item():.4g}"
+    if g is not None:
+        lines.append(f"grad {g.item():.4g}" if g.size == 1 else f"|grad| {np.linalg.norm(g):.4g}")
+    return lines
+
+
+def _kind(node: Node, result: Node) -> str:
+    return COLOURS["result" if node is result else "leaf" if node.op == "leaf" else "op"]
+
+
+def _dot(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
+    number = {node: i for i, node in enumerate(nodes)}
+    lines = ["digraph {", "  rankdir=LR;", '  node [shape=box, style="filled,rounded"];']
+    for node in nodes:
+        text = "\\n".join(s.replace("\\", "\\\\").replace('"', '\\"') for s in labels[node])
+        lines.append(f'  n{number[node]} [label="{text}", fillcolor="{_kind(node, result)}"];')
+        lines += [f"  n{number[p]} -> n{number[node]};" for p in node.parents if p is not None]
+    return "\n".join([*lines, "}", ""])
+
+
+def _columns(nodes: list[Node]) -> list[list[Node]]:
+    """Nodes in columns: each after its inputs, leaves just before their first use."""
+    users: dict[Node, list[Node]] = {node: [] for node in nodes}
+    column: dict[Node, int] = {}
+    for node in nodes:
+        inputs = [p for p in node.parents if p is not None]
+        column[node] = 1 + max((column[p] for p in inputs), default=-1)
+        for p in inputs:
+            users[p].append(node)
+    for node in nodes:
+        if node.op == "leaf" and users[node]:
+            column[node] = min(column[user] for user in users[node]) - 1
+    columns: list[list[Node]] = [[] for _ in range(max(column.values()) + 1)]
+    for node in nodes:
+        columns[column[node]].append(node)
+    for sweep in range(4):
+        place = {node: i - len(c) / 2 for c in columns for i, node in enumerate(c)}
+        for c in columns if sweep % 2 == 0 else columns[::-1]:
+            def average(node: Node, place: dict[Node, float] = place) -> float:
+                near = [place[n] for n in (*users[node], *node.parents) if n is not None]
+                return sum(near) / len(near) if near else 0.0
+            c.sort(key=average)
+            place.update((node, i - len(c) / 2) for i, node in enumerate(c))
+    return columns
+
+
+def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
+    columns = _columns(nodes)
+    tallest = max(map(len, columns))
+    at = {node: (MARGIN + x * (WIDTH + GAP_X),
+                 MARGIN + round((y + (tallest - len(c)) / 2) * (HEIGHT + GAP_Y)))
+          for x, c in enumerate(columns) for y, node in enumerate(c)}
+    width = 2 * MARGIN + len(columns) * (WIDTH + GAP_X) - GAP_X
+    height = 2 * MARGIN + tallest * (HEIGHT + GAP_Y) - GAP_Y
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+           f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+           '<defs><marker id="tip" markerWidth="8" markerHeight="6" refX="7" refY="3" '
+           'orient="auto"><path d="M0,0 L8,3 L0,6 z" fill="#5f6368"/></marker></defs>']
+    for node in nodes:
+        x2, y2 = at[node][0], at[node][1] + HEIGHT // 2
+        for parent in node.parents:
+            if parent is not None:
+                x1, y1 = at[parent][0] + WIDTH, at[parent][1] + HEIGHT // 2
+                bend = max(GAP_X // 2, (x2 - x1) // 2)
+                out.append(f'<path d="M{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
+                           'fill="none" stroke="#5f6368" marker-end="url(#tip)"/>')
+    for node in nodes:
+        x, y = at[node]
+        out.append(f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+                   f'fill="{_kind(node, result)}" stroke="#5f6368"/>')
+        for i, line in enumerate(labels[node]):
+            weight = ' font-weight="bold"' if i == 0 else ""
+            out.append(f'<text x="{x + WIDTH // 2}" y="{y + 16 + 15 * i}" text-anchor="middle"'
+                       f'{weight}>{html.escape(line)}</text>')
+    return "\n".join([*out, "</svg>", ""])
