@@ -99,14 +99,19 @@ def furthest(f: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-3,
 
 
 def _leaf(i: int, x: Any) -> Any:
-    """An input as a leaf that shares its memory, so that strides stay what they are."""
+    """An input as a leaf that can be moved: itself if it is one (a function may also reach it
+    otherwise), or one that shares its memory, so that strides stay what they are."""
     array = x._array if isinstance(x, Tensor) else x
     learned = x.requires_grad if isinstance(x, Tensor) else True
     if not (isinstance(array, np.ndarray) and array.dtype.kind == "f" and learned):
         return x
     if array.dtype != np.float64:
         raise TypeError(f"gradcheck: input {i} is {array.dtype}; differences need float64")
-    return Tensor._wrap(array if array.flags.writeable else array.copy()).requires_grad_()
+    if not array.flags.writeable:
+        array = array.copy()
+    elif isinstance(x, Tensor) and x.is_leaf:
+        return x
+    return Tensor._wrap(array).requires_grad_()
 
 
 def _differences(value: Callable[[], float], x: Array, eps: float) -> Array:

@@ -99,7 +99,7 @@ def div(a: Array, b: Array) -> Any:
 
 @op(cases=_unary())
 def neg(x: Array) -> Any:
-    """-x; the gradient is -g."""
+    """-x; its derivative is -1, so the gradient is -g."""
     return -x, (lambda g: -g,)
 
 
@@ -242,7 +242,7 @@ def exp(x: Array) -> Any:
 
 @op(cases=_unary(0.5))
 def log(x: Array) -> Any:
-    """ln x; the gradient is g / x."""
+    """ln x; its derivative is 1/x, so the gradient is g / x."""
     return np.log(x), (lambda g: g / x,)
 
 

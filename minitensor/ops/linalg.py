@@ -153,6 +153,9 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
     return _einsum(*operands, subscripts=subscripts)
 
 
+_einsum.__doc__ = einsum.__doc__
+
+
 # -------------------------------------------------------------------------------------------- pinv
 
 
@@ -185,6 +188,6 @@ def pinv(E: Array) -> Any:
     def vjp(g: Array) -> Array:
         G = g.astype(np.float64) * unit[:, None]
         T = G.T @ S
-        return ((T - X @ (P @ T)) - P.T @ (G @ P.T)) * unit
+        return (((T - X @ (P @ T)) - P.T @ (G @ P.T)) * unit).astype(E.dtype)
 
     return (P * unit[:, None]).astype(E.dtype), (vjp,)

@@ -178,7 +178,7 @@ def getitem(x: Array, index: Any) -> Any:
 
     def scatter(g: Array) -> Array:
         places = np.arange(x.size).reshape(x.shape)[index]
-        return np.bincount(places.ravel(), g.ravel(), x.size).reshape(x.shape)
+        return np.bincount(places.ravel(), g.ravel(), x.size).astype(x.dtype).reshape(x.shape)
 
     return y, (scatter,)
 
