@@ -314,7 +314,7 @@ def starts(seed: int, step: int, sequences: int, tokens: int, context: int) -> A
     from minitensor import fold
 
     places = tokens - context  # a sequence takes context + 1 tokens
-    return np.array([fold(seed, step, i) % places for i in range(sequences)], dtype=np.int64)
+    return np.array([fold(seed, -1, step, i) % places for i in range(sequences)], dtype=np.int64)
 
 
 def even_starts(sequences: int, tokens: int, context: int) -> Array:

@@ -89,16 +89,9 @@ def init_std(c: Config, name: str) -> float:
     return 0.02 / math.sqrt(2 * c.n_layer) if residual else 0.02
 
 
-def rope_tables(length: int, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
-    """Cosines and sines, each (length, head_dim / 2), for interleaved pairs (Su et al., 2021)."""
-    frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angle = np.outer(np.arange(length), frequency)
-    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
-
-
 def sinusoids(length: int, width: int, dtype: Any) -> Array:
     """Fixed positions (length, width): sin at even columns, cos at odd (Vaswani et al., 2017)."""
-    cos, sin = rope_tables(length, width, 10000.0, np.float64)
+    cos, sin = mt.rope_table(length, width, dtype=np.float64)
     return np.stack([sin, cos], axis=-1).reshape(length, width).astype(dtype)
 
 
@@ -187,18 +180,20 @@ class GPT(nn.Module):
         self.norm = _norm(c)
         if c.head == "untied":
             self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, rng=rng)
-        self.rope = (rope_tables(c.context, c.head_dim, c.rope_theta, dtype)
+        self.rope = (mt.rope_table(c.context, c.head_dim, c.rope_theta, dtype)
                      if c.positions == "rope" else None)
         self.fixed = (sinusoids(c.context, c.d_model, dtype)
                       if c.positions == "sinusoidal" else None)
-        self._draw(np.random.Generator(np.random.Philox(c.seed)))
+        self.astype(dtype)
+        self._draw(rng)
 
     def _draw(self, rng: np.random.Generator) -> None:
         """The published initialisation: normal matrices, norm weights 1, biases 0."""
         with mt.no_grad():
             for name, p in self.named_parameters():
                 if p.ndim > 1:
-                    p[...] = rng.standard_normal(p.shape, p.dtype) * init_std(self.config, name)
+                    draw = rng.standard_normal(p.shape, p.dtype.type)
+                    p[...] = draw * init_std(self.config, name)
                 else:
                     p[...] = 1.0 if name.endswith("norm.weight") else 0.0
 
@@ -209,7 +204,7 @@ class GPT(nn.Module):
         compute it once a step and hand it to every call.
         """
         if self.config.head == "pinv":
-            return mt.pinv(self.embedding.weight).swapaxes(0, 1)
+            return mt.pinv(self.embedding.weight).T
         return self.head.weight if self.config.head == "untied" else self.embedding.weight
 
     def hidden(self, ids: Array, key: int = 0, maps: list[Array] | None = None) -> Tensor:

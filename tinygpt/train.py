@@ -34,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minitensor as mt
+from minitensor import optim
 from tinygpt import Error, UsageError, checkpoint, config, data, recipes
 from tinygpt.checkpoint import Saved
 from tinygpt.config import Config
@@ -70,7 +71,7 @@ class Trainer:
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
         c = self.config
-        schedule = getattr(mt.optim, c.schedule)
+        schedule = getattr(optim, c.schedule)
         return float(schedule(step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup, total=c.max_iters))
 
     def gradients(self, step: int) -> tuple[float, list[Array]]:
@@ -98,7 +99,7 @@ class Trainer:
         c = self.config
         with np.errstate(all="ignore"):  # what is not finite is told below, once and by name
             loss, grads = self.gradients(step)
-            norm = mt.optim.grad_norm(grads, workers=self.workers)
+            norm = optim.grad_norm(grads, workers=self.workers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Error(self._not_finite(step, loss, grads))
         for group in self.optimizer.param_groups:
@@ -149,7 +150,7 @@ def make_optimizer(c: Config, named: list[tuple[str, mt.Tensor]], matrices: int)
         {"params": [p for _, p in named[:matrices]], "weight_decay": c.weight_decay},
         {"params": [p for _, p in named[matrices:]], "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return mt.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    return optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
 
 
 def cut(rows: Array, c: Config) -> list[Array]:
@@ -619,7 +620,6 @@ def main(args: argparse.Namespace) -> int:
     dataset = data.load(c, tell, saved.tokenizer if saved else None)
     c = fit_vocabulary(c, dataset, tell)
     threads = 1 if args.profile else args.threads or cores()
-    warm_up(c, tell)
     with mt.Workers(threads) as workers:
         trainer = Trainer(c, dataset, workers)
         if args.profile is not None:
