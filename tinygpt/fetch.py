@@ -23,11 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tinygpt import Error
+
 HUB = "https://huggingface.co"
 _BLOCK = 1 << 18
 
 
-class FetchError(Exception):
+class FetchError(Error):
     """A download that cannot be finished; the message is one line that says what to do."""
 
 

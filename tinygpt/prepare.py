@@ -1,0 +1,571 @@
+"""Turn text into token files: ``tinygpt data prepare SOURCE... --out FOLDER``.
+
+Sources are UTF-8 texts (documents end at a line holding exactly ``<|endoftext|>``; a file without
+one is a single document), JSON lines (``.jsonl``, ``.ndjson``: a document a line), and folders of
+those. The folder gets ``train.npy`` and ``valid.npy``, one flat array of ids each that
+`numpy.load(..., mmap_mode="r")` opens without reading it, ``tokenizer.json`` and ``meta.json``.
+
+Sources are cut into pieces of at most 4 MiB, nearly always between documents, and worker processes
+encode one piece at a time: memory does not grow with the text. Each finished piece is a file of
+its own, so a killed run goes on where it was. Which split a document belongs to is a function of
+its text alone (a hash of it), so equal documents can never end up on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import bpe
+from bpe.patterns import scalar
+from bpe.workers import imap
+from tinygpt import Error, UsageError
+from tinygpt.fetch import sha256_of
+from tinygpt.files import replacing
+
+PIECE = 1 << 22  # bytes
+LEARN = 1 << 27  # bytes of text that a BPE learns from
+SPLITS = ("train", "valid")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+SUFFIXES = (".txt", ".text", ".md", *JSON_SUFFIXES)
+FEW = 1000  # up to so many documents the validation share is met exactly, not on average
+ALL = 1 << 64  # one more than the largest document hash
+
+_SEPARATOR = re.compile(rb"\n<\|endoftext\|>\r?(?=\n|\Z)")
+_SEPARATOR_LINE = re.compile(rb"\n<\|endoftext\|>\r?\n")
+# No tokenizer here joins what stands left of a space that follows a visible character with what
+# stands right of it; where a text has no spaces, neither does the border of two lines.
+_CUTS = (re.compile(rb".*[0-9A-Za-z.,;:!?](?= )", re.S), re.compile(rb".*[^\s]\n(?=[^\s])", re.S))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the result, besides the sources."""
+
+    tokenizer: str = "bpe"
+    vocab_size: int | None = None  # of a BPE: 4,096; of characters: as many as there are
+    valid_fraction: float = 0.05
+    max_documents: int = 0
+    field: str = "text"
+    repair: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a source file that is encoded at one go."""
+
+    file: int
+    start: int
+    end: int
+    line: int = 1  # number of its first line, for messages
+    inside: bool = False  # it begins inside a document, which the piece before it began
+    open: bool = False  # it ends inside a document, which the next piece goes on with
+    key: int = 0  # the hash of that document's beginning
+    split: str = ""  # where all of it belongs, if that is not for the hash to say
+
+
+# ------------------------------------------------------------------------------------ documents
+
+# Bytes of UTF-8 that were read as cp1252, as the characters they were taken for. Only leads that
+# make characters of Western text are looked at: "Spaß–" and "É»" are good German and French.
+_CP1252 = {b: bytes([b]).decode("cp1252", "ignore") or chr(b) for b in range(0x80, 0x100)}
+_BYTE = {char: byte for byte, char in _CP1252.items()}
+_TRAIL = "".join(_CP1252[b] for b in range(0x80, 0xC0))
+_MOJIBAKE = re.compile(f"[ÂÃÅÆË][{_TRAIL}]|[âï][{_TRAIL}]{{2}}|ð[{_TRAIL}]{{3}}")
+
+
+def repair_mojibake(text: str) -> str:
+    """Undo UTF-8 that was decoded as cp1252: ``â€œ`` becomes an opening quotation mark.
+
+    Covers the characters of cp1252 itself, punctuation and signs from U+2000 on, and emoji, also
+    when it happened twice. A bare ``â€``, a closing quotation mark whose last byte was lost because
+    cp1252 does not have it, is repaired as well. What does not decode is left as it is.
+    """
+    for _ in range(2):
+        before, text = text, _MOJIBAKE.sub(_repaired, text)
+        if text == before:
+            break
+    return text.replace("â€", "\u201d")
+
+
+def _repaired(match: re.Match[str]) -> str:
+    try:
+        char = bytes(_BYTE[char] for char in match[0]).decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
+    return char if char in _BYTE or char >= "\u2000" else match[0]
+
+
+def document_hash(text: str) -> int:
+    """64 bits that stand for a document: blake2b of its text without outer white space."""
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big")
+
+
+def _spans(data: bytes, json_lines: bool) -> list[tuple[int, int]]:
+    """Start and end of each document in a piece."""
+    spans, start = [], 0
+    if json_lines:
+        for line in data.splitlines(keepends=True):
+            spans.append((start, start + len(line)))
+            start += len(line)
+        return spans
+    for match in _SEPARATOR.finditer(b"\n" + data):  # so that a first line is found as well
+        spans.append((start, max(start, match.start() - 1)))
+        start = match.end() - 1
+    return [*spans, (start, len(data))]
+
+
+def _read(data: bytes, where: str, offset: int, line: int, field: str | None) -> str:
+    """The text of one document: decoded, and taken from JSON if `field` is given."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Error(
+            f"{where}: byte 0x{data[error.start]:02x} at offset {offset + error.start} is not "
+            "UTF-8; convert the file, for example with iconv -t utf-8"
+        ) from None
+    if field is not None and text.strip():
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise Error(f"{where}, line {line}: not JSON: {error.msg}") from None
+        value = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            found = sorted(record) if isinstance(record, dict) else type(record).__name__
+            raise Error(f"{where}, line {line}: no text in field {field!r}; it has {found}")
+        return scalar(value)
+    return text
+
+
+class Corpus:
+    """The sources: their files, the pieces these are cut into, and who decides on the split."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.files: list[dict[str, Any]] = []
+        self.pieces: list[Piece] = []
+        self.threshold = int(options.valid_fraction * ALL)  # a smaller hash is for validation
+        self.held_out: set[int] = set()  # hashes of the documents of a validation text
+
+    def to_json(self) -> str:
+        """Everything, as JSON that is equal for equal sources and options."""
+        state = vars(self) | {
+            "options": asdict(self.options),
+            "pieces": [list(vars(piece).values()) for piece in self.pieces],
+            "held_out": sorted(self.held_out),
+        }
+        return json.dumps(state)
+
+    @classmethod
+    def from_json(cls, text: str) -> Corpus:
+        """The way back from `to_json`."""
+        state = json.loads(text)
+        corpus = cls(Options(**state.pop("options")))
+        corpus.pieces = [Piece(*values) for values in state.pop("pieces")]
+        corpus.held_out = set(state.pop("held_out"))
+        vars(corpus).update(state)
+        return corpus
+
+    def read(self, piece: Piece) -> bytes:
+        """The bytes of a piece."""
+        with open(self.files[piece.file]["path"], "rb") as file:
+            file.seek(piece.start)
+            return file.read(piece.end - piece.start)
+
+    def documents(self, piece: Piece, data: bytes) -> Iterator[tuple[str, bool, int]]:
+        """Each document: its text ("" if blank), whether it was repaired, its end in `data`."""
+        info = self.files[piece.file]
+        field = self.options.field if info["json"] else None
+        spans = _spans(data, info["json"])
+        for number, (start, end) in enumerate(spans):
+            where = info["path"], piece.start + start, piece.line + number
+            text = _read(data[start:end], *where, field)
+            original = text
+            if self.options.repair:
+                text = repair_mojibake(text)
+            repaired = text != original
+            if not info["single"]:  # of a file that is one document nothing is taken away
+                if number > 0 or not piece.inside:
+                    text = text.lstrip()
+                if number < len(spans) - 1 or not piece.open:
+                    text = text.rstrip()
+            yield "" if text.isspace() else text, repaired, end
+
+    def routed(self, piece: Piece, seen: Counter[str]) -> Iterator[tuple[str, str, bool]]:
+        """The texts of a piece, the split of each, and whether it begins a document.
+
+        `seen` counts what was met on the way: documents and bytes by split, repairs, omissions.
+        """
+        for number, (text, repaired, _) in enumerate(self.documents(piece, self.read(piece))):
+            begins = number > 0 or not piece.inside
+            if not text:
+                continue
+            hash = document_hash(text) if begins else piece.key
+            split = piece.split or ("valid" if hash < self.threshold else "train")
+            if split == "train" and hash in self.held_out:
+                seen["duplicates"] += begins
+                continue
+            seen["repaired"] += repaired
+            seen[f"{split} documents"] += begins
+            seen[f"{split} bytes"] += len(text) if text.isascii() else len(text.encode())
+            yield text, split, begins
+
+
+# --------------------------------------------------------------------------------- the sources
+
+
+def _source_files(sources: list[Path]) -> Iterator[Path]:
+    """The files that `sources` name: folders are searched, in the order of names."""
+    for source in sources:
+        if source.is_dir():
+            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise Error(f"{source}: no file in this folder ends in {', '.join(SUFFIXES)}")
+            yield from inside
+        elif source.is_file():
+            yield source
+        else:
+            raise UsageError(f"{source}: no such file or folder")
+
+
+def _cut(block: bytes, json_lines: bool) -> tuple[int, bool]:
+    """Where a block that the file goes on behind is best cut; whether that is inside a document.
+
+    0 asks for a longer block: a line of JSON is never cut.
+    """
+    if json_lines:
+        return block.rfind(b"\n") + 1, False
+    mark = len(block)
+    while (mark := block.rfind(b"\n<|endoftext|>", 0, mark)) >= 0:
+        if line := _SEPARATOR_LINE.match(block, mark):
+            return line.end(), False
+    for pattern in _CUTS:
+        if match := pattern.match(block):
+            return match.end(), True
+    end = len(block) - 1
+    while end > 1 and block[end] & 0xC0 == 0x80:  # back to where a character begins
+        end -= 1
+    return end, True
+
+
+def _scan(info: dict[str, Any], number: int) -> Iterator[tuple[Piece, bytes]]:
+    """Cut a file into pieces, in one pass that also fills in its size and checksum."""
+    digest = hashlib.sha256()
+    start, line, inside, block = 0, 1, False, b""
+    info["single"] = not info["json"]
+    with open(info["path"], "rb") as file:
+        while True:
+            wanted = max(PIECE - len(block), PIECE // 2)
+            new = file.read(wanted)
+            digest.update(new)
+            block += new
+            if start == 0 and block.startswith(b"\xef\xbb\xbf"):  # a byte order mark is no text
+                block, start = block[3:], 3
+            cut, goes_on = _cut(block, info["json"]) if len(new) == wanted else (len(block), False)
+            if cut:
+                data, block = block[:cut], block[cut:]
+                info["single"] = info["single"] and not _SEPARATOR.search(b"\n" + data)
+                yield Piece(number, start, start + cut, line, inside, goes_on), data
+                start, inside = start + cut, goes_on
+                line += data.count(b"\n") if info["json"] else 0
+            if len(new) < wanted:
+                break
+    info["bytes"], info["sha256"] = start, digest.hexdigest()
+
+
+def scan(sources: list[Path], valid: list[Path], options: Options) -> Corpus:
+    """Read all sources once, cut them into pieces and settle how documents are divided.
+
+    With `valid`, that text is the validation split and `sources`, less the documents they share,
+    the training split. Else the documents with the smallest hashes are for validation: exactly
+    the fraction asked for if they are few, those below a threshold if they are many. A single
+    document is divided by position, its end being for validation.
+    """
+    corpus = Corpus(options)
+    for path in _source_files(valid):
+        _add(corpus, path, "valid", corpus.held_out, 0)
+    few: set[int] = set()
+    room = options.max_documents or ALL
+    for path in _source_files(sources):
+        if room:
+            room = _add(corpus, path, "train" if valid else "", few, room)
+    if valid:
+        return corpus
+    if len(few) == 1:
+        _split_by_position(corpus)
+    elif 1 < len(few) <= FEW:
+        share = min(max(1, round(options.valid_fraction * len(few))), len(few) - 1)
+        corpus.threshold = sorted(few)[share]
+    return corpus
+
+
+def _add(corpus: Corpus, path: Path, split: str, hashes: set[int], room: int) -> int:
+    """Add the pieces of a file, up to `room` documents; return how much room is left.
+
+    `hashes` gets those of all documents of a validation text, and those of the first few else:
+    to hash every document here would take as long as to encode it in the workers.
+    """
+    info: dict[str, Any] = {"path": str(path), "json": path.suffix.lower() in JSON_SUFFIXES}
+    corpus.files.append(info)
+    key = 0
+    for piece, data in _scan(info, len(corpus.files) - 1):
+        every = split == "valid" or (split == "" and len(hashes) <= FEW)
+        if every or piece.open or corpus.options.max_documents:
+            end = 0
+            for number, (text, _, after) in enumerate(corpus.documents(piece, data)):
+                if text and (number > 0 or not piece.inside):
+                    if room == 0 and split != "valid":
+                        piece = replace(piece, end=piece.start + end, open=False)
+                        break
+                    room -= 1
+                    if every or piece.open:
+                        key = document_hash(text)
+                    if every:
+                        hashes.add(key)
+                end = after
+        corpus.pieces.append(replace(piece, key=key, split=split))
+        if room == 0 and split != "valid" and not piece.open:
+            break
+    return room
+
+
+def _split_by_position(corpus: Corpus) -> None:
+    """Divide the only document there is: its last `valid_fraction` is for validation."""
+    if len(corpus.files) > 1 or corpus.files[0]["json"]:
+        raise Error("there is one distinct document only, which cannot be split; give --valid TEXT")
+    first, last = corpus.pieces[0].start, corpus.pieces[-1].end
+    border = first + int((last - first) * (1 - corpus.options.valid_fraction))
+    with open(corpus.files[0]["path"], "rb") as file:
+        file.seek(border)
+        border += next((i for i, b in enumerate(file.read(4)) if b & 0xC0 != 0x80), 0)
+    divided = []
+    for piece in corpus.pieces:
+        if piece.start < border:
+            divided.append(replace(piece, end=min(piece.end, border), split="train"))
+        if piece.end > border:
+            inside = piece.inside and piece.start > border
+            divided.append(
+                replace(piece, start=max(piece.start, border), inside=inside, split="valid")
+            )
+    corpus.pieces = divided
+
+
+# --------------------------------------------------------------------------------- the tokenizer
+
+
+def _tokenizer(corpus: Corpus, processes: int) -> Any:
+    """The tokenizer that the options name: read from its file, or trained on the corpus.
+
+    A BPE learns from the training split alone, and of a large one from evenly spread pieces: the
+    memory that it takes grows with the number of distinct words. An alphabet is that of both
+    splits, so that no character of the validation text is unknown.
+    """
+    kind, size = corpus.options.tokenizer, corpus.options.vocab_size
+    if kind not in ("bpe", "char", "char-plain"):
+        return bpe.load(kind)
+    total = sum(piece.end - piece.start for piece in corpus.pieces)
+    stride = -(-total // LEARN) if kind == "bpe" else 1
+    pieces = tqdm(corpus.pieces[::stride], desc="reading for the tokenizer", unit=" pieces")
+    texts = (
+        text
+        for piece in pieces
+        for text, split, _ in corpus.routed(piece, Counter())
+        if split == "train" or kind != "bpe"
+    )
+    if kind == "bpe":
+        return bpe.train(texts, size or 4096, processes=processes)
+    return bpe.CharTokenizer.train(
+        texts, size, control_tokens=kind == "char", special_tokens=()
+    )
+
+
+# ------------------------------------------------------------------------------------- encoding
+
+
+def _encoder(work: str) -> Callable[[int], dict[str, Any]]:
+    """What a worker process runs: a function that encodes the piece of a number."""
+    corpus = Corpus.from_json((Path(work) / "plan.json").read_text(encoding="utf-8"))
+    tokenizer = bpe.load(Path(work) / "tokenizer.json")
+    return partial(_encode_piece, corpus, tokenizer, Path(work))
+
+
+def _encode_piece(corpus: Corpus, tokenizer: Any, work: Path, number: int) -> dict[str, Any]:
+    """Encode one piece into `work`, unless an earlier run did; return its counts."""
+    done = work / f"{number}.json"
+    if done.exists():
+        return {**json.loads(done.read_text(encoding="utf-8")), "resumed": 1}
+    seen: Counter[str] = Counter()
+    dtype = _dtype(tokenizer)
+    streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    try:
+        for text, split, begins in corpus.routed(corpus.pieces[number], seen):
+            ids = tokenizer.encode(text)
+            streams[split].append(np.array(opening + ids if begins else ids, dtype))
+    except (Error, OSError) as error:  # as a value: a worker hands back no such exceptions
+        return {"error": str(error)}
+    for split, arrays in streams.items():
+        seen[f"{split} tokens"] = sum(map(len, arrays))
+        with replacing(work / f"{number}.{split}") as file:
+            file.writelines(array.tobytes() for array in arrays)
+    with replacing(done) as file:  # last: it says that the others are whole
+        file.write(json.dumps(seen).encode())
+    return dict(seen)
+
+
+def _dtype(tokenizer: Any) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: np.dtype) -> None:
+    """Write the parts of a split, one behind the other, as one array into a .npy file."""
+    with replacing(out / f"{split}.npy") as file:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for number in range(pieces):
+            file.write((work / f"{number}.{split}").read_bytes())
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def prepare(
+    sources: list[Path],
+    out: Path,
+    *,
+    valid: list[Path] | None = None,
+    options: Options | None = None,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Write the token files of `sources` into the folder `out` and return its meta.json.
+
+    Args:
+        sources: UTF-8 texts, JSON lines, folders of them.
+        out: gets train.npy, valid.npy, tokenizer.json and, last of all, meta.json.
+        valid: sources of the validation split; documents of it are dropped from the others.
+        options: what else decides the result.
+        processes: worker processes; the result does not depend on them.
+
+    A call that was killed is continued by the same call. One that has nothing left to do returns
+    at once. Raises Error, or bpe.TokenizerError, in one line.
+    """
+    options = options or Options()
+    if not 0 < options.valid_fraction < 1:
+        raise UsageError(f"valid-fraction: {options.valid_fraction} is not between 0 and 1")
+    corpus = scan(sources, valid or [], options)
+    plan = corpus.to_json()
+    if os.path.isfile(options.tokenizer):
+        plan += sha256_of(Path(options.tokenizer))
+    plan_id = hashlib.sha256(plan.encode()).hexdigest()
+    meta_file, work = out / "meta.json", out / f".prepare-{plan_id[:16]}"
+    if meta_file.exists():
+        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+        if meta.get("sha256") == plan_id:
+            return {**meta, "resumed": len(corpus.pieces)}
+        meta_file.unlink()  # what it describes is about to be replaced
+    for other in out.glob(".prepare-*"):
+        if other != work:  # left by a call with other sources or options
+            shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
+    with replacing(work / "plan.json") as file:
+        file.write(corpus.to_json().encode())
+    if not (work / "tokenizer.json").exists():
+        _tokenizer(corpus, processes).save(work / "tokenizer.json")
+    meta = _encode(corpus, work, out, processes, plan_id)
+    with replacing(meta_file) as file:
+        file.write(json.dumps({k: v for k, v in meta.items() if k != "resumed"}, indent=1).encode())
+    shutil.rmtree(work)
+    return meta
+
+
+def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str) -> dict[str, Any]:
+    """Encode all pieces, join them, and return what meta.json is to hold."""
+    total: Counter[str] = Counter()
+    numbers = range(len(corpus.pieces))
+    with tqdm(total=sum(p.end - p.start for p in corpus.pieces), unit="B", unit_scale=True,
+              desc="encoding") as bar:  # fmt: skip
+        for piece, counts in zip(
+            corpus.pieces, imap(_encoder, (str(work),), numbers, processes), strict=True
+        ):
+            if "error" in counts:
+                raise Error(counts["error"])
+            total.update(counts)
+            bar.update(piece.end - piece.start)
+    tokenizer = bpe.load(work / "tokenizer.json")
+    for split in SPLITS:
+        if not total[f"{split} tokens"]:
+            raise Error(f"no text is left for {split}; give more documents, or another --valid")
+        tokens = total[f"{split} tokens"]
+        _merge(work, out, len(numbers), split, tokens, _dtype(tokenizer))
+    shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
+    splits = {
+        split: {kind: total[f"{split} {kind}"] for kind in ("documents", "tokens", "bytes")}
+        for split in SPLITS
+    }
+    return {
+        "format": "tinygpt-data", "version": 1, **splits,
+        "duplicates": total["duplicates"], "repaired": total["repaired"],
+        "resumed": total["resumed"], "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size, "source": ", ".join(f["path"] for f in corpus.files),
+        "files": corpus.files, "options": asdict(corpus.options), "sha256": plan_id,
+    }  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``tinygpt data prepare``."""
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, metavar="SOURCE", help="text, JSON lines, or folder")
+    add("--out", type=Path, required=True, help="folder for the token files")
+    add("--valid", nargs="+", type=Path, default=[], metavar="SOURCE",
+        help="validation text (default: a share of the sources)")  # fmt: skip
+    add("--valid-fraction", type=float, default=0.05, help="that share (default: 0.05)")
+    add("--tokenizer", default="bpe", help="bpe, char, char-plain, or a tokenizer's file")
+    add("--vocab-size", type=int, help="ids in all (default: 4096 for bpe)")
+    add("--max-documents", type=int, default=0, help="only the first N documents")
+    add("--field", default="text", help="JSON field that holds the text (default: text)")
+    add("--repair-mojibake", action="store_true", help="undo UTF-8 that was read as cp1252")
+    add("--processes", type=int, default=min(os.cpu_count() or 1, 4),
+        help="worker processes of about 150 MB each (default: one a core, at most 4)")  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt data prepare`` and print what it did."""
+    start = time.perf_counter()
+    options = Options(
+        args.tokenizer, args.vocab_size, args.valid_fraction, args.max_documents, args.field,
+        args.repair_mojibake,
+    )  # fmt: skip
+    meta = prepare(
+        args.sources, args.out, valid=args.valid, options=options, processes=args.processes
+    )
+    size = sum(file["bytes"] for file in meta["files"])
+    print(f"read     {len(meta['files'])} files, {size:,} bytes")
+    print(f"tokens   {args.tokenizer}, {meta['vocab_size']:,} ids")
+    for split in SPLITS:
+        n = meta[split]
+        print(
+            f"{split:8} {n['documents']:,} documents, {n['tokens']:,} tokens, {n['bytes']:,} bytes "
+            f"({n['bytes'] / n['tokens']:.2f} a token)"
+        )
+    print(f"dropped  {meta['duplicates']:,} training documents that are in the validation text")
+    if args.repair_mojibake:
+        print(f"repaired {meta['repaired']:,} documents")
+    if meta["resumed"]:
+        print(f"resumed  {meta['resumed']:,} pieces were there from an earlier call")
+    print(f"wrote    {args.out} in {time.perf_counter() - start:.1f} s", file=sys.stdout)
+    return 0
