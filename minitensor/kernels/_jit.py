@@ -136,7 +136,7 @@ def exp(x: Any) -> Any:
 f32, i32, u32 = np.float32, np.int32, np.uint32
 
 
-@overload(exp, fastmath=FASTMATH)
+@overload(exp, inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -179,7 +179,7 @@ def erf(x: Any) -> Any:
     return math.erf(x)
 
 
-@overload(erf, fastmath=FASTMATH)
+@overload(erf, inline="always")
 def _erf(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.erf(x)
@@ -187,8 +187,7 @@ def _erf(x):  # type: ignore[no-untyped-def]
     def impl(x):  # type: ignore[no-untyped-def]
         # erf(x) = x P(x²) below 1 and sign(x) (1 − e^Q(|x|)) above, P and Q fitted to minimise the
         # largest error (Lawson's iteration on Chebyshev points); from 4 on it is 1 in float32.
-        t = f32(-x) if x < f32(0) else x
-        t = f32(4) if t > f32(4) else t
+        t = min(abs(x), f32(4))
         s = t * t
         p = f32(7.88911958e-05)
         p = p * s + f32(-8.0208413e-04)
@@ -206,8 +205,7 @@ def _erf(x):  # type: ignore[no-untyped-def]
         q = q * t + f32(-6.32031981e-01)
         q = q * t + f32(-1.13012481)
         q = q * t + f32(2.95823943e-04)
-        large = f32(1) - exp(q)
-        large = f32(-large) if x < f32(0) else large
+        large = np.copysign(f32(1) - exp(q), x)
         return x * p if t < f32(1) else large
 
     return impl
