@@ -87,6 +87,8 @@ class Op:
             else:
                 arrays.append(x if type(x) in _PLAIN else _as_operand(x, inputs))
                 parents.append(None)
+        if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
+            arrays = [a if a is None else Tensor(a)._array for a in arrays]
         outer, mode.recording = mode.recording, record
         start = time.perf_counter() if mode.observer else 0.0
         try:
@@ -148,9 +150,10 @@ def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
     if isinstance(x, (int, np.integer)):
         return int(x)
     array = np.asarray(x)
-    beside = [t.dtype for t in inputs if isinstance(t, Tensor) and t.dtype.kind == "f"]
-    if array.dtype == np.float64 and beside and not isinstance(x, np.ndarray):
-        array = array.astype(np.result_type(*beside))
+    beside = [t.dtype for t in inputs if isinstance(t, (Tensor, np.ndarray))
+              and t.dtype.kind == "f"]
+    if array.dtype == np.float64 and not isinstance(x, np.ndarray):
+        array = array.astype(np.result_type(*beside) if beside else np.float32)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"cannot make a tensor of {type(x).__name__}; give numbers or booleans")
     return array
