@@ -7,11 +7,12 @@ the tokenizer and where the weights come from. A checkpoint adds ``optim/<name>`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,15 +98,16 @@ def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:
     return saved.model(), saved.tokenizer, saved
 
 
-def load_latest(path: Path) -> Saved | None:
+def load_latest(path: Path, say: Callable[[str], None] = lambda line: None) -> Saved | None:
     """The checkpoint at `path`, or the one kept beside it if that is damaged; None if neither."""
     for candidate in (path, backup(path)):
         if candidate.is_file():
             try:
                 return load(candidate)
-            except Error:
+            except Error as error:
                 if candidate == backup(path) or not backup(path).is_file():
                     raise
+                say(f"{error}; taking the one before it")
     return None
 
 
@@ -124,10 +126,12 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if not path.is_file():
         raise Error(f"{path}: no such model file")
     try:
-        with path.open("rb") as handle:
+        with contextlib.ExitStack() as stack:
+            handle = stack.enter_context(path.open("rb"))
             if handle.read(2) != b"PK":
                 raise Error(f"{path}: not a tinygpt model file, which is an .npz archive")
-        with np.load(path, allow_pickle=False) as archive:
+            handle.seek(0)
+            archive = stack.enter_context(np.load(handle, allow_pickle=False))
             if "meta" not in archive:
                 raise Error(f"{path}: not a tinygpt model: an archive without 'meta'")
             meta = json.loads(archive["meta"].tobytes().decode("utf-8"))

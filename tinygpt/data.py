@@ -142,18 +142,10 @@ def load(config: Config, say: Say = lambda line: None,
     `tokenizer` is used instead of training one (a resumed run has its own). Raises Error, in one
     line, for what cannot be read or is too short.
     """
-    source = Path(config.data)
-    if config.data != "stories" and (source / "meta.json").is_file():
-        dataset = load_prepared(source)
+    if config.data != "stories" and (Path(config.data) / "meta.json").is_file():
+        dataset = load_prepared(Path(config.data))
     else:
-        key = _cache_key(config, tokenizer)
-        folder = cache_folder() / "data" / key[:32]
-        try:
-            dataset = load_prepared(folder)
-            say(f"data: {config.data}, tokens from the cache")
-        except Error:
-            dataset = _tokenize(config, key, say, tokenizer)
-            _store(dataset, folder, say)
+        dataset = _from_text(config, say, tokenizer)
     if len(dataset.train) <= config.context:
         raise Error(f"{config.data}: {len(dataset.train)} tokens for training, but one context of "
                     f"{config.context} needs {config.context + 1}: give a longer text, or "
@@ -161,28 +153,53 @@ def load(config: Config, say: Say = lambda line: None,
     return dataset
 
 
-def _tokenize(config: Config, key: str, say: Say, tokenizer: Tokenizer | None) -> Dataset:
+def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset:
+    """Tokens of a text or of the stories: from the cache, where the text's hash is known."""
+    source = _source_key(config)
+    known = cache_folder() / "tokenizers" / f"{_tokenizer_key(config, source)[:32]}.json"
+    if tokenizer is None:
+        tokenizer = _cached_tokenizer(known)
+    if tokenizer is not None:
+        try:
+            dataset = load_prepared(_stream_folder(source, tokenizer))
+            say(f"data: {config.data}, tokens from the cache")
+            return dataset
+        except Error:  # not there, or damaged: made again
+            pass
+    train, valid = _read(config, say)
+    trained = tokenizer is None
+    if tokenizer is None:
+        tokenizer = make_tokenizer(config, train, valid, say)
+    say(f"data: encoding {len(train) + len(valid):,} documents")
+    dataset = Dataset(
+        tokenizer, encode_documents(tokenizer, train), encode_documents(tokenizer, valid),
+        {"train": len(train), "valid": len(valid)},
+        {"train": text_bytes(train), "valid": text_bytes(valid)}, config.data,
+        _hash(source, tokenizer.sha256))
+    try:
+        _store(dataset, _stream_folder(source, tokenizer))
+        if trained:
+            _write_json(known, tokenizer.to_dict())
+    except (OSError, Error) as error:
+        say(f"data: the tokens are not kept for the next run: {error}")
+    return dataset
+
+
+def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
+    """The documents to train on and to validate with."""
     if config.data == "stories":
         from tinygpt import stories
 
         total = config.max_documents or STORIES
         say(f"data: writing {total:,} embedded stories")
         held = max(1, round(total * config.valid_fraction)) if config.valid_fraction else 0
-        train = list(stories.corpus(total - held, split="train"))
-        valid = list(stories.corpus(held, split="valid"))
-    else:
-        say(f"data: reading {config.data}")
-        docs = documents(read_text(config.data))
-        if config.max_documents:
-            docs = docs[: config.max_documents]
-        train, valid = split_documents(docs, config.valid_fraction)
-    if tokenizer is None:
-        tokenizer = make_tokenizer(config, train, valid, say)
-    say(f"data: encoding {len(train) + len(valid):,} documents")
-    return Dataset(
-        tokenizer, encode_documents(tokenizer, train), encode_documents(tokenizer, valid),
-        {"train": len(train), "valid": len(valid)},
-        {"train": text_bytes(train), "valid": text_bytes(valid)}, config.data, key)
+        return (list(stories.corpus(total - held, split="train")),
+                list(stories.corpus(held, split="valid")))
+    say(f"data: reading {config.data}")
+    docs = documents(read_text(config.data))
+    if config.max_documents:
+        docs = docs[: config.max_documents]
+    return split_documents(docs, config.valid_fraction)
 
 
 def make_tokenizer(config: Config, train: Sequence[str], valid: Sequence[str],
@@ -242,24 +259,33 @@ def load_prepared(folder: Path) -> Dataset:
     return dataset
 
 
-def _store(dataset: Dataset, folder: Path, say: Say) -> None:
-    """Write a dataset in the layout of a prepared folder; that it fails is no reason to stop."""
+def _store(dataset: Dataset, folder: Path) -> None:
+    """Write a dataset in the layout of a prepared folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    meta: dict[str, Any] = {"format": "tinygpt-data", "version": FORMAT, "source": dataset.source,
+                            "sha256": dataset.sha256}
+    for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
+        with replacing(folder / f"{split}.npy") as handle:
+            np.save(handle, stream)
+        meta[split] = {"documents": dataset.documents[split], "tokens": len(stream),
+                       "bytes": dataset.bytes[split]}
+    _write_json(folder / "tokenizer.json", dataset.tokenizer.to_dict())
+    _write_json(folder / "meta.json", meta)  # last: what has it, is whole
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as handle:
+        handle.write(json.dumps(value).encode())
+
+
+def _cached_tokenizer(path: Path) -> Tokenizer | None:
+    import bpe
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
-            with replacing(folder / f"{split}.npy") as handle:
-                np.save(handle, stream)
-        with replacing(folder / "tokenizer.json") as handle:
-            handle.write(json.dumps(dataset.tokenizer.to_dict()).encode())
-        meta = {"format": "tinygpt-data", "version": FORMAT, "source": dataset.source,
-                "sha256": dataset.sha256}
-        for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
-            meta[split] = {"documents": dataset.documents[split], "tokens": len(stream),
-                           "bytes": dataset.bytes[split]}
-        with replacing(folder / "meta.json") as handle:  # last: what has it, is whole
-            handle.write(json.dumps(meta, indent=2).encode())
-    except (OSError, Error) as error:
-        say(f"data: the tokens are not kept for the next run: {error}")
+        return bpe.load(path)
+    except (OSError, ValueError):  # not there, or damaged: trained again
+        return None
 
 
 def cache_folder() -> Path:
@@ -273,29 +299,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinygpt"
 
 
-def _cache_key(config: Config, tokenizer: Tokenizer | None) -> str:
-    """SHA-256 of the source's bytes and of every setting that shapes the streams."""
+def _stream_folder(source: str, tokenizer: Tokenizer) -> Path:
+    return cache_folder() / "data" / _hash(source, tokenizer.sha256)[:32]
+
+
+def _source_key(config: Config) -> str:
+    """SHA-256 of the source's bytes and of how it is divided."""
+    path = Path(config.data)
     if config.data == "stories":
-        source = Path(__file__).with_name("stories.py")
-    else:
-        source = Path(config.data)
-        read_head(source)
-    settings: dict[str, Any] = {
-        "format": FORMAT, "source": _sha256(source), "stories": config.data == "stories",
-        "valid_fraction": config.valid_fraction, "max_documents": config.max_documents}
-    if tokenizer is not None:
-        settings["tokenizer"] = tokenizer.sha256
-    elif config.tokenizer in TOKENIZERS:
-        settings["tokenizer"] = [config.tokenizer, config.vocab_size, config.reduced_from]
-    elif Path(config.tokenizer).is_file():
-        settings["tokenizer"] = _sha256(Path(config.tokenizer))
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        path = Path(__file__).with_name("stories.py")
+    elif not path.is_file() or path.stat().st_size == 0:
+        read_text(path)  # says what is wrong with it
+    return _hash(FORMAT, _sha256(path), config.data == "stories", config.valid_fraction,
+                 config.max_documents)
 
 
-def read_head(path: Path) -> None:
-    """Fail early, with the right message, for a text that cannot be read at all."""
-    if not path.is_file() or path.stat().st_size == 0:
-        read_text(path)
+def _tokenizer_key(config: Config, source: str) -> str:
+    """SHA-256 of all that decides the tokenizer."""
+    if config.tokenizer not in TOKENIZERS and Path(config.tokenizer).is_file():
+        return _hash(_sha256(Path(config.tokenizer)))
+    return _hash(source, config.tokenizer, config.vocab_size, config.reduced_from)
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,14 @@ CHANGEABLE = {"data", "name", "max_iters", "eval_interval", "eval_batches", "sam
 
 
 def say(line: str) -> None:
-    """A message to standard error, above a progress bar if there is one."""
+    """A text to standard error, above a progress bar if there is one."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
+
+
+def tell(line: str) -> None:
+    """A message to standard error that says whose it is."""
+    say(f"tinygpt: {line}")
 
 
 class Trainer:
@@ -60,13 +65,10 @@ class Trainer:
     def __init__(self, c: Config, dataset: Dataset, workers: Any):
         self.config, self.dataset, self.workers = c, dataset, workers
         self.model = GPT(c)
-        named = list(self.model.named_parameters())
-        # decayed matrices first, then vectors; gradients come in this order too
-        self.named = [np_ for np_ in named if np_[1].ndim > 1]
-        matrices = len(self.named)
-        self.named += [np_ for np_ in named if np_[1].ndim <= 1]
-        self.parameters = [p for _, p in self.named]
-        self.optimizer = make_optimizer(c, self.named, matrices)
+        self.optimizer = make_optimizer(c, dict(self.model.named_parameters()))
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
@@ -144,13 +146,49 @@ class Trainer:
                            seed=mt.fold(c.seed, step) & 0x7FFFFFFF)
 
 
-def make_optimizer(c: Config, named: list[tuple[str, mt.Tensor]], matrices: int) -> Any:
-    """The optimiser of a configuration: decay for matrices, none for vectors."""
+MUON = 10.0  # the matrices that Muon takes learn at this times the rate of AdamW's tensors
+
+
+def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
+    """The optimiser of a configuration: decay for matrices, none for vectors.
+
+    With "muon", the matrices inside the blocks go to Muon and all else to AdamW.
+    """
+    muon = [p for name, p in named.items()
+            if c.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")]
+    taken = set(map(id, muon))
     groups: list[dict[str, Any]] = [
-        {"params": [p for _, p in named[:matrices]], "weight_decay": c.weight_decay},
-        {"params": [p for _, p in named[matrices:]], "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+        {"params": [p for p in named.values() if p.ndim > 1 and id(p) not in taken],
+         "weight_decay": c.weight_decay},
+        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0}]
+    adamw = optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    if not muon:
+        return adamw
+    group = {"params": muon, "lr_scale": MUON}
+    return Together(optim.Muon([group], lr=c.lr, weight_decay=c.weight_decay / MUON), adamw)
+
+
+class Together:
+    """Two optimisers as one, each for its own parameters."""
+
+    def __init__(self, *parts: optim.Optimizer):
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, grads: list[Array], *, scale: float, workers: Any) -> None:
+        """One update; the gradients come in the order of the groups' parameters."""
+        for part in self.parts:
+            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters):]
+            part.step(mine, scale=scale, workers=workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        for part, state in zip(self.parts, saved["parts"], strict=True):
+            part.load_state_dict(state)
 
 
 def cut(rows: Array, c: Config) -> list[Array]:
@@ -286,7 +324,7 @@ class Run:
         if len(times.all) == StepTimes.FIRST:
             ms = times.median() * 1e3
             left = duration((c.max_iters - self.step) * times.median())
-            say(f"tinygpt: a step takes {ms:.3g} ms here: about {left} to go; memory in use "
+            tell(f"a step takes {ms:.3g} ms here: about {left} to go; memory in use "
                 f"{peak_memory()}")
         return loss
 
@@ -318,7 +356,7 @@ class Run:
         """Save after a signal, and say how to go on."""
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
         self.save()
-        say(f"tinygpt: stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
+        tell(f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
             f"go on with: tinygpt train --resume --out {self.out}")
         return 128 + number
 
@@ -326,7 +364,7 @@ class Run:
         """The last words."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
         times.remember()
-        say(f"tinygpt: {self.step:,} steps in {duration(self.elapsed())}, peak memory "
+        tell(f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
             f"tinygpt generate {self.out / 'model.npz'}")
         return 0
@@ -378,7 +416,7 @@ def signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        say("tinygpt: stopping after this step")
+        tell("stopping after this step")
 
     before = {number: signal.signal(number, handler)
               for number in (signal.SIGINT, signal.SIGTERM)}
@@ -552,7 +590,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
     out = args.out or latest_folder(recipes.get(args.recipe or "quick").name)
     if not (out / "config.json").is_file():
         raise Error(f"{out}: no run to go on with (there is no config.json)")
-    saved = checkpoint.load_latest(out / "checkpoint.npz")
+    saved = checkpoint.load_latest(out / "checkpoint.npz", tell)
     before = saved.config if saved else config.load(out / "config.json")
     c = overrides(args, before)
     changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
@@ -599,7 +637,7 @@ def _holds_run(path: Path) -> bool:
     return any((path / name).exists() for name in names)
 
 
-def fit_vocabulary(c: Config, dataset: Dataset, tell: Callable[[str], None]) -> Config:
+def fit_vocabulary(c: Config, dataset: Dataset) -> Config:
     """The configuration with the size that the tokenizer really has."""
     size = dataset.tokenizer.vocab_size
     if size == c.vocab_size:
@@ -613,12 +651,8 @@ def fit_vocabulary(c: Config, dataset: Dataset, tell: Callable[[str], None]) -> 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
     c, out, saved = resolve(args)
-
-    def tell(line: str) -> None:
-        say(f"tinygpt: {line}")
-
     dataset = data.load(c, tell, saved.tokenizer if saved else None)
-    c = fit_vocabulary(c, dataset, tell)
+    c = fit_vocabulary(c, dataset)
     threads = 1 if args.profile else args.threads or cores()
     with mt.Workers(threads) as workers:
         trainer = Trainer(c, dataset, workers)
@@ -632,4 +666,5 @@ def main(args: argparse.Namespace) -> int:
         run.open()
         for line in plan(c, dataset, threads, out):
             tell(line)
-        return run.loop()
+        with run.log_file:
+            return run.loop()

@@ -1,0 +1,298 @@
+"""Training: the same bits whatever happens, and clear words when it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minitensor as mt
+from tinygpt import Error, UsageError, checkpoint, cli, config, data, train
+from tinygpt.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def params(folder: Path, name: str = "model.npz") -> dict[str, np.ndarray]:
+    return checkpoint.load(folder / name).params
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny) -> Path:
+    """A configuration file of the tiny model."""
+    config.save(tiny, tmp_path / "tiny.json")
+    return tmp_path / "tiny.json"
+
+
+def run(recipe: Path, out: Path, *options: str) -> int:
+    return cli.main(["train", "--config", str(recipe), "--out", str(out), "--threads", "1",
+                     "--debug", *options])
+
+
+def start(out: Path, *options: str) -> subprocess.Popen:
+    """Train in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tinygpt", "train", "--out", str(out), "--threads", "1", *options],
+        cwd=ROOT, env=dict(os.environ), stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def wait_for_step(out: Path, step: int) -> None:
+    """Until the log tells of a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        log = out / "log.jsonl"
+        if log.exists() and f'{{"step": {step}, "loss"' in log.read_text("utf-8"):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} within two minutes")
+
+
+# ------------------------------------------------------------------------------- the same bits
+
+
+def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
+    assert run(recipe, tmp_path / "run") == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "log.jsonl", "samples.txt", "model.npz", "best.npz",
+                     "checkpoint.npz", "checkpoint.npz.bak"}
+    assert config.load(tmp_path / "run" / "config.json") == tiny
+    log = records(tmp_path / "run")
+    assert [r["step"] for r in log if "loss" in r] == list(range(6))
+    assert [r["step"] for r in log if "valid_loss" in r] == [0, 3, 6]
+    assert log[0]["event"] == "start" and log[-1]["event"] == "end"
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "5,760 parameters (5,632 + 128)" in told.err
+    assert "=== step 6 ===" in (tmp_path / "run" / "samples.txt").read_text("utf-8")
+
+
+def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
+    run(recipe, tmp_path / "one")
+    run(recipe, tmp_path / "two", "--threads", "3")
+    assert (tmp_path / "one" / "model.npz").read_bytes() == \
+        (tmp_path / "two" / "model.npz").read_bytes()
+    run(recipe, tmp_path / "other", "--seed", "2")
+    assert not same(params(tmp_path / "one"), params(tmp_path / "other"))
+
+
+def test_accumulation_gives_the_bits_of_one_large_batch(recipe, tmp_path):
+    run(recipe, tmp_path / "large", "--set", "batch_size=8")
+    run(recipe, tmp_path / "small", "--set", "batch_size=2", "--set", "accumulation=4")
+    assert same(params(tmp_path / "large"), params(tmp_path / "small"))
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"head": "tied", "dtype": "float64"}])
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, tiny, changes):
+    config.save(tiny.replace(**changes), tmp_path / "c.json")
+    run(tmp_path / "c.json", tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "step", interrupt_after(5))
+        assert run(tmp_path / "c.json", tmp_path / "cut") == 130
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "cut"), "--threads", "2"]) == 0
+    for name in ("model.npz", "best.npz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert (tmp_path / "whole" / "samples.txt").read_bytes() == \
+        (tmp_path / "cut" / "samples.txt").read_bytes()
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r.get("loss", r.get("valid_loss"))) for r in records(folder)
+            if "event" not in r]
+
+
+def interrupt_after(steps: int):
+    """A `Trainer.step` after which Ctrl-C is pressed once."""
+    plain = train.Trainer.step
+
+    def step(self, number):
+        result = plain(self, number)
+        if number == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    return step
+
+
+def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path):
+    options = ("--set", "max_iters=60", "--set", "checkpoint_interval=7",
+               "--set", "eval_interval=0", "--set", "sample_interval=0")
+    run(recipe, tmp_path / "whole", *options)
+    process = start(tmp_path / "cut", "--config", str(recipe), *options)
+    wait_for_step(tmp_path / "cut", 16)
+    process.kill()
+    process.communicate()
+    if not any(r.get("event") == "end" for r in records(tmp_path / "cut")):
+        assert cli.main(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert same(params(tmp_path / "whole"), params(tmp_path / "cut"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way")
+def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
+    process = start(tmp_path / "run", "--config", str(recipe), "--max-iters", "100000",
+                    "--set", "eval_interval=0", "--set", "sample_interval=0")
+    wait_for_step(tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"go on with: tinygpt train --resume --out {tmp_path / 'run'}" in err
+    assert "Traceback" not in err
+    step = checkpoint.load(tmp_path / "run" / "checkpoint.npz").training["step"]
+    assert records(tmp_path / "run")[-1] == {
+        "event": "stop", "step": step, "seconds": records(tmp_path / "run")[-1]["seconds"]}
+
+
+# ---------------------------------------------------------------------------- when it cannot go on
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe, tmp_path):
+    run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert same(params(tmp_path / "whole"), params(tmp_path / "run"))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(recipe, tmp_path, capsys):
+    run(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "model.npz").read_bytes()
+    with pytest.raises(Error, match="holds a run already; go on with it with --resume"):
+        run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "model.npz").read_bytes() == before
+
+
+def test_new_runs_are_numbered_and_the_latest_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.new_folder(None, "quick") == Path("runs/quick")
+    with pytest.raises(Error, match="no run to go on with"):
+        train.latest_folder("quick")
+    for name in ("quick", "quick-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}", encoding="utf-8")
+    assert train.new_folder(None, "quick") == Path("runs/quick-3")
+    assert train.latest_folder("quick") == Path("runs/quick-2")
+
+
+def test_what_shapes_the_bits_cannot_be_changed_on_the_way(recipe, tmp_path):
+    run(recipe, tmp_path / "run")
+    args = ["train", "--resume", "--out", str(tmp_path / "run"), "--debug"]
+    with pytest.raises(UsageError, match="lr cannot be changed"):
+        cli.main([*args, "--set", "lr=1"])
+    with pytest.raises(Error, match="not the data that the run"):
+        (tmp_path / "t.txt").write_text("another text " * 20, encoding="utf-8")
+        cli.main([*args, "--data", str(tmp_path / "t.txt")])
+    assert cli.main([*args, "--max-iters", "7"]) == 0
+    assert checkpoint.load(tmp_path / "run" / "model.npz").provenance["step"] == 7
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ("weight", "the first tensor that is not finite is the weight blocks.1.ffn.down.weight"),
+    ("gradient", "the first tensor that is not finite is the gradient of embedding.weight")])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, what, message):
+    plain, good = train.Trainer.gradients, {}
+
+    def gradients(self, step):
+        if step == 3:
+            good.update({n: np.array(p.data) for n, p in self.named})
+            if what == "weight":
+                with mt.no_grad():
+                    dict(self.named)["blocks.1.ffn.down.weight"][0, 0] = np.nan
+            else:
+                loss, grads = plain(self, step)
+                grads[0][0] = np.inf
+                return loss, grads
+        return plain(self, step)
+
+    monkeypatch.setattr(train.Trainer, "gradients", gradients)
+    with pytest.raises(Error, match=message) as caught:
+        run(recipe, tmp_path / "run", "--set", "eval_interval=0")
+    assert str(caught.value).startswith("step 3: the loss is")
+    assert "the last good checkpoint, of step 2" in str(caught.value)
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.npz").training["step"] == 2
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(recipe, tmp_path, monkeypatch):
+    calls = []
+    plain = os.fsync
+
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) > 12:
+            raise OSError(28, "No space left on device")
+        plain(handle)
+
+    monkeypatch.setattr("tinygpt.files.os.fsync", fsync)
+    with pytest.raises(Error, match="cannot be written: No space left on device; the last good"):
+        run(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    checkpoint.load(tmp_path / "run" / "checkpoint.npz")
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_made(recipe, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(Error, match="a file; --out is the folder of the run"):
+        run(recipe, tmp_path / "file")
+    with pytest.raises(Error, match="the run folder cannot be written"):
+        run(recipe, tmp_path / "file" / "run")
+
+
+# ------------------------------------------------------------------------------------- the step
+
+
+def test_the_gradients_are_those_of_the_mean_over_the_batch(tiny):
+    c = tiny.replace(dropout=0.0, dtype="float64", shard_tokens=16)
+    dataset = data.load(c)
+    with mt.Workers(2) as workers:
+        trainer = train.Trainer(c, dataset, workers)
+        loss, grads = trainer.gradients(4)
+    begin = data.starts(c.seed, 4, c.batch_size, len(dataset.train), c.context)
+    rows = data.rows(dataset.train, begin, c.context + 1)
+    model = trainer.model
+    logits = model(rows[:, :-1])
+    whole = mt.cross_entropy(logits, rows[:, 1:])
+    assert loss == pytest.approx(whole.item(), rel=1e-12)
+    for mine, wanted in zip(grads, mt.grad(whole, trainer.parameters), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_matrices_decay_and_vectors_do_not(tiny):
+    with mt.Workers(1) as workers:
+        trainer = train.Trainer(tiny, data.load(tiny), workers)
+    groups = trainer.optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert {p.ndim for p in groups[0]["params"]} == {2}
+    assert {p.ndim for p in groups[1]["params"]} == {1}
+
+
+def test_profile_prints_where_the_time_goes(recipe, tmp_path, capsys):
+    assert run(recipe, tmp_path / "run", "--profile", "2") == 0
+    told = capsys.readouterr().out
+    assert "self_attention" in told and "everything else" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_duration_reads_well():
+    assert [train.duration(s) for s in (5, 100, 5999)] == ["5 s", "2 min", "1 h 40 min"]
+
+
+def test_memory_grows_with_the_model():
+    assert train.memory(Config(n_layer=8), 2) > train.memory(Config(n_layer=2), 2)
