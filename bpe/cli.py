@@ -82,9 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (it failed) or 2 (the call was wrong)."""
     words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
     options = build_parser().parse_args(words)
-    warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
+            options.run(options)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -105,11 +105,11 @@ def _from_vocab(
     for name, id in ids.items():
         if type(id) is not int or not 0 <= id < MAX_ID:
             raise TokenizerError(f"vocab: {name!r} has the impossible id {id!r}")
-        vocab += [None] * (id + 1 - len(vocab))
         if name in specials:
             if specials[name] != id:
                 raise TokenizerError(f"vocab: {name!r} has the ids {id} and {specials[name]}")
             continue
+        vocab += [None] * (id + 1 - len(vocab))
         if (other := vocab[id]) is not None:
             raise TokenizerError(f"vocab: {name!r} and {printable(other)!r} have the id {id}")
         vocab[id] = token_of(name, "vocab")

@@ -465,7 +465,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def _is_id(id: Any, known: Container[int]) -> bool:
     try:
-        return id in known and not isinstance(id, bool)
+        return id in known
     except TypeError:  # not hashable, so no id
         return False
 

@@ -1,0 +1,149 @@
+"""The command line."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+import bpe
+from bpe.cli import main
+
+TEXT = "Once upon a time.\r\nThe end.\n<|endoftext|>\n" * 20
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture
+def trained(text, tmp_path):
+    path = tmp_path / "t.json"
+    bpe.train(text, 270).save(path)
+    return path
+
+
+def test_train_takes_the_options(text, trained, tmp_path, capsys):
+    path = tmp_path / "other.json"
+    assert main(["train", str(text), "--vocab_size=270", "--out", str(path)]) == 0
+    assert capsys.readouterr().err == f"bpe: 270 ids written to {path}\n"
+    assert path.read_bytes() == trained.read_bytes()
+    call = ["train", text, text, "--vocab-size", 262, "--out", path, "--special-token", "<s>"]
+    call += ["--pattern", "gpt4", "--tie_break", "ids", "--min-frequency", 2, "--processes", 2]
+    assert main([str(word) for word in [*call, "--quiet"]]) == 0
+    expected = bpe.train(
+        [text, text],
+        262,
+        special_tokens=["<s>"],
+        pattern="gpt4",
+        tie_break="ids",
+        min_frequency=2,
+    )
+    assert bpe.load(path) == expected
+
+
+def test_other_kinds(text, trained, tmp_path, capsys):
+    path = tmp_path / "other.json"
+    assert main(["train", str(text), "--kind", "char", "--out", str(path)]) == 0
+    assert bpe.load(path) == bpe.CharTokenizer.train(text)
+    assert (
+        main(["train", str(text), "--kind", "char", "--no-control-tokens", "--out", str(path)]) == 0
+    )
+    assert bpe.load(path).separator_id is None
+    call = ["train", str(text), "--kind", "reduced", "--out", str(path), "--vocab-size", "6"]
+    assert main(call) == 1
+    assert main([*call, "--base", str(path)]) == 1
+    assert main([*call, "--base", str(trained)]) == 0
+    assert bpe.load(path).vocab_size == 6
+    errors = capsys.readouterr().err
+    assert "bpe: --base: the tokenizer to reduce is missing\n" in errors
+    assert "bpe: --base: a BPE tokenizer is expected, not 'char'\n" in errors
+    assert "bpe: 5 tokens cover " in errors
+
+
+def test_encode_and_decode(text, trained, tmp_path, capsysbinary):
+    assert main(["encode", str(trained), str(text)]) == 0
+    out = capsysbinary.readouterr().out
+    ids = [int(word) for word in out.split()]
+    assert ids == bpe.load(trained).encode(TEXT)
+    assert main(["encode", str(trained), str(text), "--allow-special"]) == 0
+    assert len(capsysbinary.readouterr().out) < len(out)
+    numbers = tmp_path / "ids.txt"
+    numbers.write_bytes(out.replace(b" ", b", ", 7).replace(b" ", b"\n", 20))
+    assert main(["decode", str(trained), str(numbers)]) == 0
+    assert capsysbinary.readouterr().out == TEXT.encode()
+
+
+def test_standard_input(trained, monkeypatch, capsysbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon")))
+    assert main(["encode", str(trained)]) == 0
+    out = capsysbinary.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(out)))
+    assert main(["decode", str(trained), "-"]) == 0
+    assert capsysbinary.readouterr().out == b"Once upon"
+
+
+def test_info(text, trained, tmp_path, capsys):
+    assert main(["info", str(trained), "--data", str(text), "--longest", "2"]) == 0
+    out = capsys.readouterr().out
+    tokenizer = bpe.load(trained)
+    tokens = len(tokenizer.encode(TEXT, allowed_special="all"))
+    assert f"{tokens:,} tokens: {len(TEXT) / tokens:.3f} bytes per token" in out
+    assert tokenizer.sha256 in out
+    assert "the 2 longest tokens:" in out
+    assert len(out.partition("longest tokens:\n")[2].splitlines()) == 2
+    for kind in (bpe.CharTokenizer.train(["Once"]), bpe.ReducedTokenizer.train(tokenizer, text, 9)):
+        kind.save(tmp_path / "other.json")
+        assert main(["info", str(tmp_path / "other.json"), "--data", str(text)]) == 0
+        assert "of its tokens are not unknown" in capsys.readouterr().out
+
+
+def test_failures_are_one_line_and_status_1(trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "words").write_bytes(b"12 twelve")
+    for call in (
+        ["train", "no-such-file"],
+        ["train", str(tmp_path / "empty")],
+        ["train", str(tmp_path)],
+        ["info", "no-such-file"],
+        ["info", str(tmp_path / "empty")],
+        ["info", str(trained), "--data", str(tmp_path / "empty")],
+        ["decode", str(trained), str(tmp_path / "words")],
+        ["encode", str(tmp_path / "words")],
+    ):
+        assert main(call) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("bpe: ")
+        assert error.count("\n") == 1
+    with pytest.raises(bpe.TokenizerError):
+        main(["--debug", "train", "no-such-file"])
+
+
+@pytest.mark.parametrize("call", [[], ["fly"], ["train"], ["train", "x", "--vocab-size", "many"]])
+def test_wrong_calls_are_one_line_and_status_2(call, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(call)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_note_when_pairs_run_out(tmp_path, capsys):
+    path = tmp_path / "t.txt"
+    path.write_text("abab", encoding="utf-8")
+    assert main(["train", str(path), "--out", str(tmp_path / "t.json")]) == 0
+    assert "bpe: note: the text ran out of pairs" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command(trained, tmp_path):
+    call = [sys.executable, "-m", "bpe"]
+    done = subprocess.run([*call, "info", str(trained)], capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert b"the 10 longest tokens" in done.stdout
+    ids = tmp_path / "ids"
+    ids.write_bytes(b"97 " * 500_000)
+    with subprocess.Popen([*call, "decode", str(trained), str(ids)], stdout=subprocess.PIPE) as run:
+        run.stdout.close()  # nobody wants the output: no traceback, no error
+        assert run.wait(timeout=60) == 0
