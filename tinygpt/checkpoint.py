@@ -24,7 +24,7 @@ from tinygpt.config import Config
 from tinygpt.files import backup, replacing
 
 if TYPE_CHECKING:
-    from tinygpt.data import Tokenizer
+    from bpe.tokenizer import Tokenizer
     from tinygpt.model import GPT
 
 Array = np.ndarray

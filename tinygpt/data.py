@@ -28,9 +28,7 @@ from tinygpt.config import TOKENIZERS, Config
 from tinygpt.files import replacing
 
 if TYPE_CHECKING:
-    from bpe import BPETokenizer, CharTokenizer, ReducedTokenizer
-
-    Tokenizer = BPETokenizer | CharTokenizer | ReducedTokenizer
+    from bpe.tokenizer import Tokenizer
 
 Array = np.ndarray
 SEPARATOR = "<|endoftext|>"

@@ -17,15 +17,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 import minitensor as mt
 from tinygpt import Error, UsageError, checkpoint, data
-from tinygpt.data import Tokenizer
 from tinygpt.model import GPT
+
+if TYPE_CHECKING:
+    from bpe.tokenizer import Tokenizer
 
 Array = np.ndarray
 IGNORE = -100

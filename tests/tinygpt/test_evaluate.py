@@ -1,0 +1,90 @@
+"""Evaluation: every token once, the same number however it is computed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bpe
+import minitensor as mt
+from tinygpt import Error, checkpoint, cli, evaluate, stories
+from tinygpt.checkpoint import Saved
+from tinygpt.model import GPT
+
+TEXT = "\n<|endoftext|>\n".join(stories.corpus(6, split="valid"))
+
+
+@pytest.fixture
+def model(tiny) -> GPT:
+    return GPT(tiny.replace(head="tied")).eval()
+
+
+@pytest.fixture
+def tokenizer():
+    return bpe.CharTokenizer.train([TEXT], vocab_size=80)
+
+
+@given(st.integers(2, 200), st.integers(1, 20), st.data())
+def test_windows_judge_every_token_but_the_first_once(tokens, context, draw):
+    stride = draw.draw(st.integers(1, context))
+    judged = []
+    for begin, first in evaluate.windows(tokens, context, stride):
+        length = min(context, tokens - 1)
+        assert begin + length < tokens
+        judged += range(first, begin + length + 1)
+    assert judged == list(range(1, tokens))
+
+
+def test_the_number_does_not_depend_on_batches_or_threads(model, tokenizer):
+    reference = evaluate.evaluate(model, tokenizer, TEXT)
+    for batch_size in (1, 3, 1000):
+        assert evaluate.evaluate(model, tokenizer, TEXT, batch_size=batch_size) == reference
+    with mt.Workers(3) as workers:
+        assert evaluate.evaluate(model, tokenizer, TEXT, workers=workers) == reference
+
+
+def test_a_stride_of_one_is_the_plain_definition(model, tokenizer):
+    stream = np.array([1, *tokenizer.encode("a little fox and a hen went home")])
+    context, total = model.config.context, 0.0
+    for target in range(1, len(stream)):
+        begin = max(0, min(target - context, len(stream) - 1 - context))
+        with mt.no_grad():
+            logits = model(stream[None, begin:target]).numpy()[0, -1].astype(float)
+        total += math.log(np.exp(logits).sum()) - logits[stream[target]]
+    assert evaluate.stream_loss(model, stream, stride=1) == pytest.approx(total, rel=1e-5)
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_text(model, tokenizer):
+    result = evaluate.evaluate(model, tokenizer, TEXT)
+    docs = TEXT.split("\n<|endoftext|>\n")
+    assert result["bytes"] == sum(len(doc.encode()) for doc in docs)
+    assert result["tokens"] == sum(len(doc) + 1 for doc in docs) - 1
+    assert result["bits_per_byte"] == pytest.approx(
+        result["loss"] * result["tokens"] / result["bytes"] / math.log(2))
+    assert result["uniform"]["loss"] == pytest.approx(math.log(80))
+    assert result["untrained"]["loss"] == pytest.approx(result["loss"], rel=0.02)
+
+
+def test_a_text_shorter_than_the_context_is_judged_too(model, tokenizer):
+    assert evaluate.evaluate(model, tokenizer, "fox")["tokens"] == 3
+    with pytest.raises(Error, match="too short to judge"):
+        evaluate.evaluate(model, tokenizer, "")
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
+    checkpoint.save(tmp_path / "m.npz", Saved(model.config, tokenizer, model.state_dict()))
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    args = ["eval", str(tmp_path / "m.npz"), "--data", str(tmp_path / "t.txt")]
+    assert cli.main(args) == 0
+    table = capsys.readouterr().out
+    assert "bits per byte" in table and "untrained" in table and "uniform" in table
+    assert cli.main([*args, "--json", "--batch_size", "2", "--threads=1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert f"{result['loss']:.4f}" in table
+    assert cli.main([*args, "--stride", "17"]) == 2
+    assert "exceeds the model's context of 16" in capsys.readouterr().err
