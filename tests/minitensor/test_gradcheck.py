@@ -63,7 +63,7 @@ FAULTS = {  # family: an op with one fault in it, of the kinds that happen
 def test_a_planted_fault_is_found(fault):
     operation, inputs = FAULTS[fault]
     assert not check(operation, inputs, raise_exception=False)
-    with pytest.raises(mt.GradcheckError, match="the backward says .* differences say"):
+    with pytest.raises(mt.GradcheckError, match=r"the backward says .* differences say"):
         check(operation, inputs)
 
 

@@ -76,7 +76,7 @@ def test_a_second_backward_needs_retain_graph():
     y.backward(retain_graph=True)
     y.backward()
     np.testing.assert_array_equal(x.grad, [8])
-    with pytest.raises(RuntimeError, match="'sum' was already freed.*retain_graph=True"):
+    with pytest.raises(RuntimeError, match=r"'sum' was already freed.*retain_graph=True"):
         y.backward()
 
 

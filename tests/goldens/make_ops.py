@@ -1,0 +1,118 @@
+"""Write ops.npz and optimisers.npz: what PyTorch computes, for tests that then need no PyTorch.
+
+Run by hand in an environment with torch: python tests/goldens/make_ops.py
+Ops: inputs, value and gradients, chosen for the corners (ties, limits, kinks, zeros, masks).
+Optimisers: parameters after each of six steps along fixed gradients.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+HERE = Path(__file__).parent
+inf = float("inf")
+T = torch.tensor
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.normal(size=shape).round(3)
+
+
+OPS = {  # name: (function of torch tensors, inputs)
+    "abs": (torch.abs, [[-1.0, 0.0, 2.0]]),
+    "relu": (torch.relu, [[-1.0, 0.0, 2.0]]),
+    "maximum": (torch.maximum, [[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]]),
+    "minimum": (torch.minimum, [[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]]),
+    "clip": (lambda x: x.clamp(-1, 1), [[-2.0, -1.0, 0.0, 1.0, 2.0]]),
+    "max": (lambda x: x.amax(1), [[[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]]),
+    "min": (lambda x: x.amin((0, 1)), [[[1.0, 3.0, 3.0], [2.0, 1.0, 2.0]]]),
+    "pow_0": (lambda x: x**0, [[0.0, 1.0, -2.0]]),
+    "pow_2": (lambda x: x**2, [[0.0, 1.0, -2.0]]),
+    "pow_3": (lambda x: x**3, [[0.0, 1.0, -2.0]]),
+    "pow_half": (lambda x: x**0.5, [[0.25, 1.0, 2.0]]),
+    "pow_minus_2": (lambda x: x**-2, [[0.25, 1.0, -2.0]]),
+    "pow_tensor": (torch.pow, [[0.0, 0.0, 2.0, 1.5], [0.0, 2.0, -1.0, 0.5]]),
+    "pow_of_number": (lambda x: 2.0**x, [[0.0, -1.0, 3.5]]),
+    "sigmoid": (torch.sigmoid, [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
+    "softplus": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
+    "silu": (F.silu, [[-800.0, -4.0, 0.0, 3.0, 800.0]]),
+    "gelu": (F.gelu, [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
+    "erf": (torch.erf, [[-3.0, -0.5, 0.0, 0.1, 6.0]]),
+    "std": (lambda x: x.std(1, correction=0), [[[1.0, 1.0, 1.0], [1.0, 2.0, 4.0]]]),
+    "var": (lambda x: x.var((0, 2), correction=1), [normal(2, 3, 4)]),
+    "logsumexp": (lambda x: x.logsumexp(1), [[[1000.0, 1001.0], [-1000.0, -inf]]]),
+    "where": (lambda x, y: torch.where(x > 0, x, y), [[-1.0, 0.0, 2.0], [5.0, 6.0, 7.0]]),
+    "gather": (lambda x: x[[0, 2, 2, 0], :2], [normal(3, 3)]),
+    "mask": (lambda x: x[x > 0] ** 2, [normal(3, 3)]),
+    "pinv": (torch.linalg.pinv, [normal(6, 3)]),
+    "matmul": (torch.matmul, [normal(4, 1, 2, 3), normal(5, 3, 2)]),
+    "matmul_vector": (torch.matmul, [normal(4, 2, 3), normal(3)]),
+    "einsum": (lambda a, b: torch.einsum("bij,kj->ibk", a, b), [normal(2, 3, 4), normal(5, 4)]),
+    "softmax": (lambda x: x.softmax(0), [[[1000.0, -1.0], [1001.0, -inf], [0.0, 2.0]]]),
+    "log_softmax": (lambda x: x.log_softmax(-1), [normal(3, 4) * 100]),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), [normal(3, 4), normal(4),
+                                                                 normal(4)]),
+    "rms_norm": (lambda x, w: F.rms_norm(x, (4,), w, eps=1e-5), [normal(3, 4), normal(4)]),
+    "cross_entropy": (lambda x: F.cross_entropy(x, T([1, -100, 0]), label_smoothing=0.1),
+                      [normal(3, 4)]),
+    "cross_entropy_none": (lambda x: F.cross_entropy(x, T([1, 2, 0]), reduction="none"),
+                           [normal(3, 4) * 300]),
+    "cross_entropy_sum": (lambda x: F.cross_entropy(x, T([1, 2, 2]), reduction="sum",
+                                                    ignore_index=2, label_smoothing=0.3),
+                          [normal(3, 4)]),
+    "mse": (F.mse_loss, [normal(3, 2), normal(3, 2)]),
+    "bce": (F.binary_cross_entropy_with_logits, [[-900.0, -1.0, 0.0, 900.0], [0.0, 1.0, 0.3, 1.0]]),
+    "attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True,
+                                                                 enable_gqa=True),
+                  [normal(2, 4, 5, 2), normal(2, 2, 5, 2), normal(2, 2, 5, 2)]),
+}
+
+OPTIMISERS = {
+    "sgd": (torch.optim.SGD, {"lr": 0.1}),
+    "sgd_momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
+    "sgd_nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "adam": (torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "muon": (torch.optim.Muon, {"lr": 0.01}),
+    "muon_plain": (torch.optim.Muon, {"lr": 0.01, "nesterov": False, "weight_decay": 0.0}),
+}
+
+
+def ops():
+    out = {}
+    for name, (f, inputs) in OPS.items():
+        xs = [torch.tensor(np.array(x), dtype=torch.float64, requires_grad=True) for x in inputs]
+        y = f(*xs)
+        weights = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape)
+        (y * torch.where(torch.isfinite(y), weights, 0)).nan_to_num(0, 0, 0).sum().backward()
+        out[f"{name}/value"] = y.detach().numpy()
+        for i, x in enumerate(xs):
+            out[f"{name}/in{i}"] = x.detach().numpy()
+            out[f"{name}/grad{i}"] = x.grad.numpy()
+    return out
+
+
+def optimisers():
+    out = {"start0": normal(4, 3), "start1": normal(2, 5), "gradients0": normal(6, 4, 3),
+           "gradients1": normal(6, 2, 5)}
+    torch.Tensor.bfloat16 = lambda x: x.clone()  # Muon rounds to it inside; compare without that
+    for name, (make, options) in OPTIMISERS.items():
+        ps = [torch.tensor(out[f"start{i}"], requires_grad=True) for i in range(2)]
+        optimiser = make([{"params": ps[:1]}, {"params": ps[1:], "lr": 0.02}], **options)
+        steps = []
+        for step in range(6):
+            for i, p in enumerate(ps):
+                p.grad = torch.tensor(out[f"gradients{i}"][step])
+            optimiser.step()
+            steps.append(np.concatenate([p.detach().numpy().ravel() for p in ps]))
+        out[name] = np.array(steps)
+    return out
+
+
+if __name__ == "__main__":
+    np.savez_compressed(HERE / "ops.npz", **ops())
+    np.savez_compressed(HERE / "optimisers.npz", **optimisers())
