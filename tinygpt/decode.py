@@ -1,0 +1,165 @@
+"""Decoding with a key/value cache: a new token costs one pass over the weights, not over the text.
+
+A `Decoder` holds the cache of one or more sequences. `feed` appends tokens to some of them and
+gives the logits after the last; a prompt, a step of one sequence and a step of many are the same
+pass over rows of (token, sequence, position), since a row attends to the cached keys of its
+sequence up to its own position.
+
+Positions end with the model's context. A sequence that would outgrow it goes on in one of two ways:
+
+    "drop"    the older half of the window is dropped, the newer half is processed again in one
+              pass, with positions from 0 on, and the cache goes on from there (the default)
+    "exact"   the last `context` tokens are processed again for every new one, as samplers without
+              a cache do
+
+The pass exists twice: `forward` here, which is the formula in NumPy, and the compiled
+`minitensor.kernels.decode`, which is taken unless MINITENSOR_KERNELS says "numpy".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import minitensor as mt
+from minitensor.kernels import reference
+from tinygpt import UsageError
+from tinygpt.config import Config
+from tinygpt.model import sinusoids
+
+if TYPE_CHECKING:
+    from tinygpt.checkpoint import Saved
+    from tinygpt.model import GPT
+
+Array = np.ndarray
+PAST_CONTEXT = ("drop", "exact")
+
+
+class Weights:
+    """A model's parameters as arrays, with what follows from them: head, positions, rotations."""
+
+    def __init__(self, config: Config, params: Mapping[str, Array]):
+        c = self.config = config
+        dtype = np.dtype(c.dtype)
+        self.params = {name: np.ascontiguousarray(a, dtype) for name, a in params.items()}
+        self.embedding = self.params["embedding.weight"]
+        if c.head == "pinv":
+            with mt.no_grad():
+                self.head = np.ascontiguousarray(mt.pinv(self.embedding).numpy().T)
+        else:
+            self.head = self.params["head.weight"] if c.head == "untied" else self.embedding
+        self.positions = self.params.get("positions.weight", np.empty((0, c.d_model), dtype))
+        if c.positions == "sinusoidal":
+            self.positions = sinusoids(c.context, c.d_model, dtype)
+        self.rope = (np.empty((0, 0), dtype),) * 2
+        if c.positions == "rope":
+            self.rope = mt.rope_table(c.context, c.head_dim, c.rope_theta, dtype)
+        self.scale = 1 / math.sqrt(c.head_dim) if c.scale_attention else 1.0
+
+    def linear(self, name: str, x: Array) -> Array:
+        """x W^T + b of the linear map `name`."""
+        y = x @ self.params[f"{name}.weight"].T
+        bias = self.params.get(f"{name}.bias")
+        return y if bias is None else y + bias
+
+    def norm(self, name: str, x: Array) -> Array:
+        """The norm `name` of each row."""
+        c, weight = self.config, self.params[f"{name}.weight"]
+        if c.norm == "rms":
+            return reference.rms_norm(x, weight, c.norm_eps)[0]
+        bias = self.params.get(f"{name}.bias", np.zeros_like(weight))
+        return reference.layer_norm(x, weight, bias, c.norm_eps)[0]
+
+
+def forward(w: Weights, cache: Array, ids: Array, slots: Array, positions: Array,
+            wanted: Array) -> Array:
+    """Logits (len(wanted), V) of some of the rows (ids[n], slots[n], positions[n]).
+
+    `cache` (L, 2, S, KV, hd, T) holds keys, rotated, and values of every layer and sequence; those
+    of the rows are added before any row looks, so rows may come after one another in a sequence.
+    """
+    c, rows = w.config, len(ids)
+    x = w.embedding[ids]
+    if len(w.positions):
+        x = x + w.positions[positions]
+    cos, sin = (table[positions] if table.size else table for table in w.rope)
+    for i in range(c.n_layer):
+        qkv = w.linear(f"blocks.{i}.attn.qkv", w.norm(f"blocks.{i}.attn_norm", x))
+        heads = qkv.reshape(1, rows, -1, c.head_dim)
+        q, k, v = np.split(heads, [c.n_head, c.n_head + c.kv_heads], axis=2)
+        keys, values = cache[i]
+        keys[slots, :, :, positions] = reference.rotate(k, cos, sin)[0]
+        values[slots, :, :, positions] = v[0]
+        q = reference.rotate(q, cos, sin).reshape(rows, c.kv_heads, -1, c.head_dim) * w.scale
+        y = np.empty_like(x)
+        for n, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            window = c.window(i)
+            seen = slice(max(0, position - window + 1) if window else 0, position + 1)
+            scores = q[n] @ keys[slot, :, :, seen]  # (KV, H / KV, keys seen)
+            p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            p /= p.sum(axis=-1, keepdims=True)
+            y[n] = (p @ values[slot, :, :, seen].swapaxes(-1, -2)).reshape(-1)
+        x = x + w.linear(f"blocks.{i}.attn.out", y)
+        h = w.norm(f"blocks.{i}.ffn_norm", x)
+        up = w.linear(f"blocks.{i}.ffn.up", h)
+        if c.ffn == "swiglu":
+            up = reference.swiglu(w.linear(f"blocks.{i}.ffn.gate", h), up)
+        else:
+            up = reference.gelu(up, c.ffn == "gelu_tanh")
+        x = x + w.linear(f"blocks.{i}.ffn.down", up)
+    return w.norm("norm", x[wanted]) @ w.head.T
+
+
+class Decoder:
+    """The model with the cache of `sequences` sequences, each empty at first.
+
+    `model` is a `GPT` or what `checkpoint.load` gives; later changes of its weights are not seen.
+    """
+
+    def __init__(self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop"):
+        if past_context not in PAST_CONTEXT:
+            raise UsageError(f"past_context: expected {' or '.join(PAST_CONTEXT)}, got "
+                             f"{past_context!r}")
+        params = getattr(model, "params", None)
+        if params is None:
+            params = {name: p.numpy() for name, p in model.named_parameters()}  # type: ignore
+        c = self.config = model.config
+        self.weights, self.past_context = Weights(c, params), past_context
+        self.window: list[list[int]] = [[] for _ in range(sequences)]  # the tokens in the cache
+        self.cache = np.zeros((c.n_layer, 2, sequences, c.kv_heads, c.head_dim, c.context),
+                              np.dtype(c.dtype))
+
+    def feed(self, tokens: Sequence[Sequence[int]], slots: Sequence[int] | None = None) -> Array:
+        """Append `tokens[n]`, one or more, to sequence `slots[n]`; the logits (N, V) after each.
+
+        Of more tokens than the context, the last ones are taken.
+        """
+        slots = range(len(self.window)) if slots is None else slots
+        rows: list[tuple[int, int, int]] = []
+        wanted = []
+        for slot, new in zip(slots, tokens, strict=True):
+            start, ids = self._extend(slot, new)
+            rows += [(token, slot, start + n) for n, token in enumerate(ids)]
+            wanted.append(len(rows) - 1)
+        ids_, slots_, positions = np.array(rows).T
+        return forward(self.weights, self.cache, ids_, slots_, positions, np.array(wanted))
+
+    def _extend(self, slot: int, new: Sequence[int]) -> tuple[int, list[int]]:
+        """Append to a window; the position and the tokens that have to be processed for it."""
+        if not len(new):
+            raise ValueError(f"feed: sequence {slot} was given no token; give at least one")
+        bad = [token for token in new if not 0 <= token < self.config.vocab_size]
+        if bad:
+            raise IndexError(f"feed: token {bad[0]} is not in the vocabulary, 0 to "
+                             f"{self.config.vocab_size - 1}")
+        context, old = self.config.context, self.window[slot]
+        window = self.window[slot] = [*old, *new]
+        if len(window) <= context:
+            return len(old), list(new)
+        if self.past_context == "drop" and old:
+            context -= context // 2
+        window[:-context] = []
+        return 0, window

@@ -1,0 +1,181 @@
+"""Write text with a trained model.
+
+Logits are divided by the temperature, then all but the `top_k` likeliest tokens are left out, then
+all but the fewest likeliest tokens that together have a probability of `top_p` (the nucleus); from
+what remains a token is drawn. The text streams to standard output as it comes; several samples are
+separated by lines of three hyphens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minitensor.random import fold
+from tinygpt import Error, UsageError
+
+if TYPE_CHECKING:
+    from bpe.tokenizer import Tokenizer
+    from tinygpt.checkpoint import Saved
+    from tinygpt.model import GPT
+
+Array = np.ndarray
+
+
+def probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -> Array:
+    """Probabilities (V,) with which tokens are drawn; a temperature of 0 is the likeliest alone.
+
+    Equal logits are kept or left out together, so that more than `top_k` can remain.
+    """
+    z = logits.astype(np.float64)
+    if temperature == 0:
+        return (np.arange(len(z)) == np.argmax(z)).astype(np.float64)
+    z = (z - z.max()) / temperature
+    if 0 < top_k < len(z):
+        z[z < np.sort(z)[-top_k]] = -np.inf
+    p = np.exp(z)
+    p /= p.sum()
+    if top_p < 1:
+        order = np.sort(p)[::-1]
+        last = int(np.searchsorted(np.cumsum(order), top_p))
+        p[p < order[min(last, len(p) - 1)]] = 0
+        p /= p.sum()
+    return p
+
+
+def draw(p: Array, key: int) -> int:
+    """The token at which the running sum of `p` passes a uniform number made of `key`."""
+    u = (key >> 11) * 2.0**-53
+    sums = np.cumsum(p)
+    token = int(np.searchsorted(sums, u * sums[-1], side="right"))
+    return min(token, int(np.flatnonzero(p)[-1]))
+
+
+def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
+                  max_new_tokens: int = 256, temperature: float = 0.8, top_k: int = 200,
+                  top_p: float = 1.0, seed: int = 0, stop: Collection[int] = (),
+                  past_context: str = "drop", vocab_size: int = 0) -> Iterator[tuple[int, int]]:
+    """Continue several prompts together: pairs (index of the prompt, its next token).
+
+    A sequence ends with a token of `stop`, which is not given out, or after `max_new_tokens`.
+    Prompt n is continued with the random numbers of (seed, n, token), so it becomes the same text
+    whether it is continued alone or with others. `vocab_size` leaves out the tokens from there on.
+    """
+    from tinygpt.decode import Decoder
+
+    check(max_new_tokens, temperature, top_k, top_p)
+    decoder = Decoder(model, len(prompts), past_context)
+    active, tokens = list(range(len(prompts))), list(prompts)
+    for count in range(max_new_tokens):
+        logits = decoder.feed(tokens, active)
+        if vocab_size:
+            logits = logits[:, :vocab_size]
+        drawn = [draw(probabilities(row, temperature, top_k, top_p), fold(seed, n, count))
+                 for row, n in zip(logits, active, strict=True)]
+        going = [(n, token) for n, token in zip(active, drawn, strict=True) if token not in stop]
+        yield from going
+        active, tokens = [n for n, _ in going], [[token] for _, token in going]
+        if not active:
+            return
+
+
+def generate(model: GPT | Saved, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+    """Continue one prompt, given as ids: its next tokens. Options as for `generate_many`.
+
+    >>> ids = tokenizer.encode("Once upon a time")  # doctest: +SKIP
+    >>> text = tokenizer.decode(list(generate(model, ids, seed=1)))  # doctest: +SKIP
+    """
+    for _, token in generate_many(model, [prompt], **options):
+        yield token
+
+
+def check(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Raise UsageError, in one line, for a value that has no meaning."""
+    if max_new_tokens < 0:
+        raise UsageError(f"--max-new-tokens: expected 0 or more, got {max_new_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"--temperature: expected 0 (greedy) or more, got {temperature}")
+    if top_k < 0:
+        raise UsageError(f"--top-k: expected 0 (off) or more, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"--top-p: expected above 0 and at most 1 (off), got {top_p}")
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt as training saw texts begin: the separator, then the text.
+
+    An empty prompt of a tokenizer without a separator is a new line.
+    """
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    ids = [*opening, *tokenizer.encode(prompt, allowed_special="all")]
+    return ids or tokenizer.encode("\n") or [0]
+
+
+def sample_text(model: GPT | Saved, tokenizer: Tokenizer, prompt: str = "", *,
+                max_new_tokens: int = 256, ignore_eot: bool = False, **options: Any) -> str:
+    """`prompt` and its continuation as text. Options as for `generate_many`."""
+    stop = () if ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
+    ids = generate(model, prompt_ids(tokenizer, prompt), max_new_tokens=max_new_tokens, stop=stop,
+                   vocab_size=tokenizer.vocab_size, **options)
+    return prompt + tokenizer.decode(list(ids))
+
+
+# -------------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt generate``."""
+    add = parser.add_argument
+    add("model", type=Path, help="a model file, such as runs/quick/model.npz")
+    add("--prompt", default="", metavar="TEXT", help="how the text begins (default: empty)")
+    add("--max-new-tokens", type=int, default=500, metavar="N", help="length (default: 500)")
+    add("--temperature", type=float, default=0.8, metavar="T",
+        help="below 1 likely tokens become likelier, 0 is greedy (default: 0.8)")
+    add("--top-k", type=int, default=200, metavar="K",
+        help="draw from the K likeliest tokens; 0: from all (default: 200)")
+    add("--top-p", type=float, default=1.0, metavar="P",
+        help="draw from the likeliest tokens that together have probability P (default: 1)")
+    add("--greedy", action="store_true", help="always the likeliest token")
+    add("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
+    add("--seed", type=int, default=1337, metavar="N", help="of the random numbers")
+    add("--ignore-eot", action="store_true", help="go on after the end of a text")
+    add("--past-context", choices=("drop", "exact"), default="drop",
+        help="when the context is full: drop its older half, or recompute all of it for every "
+             "token (default: drop)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt generate``."""
+    from tinygpt import checkpoint
+
+    if args.num_samples < 1:
+        raise UsageError(f"--num-samples: expected at least 1, got {args.num_samples}")
+    temperature = 0.0 if args.greedy else args.temperature
+    check(args.max_new_tokens, temperature, args.top_k, args.top_p)
+    saved = checkpoint.load(args.model)
+    tokenizer = saved.tokenizer
+    try:
+        prompt = prompt_ids(tokenizer, args.prompt)
+    except ValueError as error:
+        raise Error(f"--prompt: {error}") from error
+    stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
+    write = sys.stdout.write
+    for n in range(args.num_samples):
+        if n:
+            write("---\n")
+        write(args.prompt)
+        decoder = tokenizer.stream_decoder()
+        for token in generate(saved, prompt, max_new_tokens=args.max_new_tokens,
+                              temperature=temperature, top_k=args.top_k, top_p=args.top_p,
+                              seed=args.seed, stop=stop, past_context=args.past_context,
+                              vocab_size=tokenizer.vocab_size):
+            write(decoder.feed(token))
+            sys.stdout.flush()
+        write(decoder.flush() + "\n")
+    return 0
