@@ -37,7 +37,8 @@ OPS = {  # name: (function of torch tensors, inputs)
     "pow_tensor": (torch.pow, [[0.0, 0.0, 2.0, 1.5], [0.0, 2.0, -1.0, 0.5]]),
     "pow_of_number": (lambda x: 2.0**x, [[0.0, -1.0, 3.5]]),
     "sigmoid": (torch.sigmoid, [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
-    "softplus": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
+    "softplus": (lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+                 [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
     "silu": (F.silu, [[-800.0, -4.0, 0.0, 3.0, 800.0]]),
     "gelu": (F.gelu, [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
@@ -99,7 +100,7 @@ def ops():
 def optimisers():
     out = {"start0": normal(4, 3), "start1": normal(2, 5), "gradients0": normal(6, 4, 3),
            "gradients1": normal(6, 2, 5)}
-    torch.Tensor.bfloat16 = lambda x: x.clone()  # Muon rounds to it inside; compare without that
+    torch.Tensor.bfloat16 = torch.clone  # Muon rounds to it inside; compare without that
     for name, (make, options) in OPTIMISERS.items():
         ps = [torch.tensor(out[f"start{i}"], requires_grad=True) for i in range(2)]
         optimiser = make([{"params": ps[:1]}, {"params": ps[1:], "lr": 0.02}], **options)
