@@ -86,7 +86,7 @@ def loss(c, p, ids, targets):
     import torch
     import torch.nn.functional as F
 
-    B, T = ids.shape
+    T = ids.shape[1]
     H, hd = c["n_head"], c["d_model"] // c["n_head"]
     KV = c.get("n_kv_head", H)
     turns = torch.outer(torch.arange(T), 10000.0 ** (-torch.arange(0, hd, 2) / hd)).double()

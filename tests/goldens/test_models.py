@@ -1,4 +1,4 @@
-"""Each architecture against PyTorch (models.npz, see make_models.py), and float32 against float64."""
+"""Each architecture against PyTorch (see make_models.py), and float32 against float64."""
 
 import functools
 import runpy

@@ -1,0 +1,141 @@
+"""Modules: names, state, modes; initialisers."""
+
+import numpy as np
+import pytest
+
+import minitensor as mt
+from minitensor import nn
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        self.layers = nn.ModuleList([nn.Linear(3, 4, rng=rng(1)), nn.LayerNorm(4)])
+        self.scale = nn.Parameter(np.ones(4, np.float32))
+        self.register_buffer("steps", np.array([7]))
+        self.same = self.layers[0]
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x)) * self.scale
+
+
+NAMES = ["scale", "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+
+
+def test_names_are_paths_and_a_shared_tensor_comes_once():
+    net = Net()
+    assert [n for n, _ in net.named_parameters()] == NAMES
+    assert len(net.parameters()) == 5
+    assert [n for n, _ in net.named_buffers()] == ["steps"]
+    assert [n for n, _ in net.named_modules()] == ["", "layers", "layers.0", "layers.1", "same"]
+    assert "same.weight" in net.state_dict()
+    assert "(layers): ModuleList" in repr(net) and "Linear(weight[4, 3], bias[4])" in repr(net)
+
+
+def test_a_frozen_parameter_is_still_one():
+    net = Net()
+    net.scale.requires_grad = False
+    assert "scale" in dict(net.named_parameters())
+    net(np.ones((2, 3), np.float32)).sum().backward()
+    assert net.scale.grad is None and net.layers[0].weight.grad is not None
+    net.zero_grad()
+    assert net.layers[0].weight.grad is None
+
+
+def test_train_and_eval_reach_everything_below():
+    net = Net().eval()
+    assert not any(m.training for m in net.modules())
+    assert all(m.training for m in net.train().modules())
+
+
+def test_state_goes_round_and_is_a_copy():
+    net, other = Net(), Net()
+    with mt.no_grad():
+        net.scale[...] = 5
+        net.steps[...] = 8
+    state = net.state_dict()
+    assert other.load_state_dict(state) == ([], [])
+    assert other.scale.data[0] == 5 and other.steps.data[0] == 8
+    state["scale"][...] = 6
+    assert net.scale.data[0] == other.scale.data[0] == 5
+
+
+def test_a_wrong_state_names_everything_and_changes_nothing():
+    net = Net()
+    state = net.state_dict()
+    state["extra"] = state.pop("scale")
+    state["layers.0.bias"] = np.zeros(9)
+    state["layers.0.weight"] = state["layers.0.weight"] + 1
+    before = net.state_dict()
+    with pytest.raises(ValueError) as error:
+        net.load_state_dict(state)
+    assert str(error.value) == ("load_state_dict of Net: missing: scale; unexpected: extra; "
+                                "misshapen: layers.0.bias (9,) instead of (4,)")
+    with pytest.raises(ValueError, match=r"Net: misshapen: layers.0.bias"):
+        net.load_state_dict(state, strict=False)
+    for name, values in net.state_dict().items():
+        np.testing.assert_array_equal(values, before[name])
+    del state["layers.0.bias"]
+    assert net.load_state_dict(state, strict=False) == (["scale", "layers.0.bias"], ["extra"])
+
+
+def test_astype_turns_everything_floating():
+    net = Net().astype(np.float64)
+    assert all(p.dtype == np.float64 and p.requires_grad for p in net.parameters())
+    assert net.steps.dtype == np.int64
+    y = net(np.ones((2, 3)))
+    y.sum().backward()
+    assert y.dtype == net.scale.grad.dtype == np.float64
+
+
+def test_sequential_takes_modules_and_functions():
+    net = nn.Sequential(nn.Linear(2, 3, rng=rng()), mt.relu, nn.Linear(3, 1, bias=False, rng=rng()))
+    assert len(net) == 3 and net[-1].bias is None
+    assert [n for n, _ in net.named_parameters()] == ["0.weight", "0.bias", "2.weight"]
+    assert net(np.ones((5, 2), np.float32)).shape == (5, 1)
+    assert "(1): relu" in repr(net)
+
+
+def test_layers_compute_what_they_say():
+    x = rng().normal(size=(2, 3)).astype(np.float32)
+    layer = nn.Linear(3, 4, rng=rng())
+    np.testing.assert_allclose(layer(x).data, x @ layer.weight.data.T + layer.bias.data, rtol=1e-5)
+    assert np.abs(layer.weight.data).max() <= 3**-0.5
+    table = nn.Embedding(5, 2, rng=rng())
+    np.testing.assert_array_equal(table([[1, 1, 4]]).data, table.weight.data[[[1, 1, 4]]])
+    y = nn.LayerNorm(3, bias=False)(x).data
+    np.testing.assert_allclose([y.mean(1), y.std(1)], [[0, 0], [1, 1]], atol=1e-4)
+    np.testing.assert_allclose((nn.RMSNorm(3)(x).data ** 2).mean(1), 1, rtol=1e-4)
+    with pytest.raises(NotImplementedError, match="Module has no forward"):
+        nn.Module()()
+
+
+def test_dropout_acts_in_training_only_and_anew_each_time():
+    drop = nn.Dropout(0.25, rng=rng())
+    x = mt.Tensor(np.ones(20_000, np.float32))
+    a, b = drop(x).data, drop(x).data
+    assert set(np.unique(a)) == {0, np.float32(1 / 0.75)}
+    assert abs(a.mean() - 1) < 0.02 and not np.array_equal(a, b)
+    np.testing.assert_array_equal(drop(x, key=3).data, drop(x, key=3).data)
+    assert drop.eval()(x) is x
+    with pytest.raises(ValueError, match=r"Dropout: p=1\.5"):
+        nn.Dropout(1.5, rng=rng())
+
+
+def test_initialisers():
+    x = nn.Parameter(np.empty((400, 300), np.float32))
+    for fill, std in [(lambda: nn.init.normal_(x, 0.3, rng(), mean=0.1), 0.3),
+                      (lambda: nn.init.uniform_(x, -1, 1, rng()), 3**-0.5),
+                      (lambda: nn.init.xavier_uniform_(x, rng=rng()), (2 / 700) ** 0.5),
+                      (lambda: nn.init.kaiming_uniform_(x, rng=rng()), (2 / 300) ** 0.5)]:
+        assert fill() is x and x.requires_grad
+        assert abs(x.data.std() / std - 1) < 0.01
+    assert nn.init.zeros_(x).data.max() == 0 and nn.init.ones_(x).data.min() == 1
+    assert nn.init.constant_(x, 2.5).data.max() == 2.5
+    with pytest.raises(ValueError, match="give rng="):
+        nn.init.normal_(x)
+    with pytest.raises(ValueError, match="at least 2 axes"):
+        nn.init.xavier_uniform_(nn.Parameter(np.ones(3)), rng=rng())
