@@ -40,10 +40,10 @@ def matmul(a: Array, b: Array) -> Any:
     row, column = a.ndim == 1, b.ndim == 1
     A = a[None] if row else a
     B = b[:, None] if column else b
+    if A.shape[-1] != B.shape[-2]:
+        raise ValueError(f"the inner lengths {A.shape[-1]} and {B.shape[-2]} differ")
     fold = A.ndim > 2 and B.ndim == 2
     if fold:
-        if A.shape[-1] != B.shape[0]:
-            raise ValueError("the last axis of the first and the first of the second differ")
         lead = A.shape[:-1]
         A = A.reshape(math.prod(lead), A.shape[-1])
     y = A @ B
