@@ -1,0 +1,402 @@
+"""Pictures of a run: ``tinygpt plot RUN`` (needs the extra ``plot``).
+
+    training_curves.png       loss of training and validation by step, and perplexity
+    attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
+    weight_distributions/     histograms of each layer's matrices; spectral norms by layer
+    embedding_map.png         the token embeddings in the plane of their two widest directions
+    temperatures.png          the next token's probabilities and a text at 0.5, 0.8, 1.0 and 1.2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt import Error, checkpoint
+from tinygpt.checkpoint import Saved
+from tinygpt.probe import Embedding
+
+Array = np.ndarray
+PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog."
+TEMPERATURES = (0.5, 0.8, 1.0, 1.2)
+TOKENS = 24  # of the prompt, on the axes of an attention map
+LABELS = 600  # tokens that are candidates for a label on the embedding map
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#9aa0a6"
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure of that many inches, drawn without a screen.
+
+    Raises Error if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure  # saving it picks the Agg backend by itself
+    except ImportError as error:
+        raise Error("pictures need matplotlib: pip install tinygpt[plot]") from error
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def save(picture: Any, path: Path) -> Path:
+    """Write a figure as PNG and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with no_glyph_warnings():
+        picture.savefig(path)
+    return path
+
+
+@contextmanager
+def no_glyph_warnings() -> Iterator[None]:
+    """A token in a script that the font lacks is drawn as boxes, and that is no news."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
+
+
+def literal(text: str) -> str:
+    """`text` as matplotlib shows it unchanged: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def tidy(axes: Any, title: str = "", x: str = "", y: str = "", grid: bool = True) -> Any:
+    """Give axes their words, a light grid, and no box; return them."""
+    axes.set_title(literal(title), fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(alpha=0.25, linewidth=0.6)
+    return axes
+
+
+# ------------------------------------------------------------------------------------- the log
+
+
+def read_log(run: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The columns of a run's log.jsonl: those of its training lines, those of its validations.
+
+    Raises Error for a missing log or a line that is not JSON; a last line that a killed run left
+    unfinished is passed over.
+    """
+    path = run / "log.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}; a run's folder is expected") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise Error(f"{path}, line {number}: not JSON: {error.msg}") from error
+    tables = [[r for r in records if key in r] for key in ("loss", "valid_loss")]
+    train, valid = (
+        {key: np.array([row[key] for row in rows], float) for key in (rows[0] if rows else ())}
+        for rows in tables
+    )
+    return train, valid
+
+
+def smooth(values: Array, width: int) -> Array:
+    """The mean of each value and those around it, `width` in all and fewer at the ends."""
+    half = min(width, len(values)) // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    middle = np.arange(len(values))
+    low, high = np.maximum(middle - half, 0), np.minimum(middle + half + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
+
+
+def training_curves(run: Path, name: str, out: Path) -> Path:
+    """Training loss, raw and smoothed, with the validation loss; beside it the perplexity."""
+    train, valid = read_log(run)
+    if not train:
+        raise Error(f"{run / 'log.jsonl'}: no step is logged yet; there is nothing to draw")
+    picture = figure(12, 4.8)
+    left, right = picture.subplots(1, 2)
+    tidy(left, f"{name}: loss", "step", "nats per token")
+    left.plot(train["step"], train["loss"], color=BLUE, alpha=0.25, linewidth=0.8)
+    width = max(len(train["loss"]) // 50, 1)
+    left.plot(train["step"], smooth(train["loss"], width), color=BLUE, label="training")
+    final = f", at last {math.exp(valid['valid_loss'][-1]):.4g}" if valid else ""
+    tidy(right, f"{name}: validation perplexity{final}", "step", "perplexity")
+    if valid:
+        dots = {"color": ORANGE, "marker": "o", "markersize": 3.5}
+        left.plot(valid["step"], valid["valid_loss"], label="validation", **dots)
+        right.plot(valid["step"], np.exp(valid["valid_loss"]), **dots)
+        plain_log(right)
+    left.legend(frameon=False)
+    return save(picture, out / "training_curves.png")
+
+
+def plain_log(axes: Any) -> None:
+    """A logarithmic y axis with a few plain numbers: 5, 10, 20 and not powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ---------------------------------------------------------------------------- what is inside
+
+
+def token_label(tokenizer: Any, id: int) -> str:
+    """A token as it is shown: a space as an open box, bytes that are no sign as a number."""
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    data = names[id].encode() if id in names else tokenizer.token_bytes(id)
+    text = data.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
+    return literal(text if text.isprintable() and "\ufffd" not in text else f"0x{data.hex()}")
+
+
+def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> list[int]:
+    """The tokens of a prompt as in training: behind the separator, `limit` in all."""
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    ids = [*opening, *tokenizer.encode(prompt)][:limit]
+    if not ids:
+        raise Error("the prompt has no tokens; give a longer --prompt")
+    return ids
+
+
+def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> list[Path]:
+    """One picture a layer with a map a head: row by row, where each token looks.
+
+    The weights are the model's own (`GPT.attention_maps`), after the softmax: every row adds up to
+    one, and what lies above the diagonal, or left of a local window, is exactly zero.
+    """
+    ids = prompt_ids(tokenizer, prompt, min(TOKENS, model.config.context))
+    maps = model.attention_maps(np.array([ids]))[:, 0]  # (L, H, T, T)
+    labels = [token_label(tokenizer, id) for id in ids]
+    heads, length = maps.shape[1:3]
+    columns = min(4, heads)
+    rows = math.ceil(heads / columns)
+    side = max(2.2, 0.125 * length)
+    paths = []
+    for layer, weights in enumerate(maps):
+        picture = figure(side * columns + 1.8, side * rows + 1.5)
+        picture.set_layout_engine("compressed")  # no gaps between squares
+        window = model.config.window(layer)
+        reach = f"the last {window} tokens" if window else "itself and all before it"
+        picture.suptitle(f"Layer {layer}: attention of a token (row) to {reach} (columns)")
+        grid = picture.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[heads:]:
+            axes.set_visible(False)
+        for head, axes in enumerate(grid.flat[:heads]):
+            hidden = np.ma.masked_where(np.triu(np.ones((length, length), bool), 1), weights[head])
+            # The square root shows weak attention too; the colour bar has the true numbers.
+            image = axes.imshow(hidden, cmap="viridis", norm=_root_norm(), interpolation="nearest")
+            axes.set_title(f"head {head}", fontsize=10)
+            axes.set_facecolor("#f1f1f1")
+            axes.set_xticks(range(length), labels, rotation=90, fontsize=7.5)
+            axes.set_yticks(range(length), labels, fontsize=7.5)
+            axes.tick_params(length=0, labelbottom=head + columns >= heads)
+        picture.colorbar(image, ax=grid, shrink=0.6, ticks=[0, 0.05, 0.2, 0.5, 1])
+        paths.append(save(picture, out / "attention_heatmaps" / f"layer_{layer}.png"))
+    return paths
+
+
+def _root_norm() -> Any:
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, vmin=0, vmax=1)
+
+
+def matrices(saved: Saved) -> dict[str, dict[str, Array]]:
+    """A model's matrices by group: ``model`` for what stands outside the layers, ``layer_I``.
+
+    The packed projection of queries, keys and values is taken apart.
+    """
+    c = saved.config
+    groups: dict[str, dict[str, Array]] = {}
+    for name, weight in saved.params.items():
+        if weight.ndim < 2:
+            continue
+        group, short = "model", name.removesuffix(".weight")
+        if name.startswith("blocks."):
+            _, layer, short = short.split(".", 2)
+            group = f"layer_{layer}"
+        parts = {short: weight}
+        if short == "attn.qkv":
+            borders = np.cumsum([c.n_head, c.kv_heads]) * c.head_dim
+            names = ("attn.query", "attn.key", "attn.value")
+            parts = dict(zip(names, np.split(weight, borders), strict=True))
+        groups.setdefault(group, {}).update(parts)
+    return groups
+
+
+def spectral_norm(weight: Array) -> float:
+    """The largest singular value: how much a matrix can stretch a vector.
+
+    It is the root of the largest eigenvalue of the smaller of W Wᵀ and Wᵀ W.
+    """
+    wide = weight.astype(np.float64)
+    gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
+    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0))
+
+
+def weight_distributions(saved: Saved, out: Path) -> list[Path]:
+    """Histograms of every matrix, a picture a layer, and all spectral norms over the layers."""
+    folder, paths, norms = out / "weight_distributions", [], dict[str, list[float]]()
+    for group, weights in matrices(saved).items():
+        columns = min(len(weights), 4)
+        rows = math.ceil(len(weights) / columns)
+        picture = figure(max(3.4 * columns, 6), 2.9 * rows + 0.5)
+        picture.suptitle(f"{saved.config.name}, {group.replace('_', ' ')}: values of the weights")
+        grid = picture.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(weights) :]:
+            axes.set_visible(False)
+        for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
+            norm = spectral_norm(weight)
+            if group != "model":
+                norms.setdefault(name, []).append(norm)
+            tidy(axes, f"{name}  {weight.shape[0]:,} × {weight.shape[1]:,}")
+            axes.set_title(axes.get_title(), fontsize=10)
+            low, high = np.percentile(weight, [0.05, 99.95])
+            axes.hist(weight.ravel(), bins=80, range=(low, high), color=BLUE)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.locator_params(axis="x", nbins=5)
+            figures = f"std {weight.std():.3g}\nspectral\nnorm {norm:.3g}"
+            axes.text(0.98, 0.97, figures, fontsize=8.5,
+                      ha="right", va="top", transform=axes.transAxes)  # fmt: skip
+        paths.append(save(picture, folder / f"{group}.png"))
+    picture = figure(8, 4.8)
+    axes = tidy(picture.subplots(), f"{saved.config.name}: spectral norm of each matrix by layer",
+                "layer", "largest singular value")  # fmt: skip
+    for (name, values), marker in zip(norms.items(), "osD^v<>P", strict=False):
+        axes.plot(values, marker=marker, label=name)
+    axes.set_xticks(range(saved.config.n_layer))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return [*paths, save(picture, folder / "spectral_norms.png")]
+
+
+def principal_components(rows: Array, count: int = 2) -> tuple[Array, Array]:
+    """The coordinates (V, count) of `rows` (V, D) along their widest directions; variance shares.
+
+    The directions are the eigenvectors of the covariance with the largest eigenvalues, each
+    turned so that its largest entry is positive: the picture does not depend on the machine.
+    """
+    centred = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    axes = vectors[:, ::-1][:, :count]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
+    return centred @ axes, values[::-1][:count] / max(values.sum(), 1e-300)
+
+
+def embedding_map(saved: Saved, out: Path) -> Path:
+    """All tokens as dots in the plane of the first two principal components, many by name.
+
+    Names come in the order of ids, which is that of learning, words before parts of words; one
+    that would cover another is left out.
+    """
+    embedding = Embedding(saved.params["embedding.weight"], saved.tokenizer)
+    ids = list(embedding.tokens)
+    points, shares = principal_components(embedding.rows[ids])
+    picture = figure(11, 9)
+    axes = tidy(picture.subplots(), f"{saved.config.name}: token embeddings, principal components",
+                f"first component ({shares[0]:.1%} of the variance)",
+                f"second component ({shares[1]:.1%})")  # fmt: skip
+    axes.plot(*points.T, ".", color=GREY, markersize=3, alpha=0.5)
+    labels = [token_label(saved.tokenizer, id) for id in ids]
+    order = [n for n, label in enumerate(labels) if not label.startswith("0x")]
+    order.sort(key=lambda n: not _is_word(labels[n]))
+    picture.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    taken: list[Any] = []
+    for n in order[:LABELS]:
+        name = labels[n][1:] if _is_word(labels[n]) else labels[n]
+        text = axes.annotate(name, points[n],
+                             xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8.5,
+                             color=BLUE)  # fmt: skip
+        with no_glyph_warnings():
+            box = text.get_window_extent()
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
+            axes.plot(*points[n], ".", color=BLUE, markersize=4)
+    return save(picture, out / "embedding_map.png")
+
+
+def _is_word(label: str) -> bool:
+    return label.startswith("␣") and len(label) > 3 and label[1:].isalpha()
+
+
+# ------------------------------------------------------------------------------- temperatures
+
+
+def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int = 0) -> Path:
+    """A page with a row a temperature: probabilities of the next token, and a text.
+
+    Dividing the logits by a temperature below one makes likely tokens likelier, above one it
+    evens them out. All texts are drawn with the same seed.
+    """
+    from tinygpt.sample import sample_text
+
+    ids = prompt_ids(tokenizer, prompt, model.config.context)
+    logits = model(np.array([ids])).numpy()[0, -1].astype(np.float64)
+    top = np.argsort(-logits, kind="stable")[:8]
+    labels = [token_label(tokenizer, int(id)) for id in top]
+    picture = figure(12, 10)
+    picture.suptitle(f"What follows {literal(prompt)!r} at four temperatures")
+    grid = picture.subplots(len(TEMPERATURES), 2, width_ratios=(1, 3))
+    for (bars, page), temperature in zip(grid, TEMPERATURES, strict=True):
+        scaled = np.exp((logits - logits.max()) / temperature)
+        tidy(bars, f"temperature {temperature}", grid=False)
+        bars.barh(labels, (scaled / scaled.sum())[top], color=BLUE)
+        bars.invert_yaxis()
+        bars.set_xlim(0, 1)
+        text = sample_text(model, tokenizer, prompt=prompt, max_new_tokens=240,
+                           temperature=temperature, seed=seed)  # fmt: skip
+        page.axis("off")
+        lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 95) or [""]]
+        page.text(0, 1, literal("\n".join(lines[:12])), va="top", fontsize=10, linespacing=1.3,
+                  transform=page.transAxes)  # fmt: skip
+    return save(picture, out / "temperatures.png")
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``tinygpt plot``."""
+    add = parser.add_argument
+    add("run", type=Path, help="a run's folder, such as runs/quick")
+    add("--out", type=Path, metavar="DIR", help="where the pictures go (default: RUN/plots)")
+    add("--model", type=Path, help="the model to look into (default: RUN/best.npz, or model.npz)")
+    add("--prompt", default=PROMPT, help="the text on which attention is shown")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt plot``: print the path of each picture."""
+    if not args.run.is_dir():
+        raise Error(f"{args.run}: not a run's folder, which holds log.jsonl and model.npz")
+    out = args.out or args.run / "plots"
+    candidates = [args.model] if args.model else [args.run / "best.npz", args.run / "model.npz"]
+    path = next((p for p in candidates if p.is_file()), None)
+    if args.model and path is None:
+        raise Error(f"{args.model}: no such model file")
+    saved = checkpoint.load(path) if path else None
+    name = saved.config.name if saved else args.run.name
+    print(training_curves(args.run, name, out))
+    if saved is None:
+        print("tinygpt: no model.npz in the run yet: curves only", file=sys.stderr)
+        return 0
+    model = saved.model()
+    for picture in attention_heatmaps(model, saved.tokenizer, args.prompt, out):
+        print(picture)
+    for picture in weight_distributions(saved, out):
+        print(picture)
+    print(embedding_map(saved, out))
+    print(temperatures(model, saved.tokenizer, " ".join(args.prompt.split()[:7]), out))
+    return 0
