@@ -127,13 +127,13 @@ def _train(options: argparse.Namespace) -> None:
         base = load(options.base)
         if not isinstance(base, BPETokenizer):
             raise TokenizerError(f"--base: a BPE tokenizer is expected, not {base.kind!r}")
-        size = options.vocab_size - 1 if options.vocab_size else 8000
+        size = 8000 if options.vocab_size is None else options.vocab_size - 1
         tokenizer = ReducedTokenizer.train(base, options.files, size)
         _say(f"{size} tokens cover {tokenizer.coverage:.2%} of the text")
     else:
         tokenizer = train(
             options.files,
-            options.vocab_size or 8000,
+            8000 if options.vocab_size is None else options.vocab_size,
             special_tokens=specials,
             pattern=options.pattern,
             tie_break=options.tie_break,

@@ -39,6 +39,7 @@ MAX_PATTERN = 10_000
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SPACE_AFTER_SPACE = re.compile(f"[{SPACE}] ")
 _CUT = re.compile(f"(?<=[^{SPACE}]) ")
+_RUN_END = regex.compile(r"(?r)(?<=\p{L})\P{L}|(?<=\p{N})\P{N}")  # the last one: it looks back
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -96,16 +97,15 @@ class Splitter:
         return text.split(" ")  # the same words, three times faster
 
     def last_cut(self, text: str, limit: int) -> int:
-        """The last position up to `limit` where `text` may be cut in two; 0 if none is known."""
-        if not self.has_words:
-            return 0
-        position = text.rfind(" ", 0, limit)
-        while position > 0 and not _CUT.match(text, position):
-            position = text.rfind(" ", 0, position)
-        return max(position, 0)
+        """The last position before `limit` where `text` may be cut in two; 0 if none is known.
 
-    def count(self, texts: Iterable[str], limit: int = 1 << 20) -> Counter[str]:
-        """How often each chunk occurs in `texts`; at most `limit` words are held meanwhile."""
+        That is where letters or digits end: in the patterns with words, no chunk goes on there.
+        """
+        found = _RUN_END.search(text, 0, limit) if self.has_words else None
+        return found.start() if found else 0
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each chunk occurs in `texts`."""
         total: Counter[str] = Counter()
         words: Counter[str] = Counter()
         for text in map(scalar, texts):
@@ -115,16 +115,10 @@ class Splitter:
                 words.update(rest)
             else:
                 total.update(self.chunks(text))
-            if len(words) > limit:
-                self._count_words(words, total)
-                words.clear()
-        self._count_words(words, total)
-        return total
-
-    def _count_words(self, words: Counter[str], total: Counter[str]) -> None:
         for word, count in words.items():
             for chunk in self._regex.findall(" " + word):
                 total[chunk] += count
+        return total
 
 
 def special_regex(special: Iterable[str]) -> re.Pattern[str] | None:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -104,11 +105,21 @@ def test_segments_do_not_depend_on_how_a_text_arrives(text, cuts, block):
     assert arrived == whole
 
 
-def test_counting_in_little_memory_is_counting(sample):
-    splitter = Splitter("gpt2")
+@pytest.mark.parametrize("name", [*NAMED, "none", r"\w+"])
+def test_counting(name, sample):
+    splitter = Splitter(name)
     texts = sample.split("<|endoftext|>")
-    assert splitter.count(texts, limit=3) == splitter.count(texts)
-    assert splitter.count(texts).total() == sum(len(splitter.chunks(text)) for text in texts)
+    assert splitter.count(texts) == Counter(c for text in texts for c in splitter.chunks(text))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_text_without_spaces_is_not_held(name):
+    """Chinese and Japanese have none, so a long text has to be cut elsewhere."""
+    splitter = Splitter(name)
+    texts = [text for text, _ in segments(["猫が鳴く。" * 10] * 100, [], splitter.last_cut, 100)]
+    assert max(map(len, texts)) < 250
+    whole = splitter.chunks("猫が鳴く。" * 1000)
+    assert [chunk for text in texts for chunk in splitter.chunks(text)] == whole
 
 
 def test_surrogates():

@@ -180,6 +180,15 @@ def test_errors_say_what_to_do(source, options, message):
         bpe.train(source, **{"vocab_size": 300, **options})
 
 
+def test_progress_is_shown_on_standard_error(sample, capsys):
+    shown = bpe.train([sample], 300, progress=True)
+    assert shown == bpe.train([sample], 300)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "reading" in err
+    assert "43/43" in err
+
+
 def test_a_file_that_is_not_utf8(tmp_path):
     path = tmp_path / "latin1.txt"
     for content, at in ((b"abc\xe9 def", 3), (b"abc\xe2\x82", 3)):
