@@ -19,6 +19,7 @@ NAMES = {  # kernel -> the file that holds its numba twin
     "dropout": "elementwise", "dropout_add": "elementwise",
     "cross_entropy": "loss", "embedding_backward": "loss",
     "adamw": "optimizer", "sum_of_squares": "optimizer",
+    "decode": "decode", "choose": "decode",  # their NumPy twins are in tinygpt
 }
 
 

@@ -41,43 +41,44 @@ def tile(a, i, step, b, j, along, across, count):
 
 
 @inline
-def load_head(x, cos, sin, out, width):
-    """Copy a head (T, d) into the flat scratch (T, width), rotating pairs if cos has rows."""
-    T, d = x.shape
+def load_head(x, b, h, d, cos, sin, out, width):
+    """Copy the head x[b, :, h] into the flat scratch (T, width), rotating pairs if cos has rows."""
+    T, half, w, b, h = U(x.shape[1]), U(d // 2), U(width), U(b), U(h)
     if cos.shape[0] > 0:
         for t in range(T):
-            for n in range(d // 2):
-                a, b = x[t, 2 * n], x[t, 2 * n + 1]
-                out[t * width + 2 * n] = a * cos[t, n] - b * sin[t, n]
-                out[t * width + 2 * n + 1] = a * sin[t, n] + b * cos[t, n]
+            for n in range(half):
+                y, z, c, s = x[b, t, h, n + n], x[b, t, h, n + n + U(1)], cos[t, n], sin[t, n]
+                out[t * w + n + n] = y * c - z * s
+                out[t * w + n + n + U(1)] = y * s + z * c
     else:
         for t in range(T):
-            for n in range(d):
-                out[t * width + n] = x[t, n]
+            for n in range(U(d)):
+                out[t * w + n] = x[b, t, h, n]
 
 
 @inline
-def store_head(x, width, cos, sin, out):
-    """Store the gradient of a loaded head: the transposed rotation."""
-    T, d = out.shape
+def store_head(x, width, d, cos, sin, out, b, h):
+    """Store the gradient of a loaded head in out[b, :, h]: the transposed rotation."""
+    T, half, w, b, h = U(out.shape[1]), U(d // 2), U(width), U(b), U(h)
     if cos.shape[0] > 0:
         for t in range(T):
-            for n in range(d // 2):
-                a, b = x[t * width + 2 * n], x[t * width + 2 * n + 1]
-                out[t, 2 * n] = a * cos[t, n] + b * sin[t, n]
-                out[t, 2 * n + 1] = b * cos[t, n] - a * sin[t, n]
+            for n in range(half):
+                y, z, c, s = x[t * w + n + n], x[t * w + n + n + U(1)], cos[t, n], sin[t, n]
+                out[b, t, h, n + n] = y * c + z * s
+                out[b, t, h, n + n + U(1)] = z * c - y * s
     else:
         for t in range(T):
-            for n in range(d):
-                out[t, n] = x[t * width + n]
+            for n in range(U(d)):
+                out[b, t, h, n] = x[t * w + n]
 
 
 @inline
 def to_lanes(x, width, d, i0, scale, out):
     """out[n, lane] = scale · x[i0 + lane, n]; the scratch has LANES rows to spare."""
-    for n in range(d):
-        for lane in range(LANES):
-            out[n * LANES + lane] = x[(i0 + lane) * width + n] * scale
+    w, i = U(width), U(i0)
+    for n in range(U(d)):
+        for lane in range(U(LANES)):
+            out[n * U(LANES) + lane] = x[(i + lane) * w + n] * scale
 
 
 @inline
@@ -140,10 +141,10 @@ def attention(q, k, v, cos, sin, scale, window, causal, drop, keep, k0, k1):
     for b in range(B):
         for h in range(H):
             h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
-            load_head(q[b, :, h], cos, sin, qs, D)
+            load_head(q, b, h, d, cos, sin, qs, D)
             if h % group == 0:
-                load_head(k[b, :, h // group], cos, sin, ks, D)
-                load_head(v[b, :, h // group], none, none, vs, D)
+                load_head(k, b, h // group, d, cos, sin, ks, D)
+                load_head(v, b, h // group, d, none, none, vs, D)
             for i0 in range(0, T, LANES):
                 start, stop = key_range(i0, T, window, causal)
                 to_lanes(qs, D, d, i0, scale, qT)
@@ -197,11 +198,11 @@ def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, dr
     for b in range(B):
         for h in range(H):
             h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
-            load_head(q[b, :, h], cos, sin, qs, D)
-            load_head(g[b, :, h], none, none, gs, D)
+            load_head(q, b, h, d, cos, sin, qs, D)
+            load_head(g, b, h, d, none, none, gs, D)
             if h % group == 0:
-                load_head(k[b, :, h // group], cos, sin, ks, D)
-                load_head(v[b, :, h // group], none, none, vs, D)
+                load_head(k, b, h // group, d, cos, sin, ks, D)
+                load_head(v, b, h // group, d, none, none, vs, D)
                 dks[:] = 0
                 dvs[:] = 0
             for i0 in range(0, T, LANES):
@@ -245,7 +246,7 @@ def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, dr
                             at = (j + c) * D + n
                             store(dks, at, load(dks, at) + o[c] * scale)
                             store(dvs, at, load(dvs, at) + w[c])
-            store_head(dqs, D, cos, sin, dq[b, :, h])
+            store_head(dqs, D, d, cos, sin, dq, b, h)
             if h % group == group - 1:
-                store_head(dks, D, cos, sin, dk[b, :, h // group])
-                store_head(dvs, D, none, none, dv[b, :, h // group])
+                store_head(dks, D, d, cos, sin, dk, b, h // group)
+                store_head(dvs, D, d, none, none, dv, b, h // group)

@@ -1,0 +1,304 @@
+"""One pass of a decoder-only transformer over rows of tokens, with a key/value cache.
+
+Twin: `tinygpt.decode.forward`, which has the formulas; `tinygpt.decode.pack` lays the weights out.
+One token is a walk through all weights, so they lie in one flat array in the order of their use: a
+matrix as panels of PANEL outputs, within a panel input by input. A product then holds its sums in
+registers and reads the weights as one stream. Every row's sums run in the same order whatever the
+number of rows, so a sequence gives the same bits alone, among others, and when processed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from minitensor.kernels._jit import erf, exp, inline, jit, u32
+from minitensor.kernels.reference import SQRT_2_PI
+from minitensor.kernels.simd import (
+    CONTRACT,
+    LANES,
+    Vector,
+    exp_negative,
+    iota,
+    load,
+    pick,
+    splat,
+    store,
+)
+
+REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
+PANEL = 2 * REGISTER  # outputs that lie together
+ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all registers hold sums
+BLOCK = 64  # rows that go through all layers together, small enough for the cache
+ROOT_HALF = 0.7071067811865476
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A number in every lane of a register."""
+    undefined = ir.Constant(ir.VectorType(value.type, REGISTER), ir.Undefined)
+    zero = ir.IntType(32)(0)
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), REGISTER), [0] * REGISTER)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, zero), undefined, mask)
+
+
+def _product(rows: int, panels: int) -> Any:
+    """y[r] += W x[r] for some rows and panels, with every sum in a register."""
+    @intrinsic
+    def product(typingctx: Any, w: Any, at: Any, x: Any, x_at: Any, x_step: Any, y: Any,
+                y_at: Any, y_step: Any, inputs: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            data = [context.make_array(sig.args[n])(context, builder, args[n]).data
+                    for n in (0, 2, 5)]
+            at, x_at, x_step, y_at, y_step, inputs = (args[n] for n in (1, 3, 4, 6, 7, 8))
+            element = data[0].type.pointee
+            vector = ir.VectorType(element, REGISTER).as_pointer()
+            align = sig.args[0].dtype.bitwidth // 8
+
+            def index(base: Any, n: int, step: Any, more: int = 0) -> Any:
+                start = builder.add(base, builder.mul(context.get_constant(types.intp, n), step))
+                return builder.add(start, context.get_constant(types.intp, more))
+
+            def pointer(n: int, where: Any) -> Any:
+                return builder.bitcast(builder.gep(data[n], [where]), vector)
+
+            panel = builder.mul(inputs, context.get_constant(types.intp, PANEL))
+            outs = [pointer(2, index(y_at, r, y_step, c * REGISTER))
+                    for r in range(rows) for c in range(2 * panels)]
+            sums = [cgutils.alloca_once_value(builder, builder.load(p, align=align)) for p in outs]
+            with cgutils.for_range(builder, inputs) as loop:
+                begin = builder.add(at, builder.mul(
+                    loop.index, context.get_constant(types.intp, PANEL)))
+                columns = [builder.load(pointer(0, index(begin, p, panel, c)), align=align)
+                           for p in range(panels) for c in (0, REGISTER)]
+                for r in range(rows):
+                    where = builder.add(index(x_at, r, x_step), loop.index)
+                    value = _spread(builder, builder.load(builder.gep(data[1], [where])))
+                    for n, column in enumerate(columns):
+                        total = sums[r * len(columns) + n]
+                        builder.store(builder.fadd(
+                            builder.load(total), builder.fmul(column, value, flags=CONTRACT),
+                            flags=CONTRACT), total)
+            for total, out in zip(sums, outs, strict=True):
+                builder.store(builder.load(total), out, align=align)
+            return context.get_dummy_value()
+        i = types.intp
+        return types.void(w, i, x, i, i, y, i, i, i), codegen
+    return product
+
+
+product_wide, product_narrow, product_rows = _product(1, 4), _product(1, 1), _product(ROWS, 1)
+
+
+def _reduction(name: str) -> Any:
+    @intrinsic
+    def reduce(typingctx: Any, x: Vector) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            values = args[0]
+            lanes = LANES
+            while lanes > 1:  # fold the upper half onto the lower one
+                lanes //= 2
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
+                upper = ir.Constant(mask.type, list(range(lanes, 2 * lanes)))
+                undefined = ir.Constant(values.type, ir.Undefined)
+                a = builder.shuffle_vector(values, undefined, mask)
+                b = builder.shuffle_vector(values, undefined, upper)
+                if name == "sum":
+                    values = builder.fadd(a, b)
+                else:
+                    values = builder.select(builder.fcmp_ordered(">=", a, b), a, b)
+            return builder.extract_element(values, ir.Constant(ir.IntType(32), 0))
+        return x.dtype(x), codegen
+    return reduce
+
+
+vector_sum, vector_max = _reduction("sum"), _reduction("max")
+
+
+@inline
+def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
+    """y[r] = W x[r] + b, or added to y[r], for padded rows; the offset of what follows b and W."""
+    bias = w[at:at + outputs]
+    for r in range(rows):
+        row = y[r * outputs:(r + 1) * outputs]
+        for n in range(outputs):
+            row[n] = row[n] + bias[n] if add else bias[n]
+    at += outputs
+    wide = outputs // (4 * PANEL) * (4 * PANEL) if rows == 1 else 0
+    for o in range(0, wide, 4 * PANEL):
+        product_wide(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+    for o in range(wide, outputs, PANEL):
+        if rows == 1:
+            product_narrow(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+        else:
+            for r in range(0, rows, ROWS):
+                product_rows(w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o,
+                             outputs, inputs)
+    return at + outputs * inputs
+
+
+@inline
+def norm(x, w, at, rms, eps, y):
+    """RMS norm or layer norm of a row."""
+    width = len(x)
+    weight, bias = w[at:at + width], w[at + width:at + 2 * width]
+    mean = square = x.dtype.type(0)
+    if not rms:
+        for n in range(width):
+            mean += x[n]
+        mean /= x.dtype.type(width)
+    for n in range(width):
+        square += (x[n] - mean) * (x[n] - mean)
+    r = x.dtype.type(1) / np.sqrt(square / x.dtype.type(width) + eps)
+    for n in range(width):
+        y[n] = (x[n] - mean) * r * weight[n] + bias[n]
+
+
+@inline
+def rotate(x, cos, sin, scale):
+    """RoPE of one head, in place, and a factor."""
+    for n in range(len(cos)):  # of length 0 without RoPE
+        a, b = x[2 * n], x[2 * n + 1]
+        x[2 * n], x[2 * n + 1] = a * cos[n] - b * sin[n], a * sin[n] + b * cos[n]
+    for n in range(len(x)):
+        x[n] *= scale
+
+
+@inline
+def keep(x, cache, at, T):
+    """Write a head to its column of the cache."""
+    for n in range(len(x)):
+        cache[at + n * T] = x[n]
+
+
+@inline
+def attend(q, cache, keys, values, T, first, last, p, y):
+    """One head of one row over the cached keys first..last: keys and values lie (d, T)."""
+    d = len(q)
+    minus = splat(q.dtype.type(-np.inf))
+    begin = first // LANES * LANES
+    m, l = minus, splat(q.dtype.type(0))
+    for j in range(begin, last + 1, LANES):
+        s = splat(q.dtype.type(0))
+        for n in range(d):
+            s = s + load(cache, keys + n * T + j) * q[n]
+        if j < first or j + LANES > last + 1:
+            lane = iota(u32(j))
+            s = pick(lane, splat(u32(first)), s, minus)
+            s = pick(lane, splat(u32(last + 1)), minus, s)
+        store(p, j, s)
+        m = pick(m, s, m, s)
+    top = splat(vector_max(m))
+    for j in range(begin, last + 1, LANES):
+        e = exp_negative(load(p, j) - top)
+        l = l + e
+        store(p, j, e)
+    inverse = q.dtype.type(1) / vector_sum(l)
+    for n in range(d):
+        s = splat(q.dtype.type(0))
+        for j in range(begin, last + 1, LANES):
+            s = s + load(p, j) * load(cache, values + n * T + j)
+        y[n] = vector_sum(s) * inverse
+
+
+@inline
+def activate(g, u, kind, y):
+    """silu(g) u, or GELU of g by tanh or by erf."""
+    one, half = g.dtype.type(1), g.dtype.type(0.5)
+    if kind == 0:
+        for n in range(len(y)):
+            y[n] = g[n] / (one + exp(-g[n])) * u[n]
+    elif kind == 1:
+        c, a = g.dtype.type(2 * SQRT_2_PI), g.dtype.type(0.044715)
+        for n in range(len(y)):
+            z = g[n]
+            y[n] = z - z / (exp(c * (z + a * z * z * z)) + one)
+    else:
+        root = g.dtype.type(ROOT_HALF)
+        for n in range(len(y)):
+            y[n] = half * g[n] * (one + erf(g[n] * root))
+
+
+@inline
+def padded(n):
+    return (n + PANEL - 1) // PANEL * PANEL
+
+
+@inline
+def attention(qkv, step, cache, cos, sin, scale, window, slots, positions, sizes, p, y, y_step):
+    """Cache the rows' keys and values, then let every row look at those of its sequence."""
+    i, H, KV, d, T, S = sizes
+    one = qkv.dtype.type(1)
+    layer = 2 * i * S * KV * d * T
+    for r in range(len(slots)):
+        t = positions[r]
+        for n in range(H + 2 * KV):
+            head = qkv[r * step + n * d:r * step + (n + 1) * d]
+            if n < H + KV:
+                rotate(head, cos[t], sin[t], scale if n < H else one)
+            if n >= H:
+                part = layer + (S * KV * d * T if n >= H + KV else 0)
+                keep(head, cache, part + (slots[r] * KV + (n - H) % KV) * d * T + t, T)
+    for r in range(len(slots)):
+        first = max(0, positions[r] - window + 1) if window > 0 else 0
+        for n in range(H):
+            keys = layer + (slots[r] * KV + n // (H // KV)) * d * T
+            attend(qkv[r * step + n * d:r * step + (n + 1) * d], cache, keys,
+                   keys + S * KV * d * T, T, first, positions[r], p,
+                   y[r * y_step + n * d:r * y_step + (n + 1) * d])
+
+
+@jit
+def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
+           wanted):
+    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
+    H, KV, d, F, V, T, S, rms, kind = shape
+    D = embedding.shape[1]
+    Dp, Cp, Fp, Vp = padded(D), padded((H + 2 * KV) * d), padded(F), padded(V)
+    Gp = 2 * Fp if kind == 0 else Fp
+    most = min(len(ids), BLOCK)
+    room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
+    x, h, y = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
+    qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
+    a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
+    p, out, done = np.zeros(T, w.dtype), np.empty((len(wanted), V), w.dtype), 0
+    for begin in range(0, len(ids), BLOCK):
+        rows = min(BLOCK, len(ids) - begin)
+        slot, position = slots[begin:begin + rows], positions[begin:begin + rows]
+        for r in range(rows):
+            row, token, place = x[r * Dp:r * Dp + D], embedding[ids[begin + r]], table[position[r]]
+            for n in range(D):
+                row[n] = token[n]
+            for n in range(len(place)):  # of length 0 with RoPE
+                row[n] += place[n]
+        at = 0
+        for i in range(len(windows)):
+            for r in range(rows):
+                norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[r * Dp:r * Dp + D])
+            at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
+            attention(qkv, Cp, cache, cos, sin, scale, windows[i], slot, position,
+                      (i, H, KV, d, T, S), p, y, Dp)
+            at = linear(w, at, y, D, Dp, x, Dp, rows, True)
+            for r in range(rows):
+                norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[r * Dp:r * Dp + D])
+            at = linear(w, at + 2 * D, h, D, Dp, g, Gp, rows, False)
+            for r in range(rows):
+                activate(g[r * Gp:r * Gp + F], g[r * Gp + Fp:r * Gp + Fp + F], kind,
+                         a[r * Fp:r * Fp + F])
+            at = linear(w, at, a, F, Fp, x, Dp, rows, True)
+        count = 0
+        while done + count < len(wanted) and wanted[done + count] < begin + rows:
+            r = wanted[done + count] - begin
+            norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[count * Dp:count * Dp + D])
+            count += 1
+        if count:
+            linear(w, at + 2 * D, h, D, Dp, z, Vp, count, False)
+        for r in range(count):
+            out[done + r] = z[r * Vp:r * Vp + V]
+        done += count
+    return out
