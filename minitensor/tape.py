@@ -158,12 +158,9 @@ class Node:
 
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Add up `g` over the axes along which an array of `shape` was repeated to fit."""
-    if g.shape == shape:
-        return g
     extra = g.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(
-        i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
-    return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1)
+    return g.sum(axis=axes, keepdims=True).reshape(shape)
 
 
 def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,

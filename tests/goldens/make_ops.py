@@ -21,6 +21,22 @@ def normal(*shape):
     return rng.normal(size=shape).round(3)
 
 
+def turn(x):
+    """RoPE on (..., T, d): neighbours as complex numbers, turned by e^(i t theta)."""
+    T, d = x.shape[-2:]
+    angle = torch.outer(torch.arange(T), 10000.0 ** (-torch.arange(0, d, 2).double() / d))
+    z = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(z * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+def self_attention(x):
+    """Four heads of width 2 on two key/value heads, with RoPE, a window of 3, and no scale."""
+    q, k, v = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in x.split([8, 4, 4], -1))
+    back = torch.arange(5)[:, None] - torch.arange(5)
+    return F.scaled_dot_product_attention(turn(q), turn(k), v, (back >= 0) & (back < 3), scale=1.0,
+                                          enable_gqa=True).transpose(1, 2).flatten(-2)
+
+
 OPS = {  # name: (function of torch tensors, inputs)
     "abs": (torch.abs, [[-1.0, 0.0, 2.0]]),
     "relu": (torch.relu, [[-1.0, 0.0, 2.0]]),
@@ -67,6 +83,10 @@ OPS = {  # name: (function of torch tensors, inputs)
                           [normal(3, 4)]),
     "mse": (F.mse_loss, [normal(3, 2), normal(3, 2)]),
     "bce": (F.binary_cross_entropy_with_logits, [[-900.0, -1.0, 0.0, 900.0], [0.0, 1.0, 0.3, 1.0]]),
+    "rope": (turn, [normal(1, 2, 3, 4)]),
+    "self_attention": (self_attention, [normal(2, 5, 16)]),
+    "linear": (F.linear, [normal(2, 3, 4), normal(5, 4), normal(5)]),
+    "swiglu": (lambda a, b: F.silu(a) * b, [normal(2, 3), normal(2, 3)]),
     "attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True,
                                                                  enable_gqa=True),
                   [normal(2, 4, 5, 2), normal(2, 2, 5, 2), normal(2, 2, 5, 2)]),
