@@ -36,6 +36,7 @@ REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 i
 PANEL = 2 * REGISTER  # outputs that lie together
 ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all registers hold sums
 BLOCK = 64  # rows that go through all layers together, small enough for the cache
+U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
 
 
@@ -123,11 +124,10 @@ vector_sum, vector_max = _reduction("sum"), _reduction("max")
 @inline
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
     """y[r] = W x[r] + b, or added to y[r], for padded rows; the offset of what follows b and W."""
-    bias = w[at:at + outputs]
     for r in range(rows):
-        row = y[r * outputs:(r + 1) * outputs]
         for n in range(outputs):
-            row[n] = row[n] + bias[n] if add else bias[n]
+            i = U(r * outputs + n)
+            y[i] = y[i] + w[U(at + n)] if add else w[U(at + n)]
     at += outputs
     wide = outputs // (4 * PANEL) * (4 * PANEL) if rows == 1 else 0
     for o in range(0, wide, 4 * PANEL):
@@ -142,115 +142,115 @@ def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
     return at + outputs * inputs
 
 
+# Helpers take an array and an offset, never a slice: making one counts references, atomically.
+
+
 @inline
-def norm(x, w, at, rms, eps, y):
+def norm(x, x_at, width, w, at, rms, eps, y, y_at):
     """RMS norm or layer norm of a row."""
-    width = len(x)
-    weight, bias = w[at:at + width], w[at + width:at + 2 * width]
     mean = square = x.dtype.type(0)
     if not rms:
         for n in range(width):
-            mean += x[n]
+            mean += x[U(x_at + n)]
         mean /= x.dtype.type(width)
     for n in range(width):
-        square += (x[n] - mean) * (x[n] - mean)
+        square += (x[U(x_at + n)] - mean) * (x[U(x_at + n)] - mean)
     r = x.dtype.type(1) / np.sqrt(square / x.dtype.type(width) + eps)
     for n in range(width):
-        y[n] = (x[n] - mean) * r * weight[n] + bias[n]
+        y[U(y_at + n)] = (x[U(x_at + n)] - mean) * r * w[U(at + n)] + w[U(at + width + n)]
 
 
 @inline
-def rotate(x, cos, sin, scale):
+def rotate(x, at, d, cos, sin, t, scale):
     """RoPE of one head, in place, and a factor."""
-    for n in range(len(cos)):  # of length 0 without RoPE
-        a, b = x[2 * n], x[2 * n + 1]
-        x[2 * n], x[2 * n + 1] = a * cos[n] - b * sin[n], a * sin[n] + b * cos[n]
-    for n in range(len(x)):
-        x[n] *= scale
+    for n in range(cos.shape[1]):  # none without RoPE
+        c, s, i = cos[U(t), U(n)], sin[U(t), U(n)], U(at + 2 * n)
+        a, b = x[i], x[i + U(1)]
+        x[i], x[i + U(1)] = a * c - b * s, a * s + b * c
+    for n in range(d):
+        x[U(at + n)] *= scale
 
 
 @inline
-def keep(x, cache, at, T):
-    """Write a head to its column of the cache."""
-    for n in range(len(x)):
-        cache[at + n * T] = x[n]
-
-
-@inline
-def attend(q, cache, keys, values, T, first, last, p, y):
+def attend(q, at, d, cache, keys, values, T, first, last, p, y, y_at):
     """One head of one row over the cached keys first..last: keys and values lie (d, T)."""
-    d = len(q)
-    minus = splat(q.dtype.type(-np.inf))
+    minus, zero = splat(q.dtype.type(-np.inf)), splat(q.dtype.type(0))
     begin = first // LANES * LANES
-    m, l = minus, splat(q.dtype.type(0))
+    m = minus
     for j in range(begin, last + 1, LANES):
-        s = splat(q.dtype.type(0))
+        s = zero
         for n in range(d):
-            s = s + load(cache, keys + n * T + j) * q[n]
+            s = s + load(cache, keys + n * T + j) * q[U(at + n)]
         if j < first or j + LANES > last + 1:
             lane = iota(u32(j))
             s = pick(lane, splat(u32(first)), s, minus)
             s = pick(lane, splat(u32(last + 1)), minus, s)
         store(p, j, s)
         m = pick(m, s, m, s)
-    top = splat(vector_max(m))
+    top, l = splat(vector_max(m)), zero
     for j in range(begin, last + 1, LANES):
         e = exp_negative(load(p, j) - top)
         l = l + e
         store(p, j, e)
     inverse = q.dtype.type(1) / vector_sum(l)
     for n in range(d):
-        s = splat(q.dtype.type(0))
+        s = zero
         for j in range(begin, last + 1, LANES):
             s = s + load(p, j) * load(cache, values + n * T + j)
-        y[n] = vector_sum(s) * inverse
+        y[U(y_at + n)] = vector_sum(s) * inverse
 
 
 @inline
-def activate(g, u, kind, y):
-    """silu(g) u, or GELU of g by tanh or by erf."""
+def attention(qkv, step, cache, cos, sin, scale, window, i, begin, rows, slots, positions, H, KV,
+              d, T, S, p, y, y_step):
+    """Cache the rows' keys and values, then let every row look at those of its sequence."""
+    one = qkv.dtype.type(1)
+    part = S * KV * d * T  # the keys, or the values, of a layer
+    for r in range(rows):
+        t, row = positions[begin + r], r * step
+        at = (2 * i * S + slots[begin + r]) * KV * d * T + t
+        for n in range(H):
+            rotate(qkv, row + n * d, d, cos, sin, t, scale)
+        for n in range(KV):
+            rotate(qkv, row + (H + n) * d, d, cos, sin, t, one)
+        for n in range(KV * d):
+            cache[U(at + n * T)] = qkv[U(row + H * d + n)]
+            cache[U(at + part + n * T)] = qkv[U(row + (H + KV) * d + n)]
+    group = H // KV
+    for r in range(rows):
+        t = positions[begin + r]
+        first = max(0, t - window + 1) if window > 0 else 0
+        keys = (2 * i * S + slots[begin + r]) * KV * d * T
+        for n in range(KV):
+            for h in range(n * group, (n + 1) * group):
+                attend(qkv, r * step + h * d, d, cache, keys, keys + part, T, first, t, p, y,
+                       r * y_step + h * d)
+            keys += d * T
+
+
+@inline
+def activate(g, at, up, kind, width, y, y_at):
+    """silu(g) u with u at an offset of `up`, or GELU of g by tanh or by erf."""
     one, half = g.dtype.type(1), g.dtype.type(0.5)
     if kind == 0:
-        for n in range(len(y)):
-            y[n] = g[n] / (one + exp(-g[n])) * u[n]
+        for n in range(width):
+            z = g[U(at + n)]
+            y[U(y_at + n)] = z / (one + exp(-z)) * g[U(at + up + n)]
     elif kind == 1:
         c, a = g.dtype.type(2 * SQRT_2_PI), g.dtype.type(0.044715)
-        for n in range(len(y)):
-            z = g[n]
-            y[n] = z - z / (exp(c * (z + a * z * z * z)) + one)
+        for n in range(width):
+            z = g[U(at + n)]
+            y[U(y_at + n)] = z - z / (exp(c * (z + a * z * z * z)) + one)
     else:
         root = g.dtype.type(ROOT_HALF)
-        for n in range(len(y)):
-            y[n] = half * g[n] * (one + erf(g[n] * root))
+        for n in range(width):
+            z = g[U(at + n)]
+            y[U(y_at + n)] = half * z * (one + erf(z * root))
 
 
 @inline
 def padded(n):
     return (n + PANEL - 1) // PANEL * PANEL
-
-
-@inline
-def attention(qkv, step, cache, cos, sin, scale, window, slots, positions, sizes, p, y, y_step):
-    """Cache the rows' keys and values, then let every row look at those of its sequence."""
-    i, H, KV, d, T, S = sizes
-    one = qkv.dtype.type(1)
-    layer = 2 * i * S * KV * d * T
-    for r in range(len(slots)):
-        t = positions[r]
-        for n in range(H + 2 * KV):
-            head = qkv[r * step + n * d:r * step + (n + 1) * d]
-            if n < H + KV:
-                rotate(head, cos[t], sin[t], scale if n < H else one)
-            if n >= H:
-                part = layer + (S * KV * d * T if n >= H + KV else 0)
-                keep(head, cache, part + (slots[r] * KV + (n - H) % KV) * d * T + t, T)
-    for r in range(len(slots)):
-        first = max(0, positions[r] - window + 1) if window > 0 else 0
-        for n in range(H):
-            keys = layer + (slots[r] * KV + n // (H // KV)) * d * T
-            attend(qkv[r * step + n * d:r * step + (n + 1) * d], cache, keys,
-                   keys + S * KV * d * T, T, first, positions[r], p,
-                   y[r * y_step + n * d:r * y_step + (n + 1) * d])
 
 
 @jit
@@ -269,36 +269,34 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
     p, out, done = np.zeros(T, w.dtype), np.empty((len(wanted), V), w.dtype), 0
     for begin in range(0, len(ids), BLOCK):
         rows = min(BLOCK, len(ids) - begin)
-        slot, position = slots[begin:begin + rows], positions[begin:begin + rows]
         for r in range(rows):
-            row, token, place = x[r * Dp:r * Dp + D], embedding[ids[begin + r]], table[position[r]]
+            token, place = ids[begin + r], positions[begin + r]
             for n in range(D):
-                row[n] = token[n]
-            for n in range(len(place)):  # of length 0 with RoPE
-                row[n] += place[n]
+                x[U(r * Dp + n)] = embedding[U(token), U(n)]
+            for n in range(table.shape[1]):  # none with RoPE
+                x[U(r * Dp + n)] += table[U(place), U(n)]
         at = 0
         for i in range(len(windows)):
             for r in range(rows):
-                norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[r * Dp:r * Dp + D])
+                norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
-            attention(qkv, Cp, cache, cos, sin, scale, windows[i], slot, position,
-                      (i, H, KV, d, T, S), p, y, Dp)
+            attention(qkv, Cp, cache, cos, sin, scale, windows[i], i, begin, rows, slots,
+                      positions, H, KV, d, T, S, p, y, Dp)
             at = linear(w, at, y, D, Dp, x, Dp, rows, True)
             for r in range(rows):
-                norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[r * Dp:r * Dp + D])
+                norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, g, Gp, rows, False)
             for r in range(rows):
-                activate(g[r * Gp:r * Gp + F], g[r * Gp + Fp:r * Gp + Fp + F], kind,
-                         a[r * Fp:r * Fp + F])
+                activate(g, r * Gp, Fp, kind, F, a, r * Fp)
             at = linear(w, at, a, F, Fp, x, Dp, rows, True)
         count = 0
         while done + count < len(wanted) and wanted[done + count] < begin + rows:
-            r = wanted[done + count] - begin
-            norm(x[r * Dp:r * Dp + D], w, at, rms, eps, h[count * Dp:count * Dp + D])
+            norm(x, (wanted[done + count] - begin) * Dp, D, w, at, rms, eps, h, count * Dp)
             count += 1
         if count:
             linear(w, at + 2 * D, h, D, Dp, z, Vp, count, False)
         for r in range(count):
-            out[done + r] = z[r * Vp:r * Vp + V]
+            for n in range(V):
+                out[done + r, n] = z[U(r * Vp + n)]
         done += count
     return out

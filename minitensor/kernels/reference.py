@@ -150,13 +150,18 @@ def attention_weights(q: Array, k: Array, scale: float, window: int,
 
 def _attention_mask(shape: tuple[int, ...], drop: np.uint32, keep: float, k0: np.uint32,
                     k1: np.uint32, dtype: np.dtype) -> Array | float:
-    """Dropout factors (B, H, T, T): each head has a key of its own, its elements count i T + j."""
+    """Dropout factors (B, H, T, T). Each head has a key of its own; one hash serves two keys.
+
+    The hash of (i, j // 2) gives its lower 16 bits to an even j and its upper 16 to an odd one.
+    """
     if not drop:
         return 1.0
     B, H, T, _ = shape
     heads = np.arange(B * H, dtype=np.uint32)
     h0, h1 = hash32(heads, k0, k1), hash32(heads, k1, k0)
-    bits = hash32(np.arange(T * T, dtype=np.uint32), h0[:, None], h1[:, None])
+    i, j = np.arange(T, dtype=np.uint32)[:, None], np.arange(T, dtype=np.uint32)
+    bits = hash32(i * np.uint32(T) + j // np.uint32(2), h0[:, None, None], h1[:, None, None])
+    bits = np.where(j % 2 == 0, bits << np.uint32(16), bits)
     return ((bits >= drop) * dtype.type(keep)).reshape(shape)
 
 
