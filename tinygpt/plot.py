@@ -360,8 +360,8 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
                            temperature=temperature, seed=seed)  # fmt: skip
         page.axis("off")
         lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 95) or [""]]
-        page.text(0, 1, literal("\n".join(lines[:12])), va="top", fontsize=10, linespacing=1.3,
-                  transform=page.transAxes)  # fmt: skip
+        page.text(0, 1, literal("\n".join(lines[:11])), va="top", fontsize=10, linespacing=1.3,
+                  transform=page.transAxes, in_layout=False)  # fmt: skip
     return save(picture, out / "temperatures.png")
 
 

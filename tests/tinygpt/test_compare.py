@@ -1,0 +1,75 @@
+"""A table and curves of several runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import pytest
+
+from tinygpt import Error, UsageError, compare, config, recipes
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of different recipes."""
+    folders = []
+    for number, name in enumerate(("mini-1m", "quick")):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        text = config.dumps(recipes.get(name), ".json")
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        lines = [
+            {"step": s, "valid_loss": 3.0 - s / 100 - number, "valid_perplexity": 1,
+             "valid_bits_per_byte": 1.5 - s / 200, "tokens": s * 4096, "seconds": s * 1.5}
+            for s in (0, 50, 100)
+        ]  # fmt: skip
+        log = "\n".join(map(json.dumps, [{"event": "start", "step": 0}, *lines]))
+        (folder / "log.jsonl").write_text(log + "\n", encoding="utf-8")
+        folders.append(folder)
+    return folders
+
+
+def call(*args):
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    return compare.main(parser.parse_args([str(a) for a in args]))
+
+
+def test_the_table_has_the_last_validation_of_each_run(runs, capsys):
+    assert call(*runs, "--table") == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == list(compare.COLUMNS)
+    assert cells[2] == [
+        runs[0].as_posix(), "mini-1m", "1,046,656", "100", "409,600", "2.5", "2.0000",
+        f"{math.exp(2):.2f}", "1.0000",
+    ]  # fmt: skip
+    assert cells[3][6:] == ["1.0000", f"{math.exp(1):.2f}", "1.0000"]
+    assert len({len(line) for line in lines}) == 1
+    assert set(lines[1]) == set("|-: ")
+
+
+def test_curves_are_drawn(runs, tmp_path, capsys):
+    out = tmp_path / "pictures" / "both.png"
+    assert call(*runs, "--out", out) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+
+
+def test_what_is_no_run_is_named(runs, tmp_path):
+    with pytest.raises(Error, match=r"no config\.json"):
+        call(tmp_path)
+    (runs[0] / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(Error, match="no validation yet"):
+        call(*runs)
+    with pytest.raises(UsageError, match=r"ends in \.png"):
+        call(*runs, "--out", "picture.svg")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (250_000, "250k"), (1_500_000, "1.5M"), (2e9, "2G")]
+)
+def test_numbers_on_axes(value, text):
+    assert compare._short(value, 0) == text

@@ -1,0 +1,227 @@
+"""Pictures of a small run: what is drawn is true, and every file is a picture."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import json
+import struct
+
+import numpy as np
+import pytest
+
+import bpe
+from tinygpt import Error, checkpoint, plot
+from tinygpt.config import Config
+from tinygpt.model import GPT
+
+TEXT = "Once upon a time there was a cat. It cost $5 and said “miau” to a dog.\n"
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """A fresh model with everything that a picture has to tell apart."""
+    tokenizer = bpe.train([TEXT], 300)
+    config = Config(
+        name="$mall", vocab_size=300, context=16, n_layer=2, n_head=4, n_kv_head=2, d_model=16,
+        d_ff=24, positions="rope", ffn="swiglu", windows=(0, 3), head="untied",
+    )  # fmt: skip
+    params = {name: p.numpy() for name, p in GPT(config).named_parameters()}
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=p.shape).astype(p.dtype) for name, p in params.items()}
+    return checkpoint.Saved(config, tokenizer, params)
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Stands in for the sampler, whose tests are elsewhere; the options of each call."""
+    calls = []
+
+    def sample_text(model, tokenizer, **options):
+        calls.append(options)
+        return "a $text$ " + "W" * 500 + "\n\n\x0cend"
+
+    monkeypatch.setattr("tinygpt.sample.sample_text", sample_text)
+    return calls
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A run's folder with a model and the log of twenty steps."""
+    checkpoint.save(tmp_path / "model.npz", saved)
+    lines = [{"event": "start", "step": 0}]
+    for step in range(20):
+        seconds = {"tokens": step * 64, "seconds": step / 2}
+        lines.append({"step": step, "loss": 3 / (step + 1), "lr": 0.1, "grad_norm": 1, **seconds})
+        if step % 5 == 0:
+            lines.append({"step": step, "valid_loss": 4 / (step + 1), "valid_perplexity": 1,
+                          "valid_bits_per_byte": 2 / (step + 1), **seconds})  # fmt: skip
+    write_log(tmp_path, [json.dumps(line) for line in lines])
+    return tmp_path
+
+
+def write_log(folder, lines):
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def size_of(path):
+    """Width and height of a PNG, from its header."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_the_command_draws_everything_at_a_legible_size(run, texts, capsys):
+    parser = argparse.ArgumentParser()
+    plot.add_arguments(parser)
+    assert plot.main(parser.parse_args([str(run)])) == 0
+    pictures = sorted(p.relative_to(run / "plots").as_posix() for p in run.rglob("*.png"))
+    assert pictures == [
+        "attention_heatmaps/layer_0.png", "attention_heatmaps/layer_1.png", "embedding_map.png",
+        "temperatures.png", "training_curves.png", "weight_distributions/layer_0.png",
+        "weight_distributions/layer_1.png", "weight_distributions/model.png",
+        "weight_distributions/spectral_norms.png",
+    ]  # fmt: skip
+    assert len(capsys.readouterr().out.splitlines()) == len(pictures)
+    for name in pictures:
+        width, height = size_of(run / "plots" / name)
+        assert 600 <= width <= 2000 and 300 <= height <= 2000
+
+
+def test_a_run_without_a_model_has_curves_only(run, capsys):
+    (run / "model.npz").unlink()
+    parser = argparse.ArgumentParser()
+    plot.add_arguments(parser)
+    assert plot.main(parser.parse_args([str(run)])) == 0
+    assert capsys.readouterr().out.splitlines() == [str(run / "plots" / "training_curves.png")]
+
+
+def test_the_log_is_read_by_columns(run):
+    train, valid = plot.read_log(run)
+    np.testing.assert_allclose(train["loss"], 3 / np.arange(1, 21))
+    np.testing.assert_array_equal(valid["step"], [0, 5, 10, 15])
+    np.testing.assert_array_equal(valid["tokens"], [0, 320, 640, 960])
+
+
+def test_an_unfinished_last_line_is_passed_over_and_no_other(run):
+    good = json.dumps({"step": 0, "loss": 1.0})
+    write_log(run, [good, '{"step": 1, "lo'])
+    assert plot.read_log(run)[0]["step"].tolist() == [0]
+    write_log(run, ['{"step": 1, "lo', good])
+    with pytest.raises(Error, match=r"log\.jsonl, line 1: not JSON"):
+        plot.read_log(run)
+
+
+@pytest.mark.parametrize("lines", [[], ['{"event": "start"}']])
+def test_a_log_without_steps_is_an_error(run, lines):
+    write_log(run, lines)
+    with pytest.raises(Error, match="nothing to draw"):
+        plot.training_curves(run, "x", run)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    parser = argparse.ArgumentParser()
+    plot.add_arguments(parser)
+    with pytest.raises(Error, match="a run's folder is expected"):
+        plot.main(parser.parse_args([str(tmp_path)]))
+    with pytest.raises(Error, match="not a run's folder"):
+        plot.main(parser.parse_args([str(tmp_path / "nothing")]))
+
+
+def test_smoothing_is_the_mean_of_the_neighbourhood():
+    values = np.array([1.0, 2.0, 6.0, 3.0])
+    np.testing.assert_allclose(plot.smooth(values, 3), [1.5, 3.0, 11 / 3, 4.5])
+    np.testing.assert_allclose(plot.smooth(values, 1), values)
+
+
+def test_attention_that_is_shown_gives_the_models_own_logits(saved):
+    """Layer by layer in NumPy: the maps, applied to the values, lead to what the model says."""
+    c, p, model = saved.config, saved.params, saved.model()
+    ids = np.array([saved.tokenizer.encode(TEXT)[:12]])
+    maps = model.attention_maps(ids)[:, 0]
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + c.norm_eps)
+        return x * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    x = p["embedding.weight"][ids[0]].astype(np.float64)
+    for i, weights in enumerate(maps):
+        v = linear(norm(x, f"blocks.{i}.attn_norm"), f"blocks.{i}.attn.qkv")[:, -8:]
+        v = np.repeat(v.reshape(-1, 2, 4), 2, axis=1)  # two queries share a value
+        seen = np.einsum("hts,shd->thd", weights, v).reshape(-1, 16)
+        x = x + linear(seen, f"blocks.{i}.attn.out")
+        h = norm(x, f"blocks.{i}.ffn_norm")
+        gate = linear(h, f"blocks.{i}.ffn.gate")
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"blocks.{i}.ffn.up"),
+                       f"blocks.{i}.ffn.down")  # fmt: skip
+    logits = norm(x, "norm") @ p["head.weight"].T
+    np.testing.assert_allclose(model(ids).numpy()[0], logits, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+    assert (maps[:, :, np.triu(np.ones((12, 12), bool), 1)] == 0).all()
+    assert (maps[1][:, np.tri(12, k=-3, dtype=bool)] == 0).all()  # left of the local window
+
+
+def test_matrices_are_grouped_by_layer_and_the_projection_is_taken_apart(saved):
+    groups = plot.matrices(saved)
+    assert list(groups) == ["model", "layer_0", "layer_1"]
+    assert list(groups["model"]) == ["embedding", "head"]
+    shapes = {name: w.shape for name, w in groups["layer_0"].items()}
+    assert shapes == {
+        "attn.query": (16, 16), "attn.key": (8, 16), "attn.value": (8, 16), "attn.out": (16, 16),
+        "ffn.gate": (24, 16), "ffn.up": (24, 16), "ffn.down": (16, 24),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
+def test_the_spectral_norm_is_the_largest_singular_value(shape):
+    weight = np.random.default_rng(0).normal(size=shape)
+    assert plot.spectral_norm(weight) == pytest.approx(np.linalg.norm(weight, 2))
+
+
+def test_principal_components_find_the_widest_directions():
+    rng = np.random.default_rng(1)
+    turn, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    rows = rng.normal(size=(2000, 4)) * [5, 2, 0.1, 0.1] @ turn + 3
+    points, shares = plot.principal_components(rows)
+    np.testing.assert_allclose(points.std(axis=0), [5, 2], rtol=0.1)
+    np.testing.assert_allclose(shares, [25 / 29, 4 / 29], atol=0.02)
+    np.testing.assert_allclose(plot.principal_components(rows[::-1])[0][::-1], points, atol=1e-8)
+
+
+def test_token_labels():
+    tokenizer = bpe.BPETokenizer(
+        [*(bytes([b]) for b in range(256)), b" $a"], [], special_tokens={"<|endoftext|>": 257}
+    )
+    labels = [plot.token_label(tokenizer, id) for id in (10, 32, 255, 7, 256, 257)]
+    assert labels == ["↵", "␣", "0xff", "0x07", "␣\\$a", "<|endoftext|>"]
+
+
+def test_the_prompt_begins_as_a_document_does(saved):
+    ids = plot.prompt_ids(saved.tokenizer, TEXT, 5)
+    assert ids == [saved.tokenizer.separator_id, *saved.tokenizer.encode(TEXT)[:4]]
+    plain = bpe.CharTokenizer.train(["ab"], control_tokens=False)
+    with pytest.raises(Error, match="the prompt has no tokens"):
+        plot.prompt_ids(plain, "", 5)
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(Error, match=r"^pictures need matplotlib: pip install tinygpt\[plot\]$"):
+        plot.figure(3, 3)
+
+
+def test_the_texts_differ_by_their_temperature_alone(saved, texts, tmp_path):
+    plot.temperatures(saved.model(), saved.tokenizer, "Once", tmp_path)
+    assert [options.pop("temperature") for options in texts] == [0.5, 0.8, 1.0, 1.2]
+    assert all(options == texts[0] for options in texts)
+    assert size_of(tmp_path / "temperatures.png") == (1200, 1000)
