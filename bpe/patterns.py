@@ -69,8 +69,10 @@ class Splitter:
             raise TokenizerError(f"pattern: {len(pattern)} characters; {MAX_PATTERN} are allowed")
         try:
             self._regex = regex.compile(PATTERNS.get(self.name, pattern))
+            self._regex.findall("A trial: 1.")  # some expressions fail only here
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-            raise TokenizerError(f"pattern: not a regular expression: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise TokenizerError(f"pattern: not a regular expression: {reason}") from error
 
     def chunks(self, text: str) -> list[str]:
         """The chunks of `text`, whose concatenation is `text`."""
