@@ -1,0 +1,97 @@
+"""Every numba kernel against its NumPy twin, in both precisions, through the ops that use it."""
+
+import numpy as np
+import pytest
+
+import minitensor as mt
+from minitensor import kernels
+
+TWINS = [name for name in kernels.NAMES if name not in ("decode", "choose")]  # tinygpt's
+
+
+def n(*shape):
+    """Numbers of about unit size, the same at every call."""
+    return np.random.default_rng(sum(shape)).normal(size=shape)
+
+
+def table(dtype):
+    return mt.rope_table(37, 8, dtype=dtype)
+
+
+IDS = np.random.default_rng(0).integers(0, 29, (3, 37))
+MASKED = np.where(IDS % 5 == 0, -100, IDS)
+CASES = {  # odd sizes: several vectors or blocks, and a rest
+    "rms_norm": lambda d: (mt.rms_norm, [n(5, 7, 67), n(67)], {}),
+    "layer_norm": lambda d: (mt.layer_norm, [n(5, 7, 67), n(67), n(67)], {"eps": 1e-3}),
+    "layer_norm of a constant": lambda d: (mt.layer_norm, [n(4, 1) + 0 * n(4, 33)], {}),
+    "gelu": lambda d: (mt.gelu, [n(9, 41) * 3], {}),
+    "gelu tanh": lambda d: (mt.gelu, [n(9, 41) * 3], {"approximate": "tanh"}),
+    "gelu far out": lambda d: (mt.gelu, [np.linspace(-40, 40, 333)], {}),
+    "swiglu": lambda d: (mt.swiglu, [n(9, 41) * 3, n(41, 9).T], {}),
+    "dropout": lambda d: (mt.dropout, [n(9, 41)], {"p": 0.3, "key": 2**63 + 5}),
+    "dropout_add": lambda d: (mt.dropout_add, [n(9, 41), n(9, 41)], {"p": 0.1, "key": 11}),
+    "cross_entropy": lambda d: (mt.cross_entropy, [n(3, 37, 29) * 4, MASKED], {}),
+    "cross_entropy smooth": lambda d: (mt.cross_entropy, [n(3, 37, 29), MASKED],
+                                       {"label_smoothing": 0.2, "reduction": "none"}),
+    "linear_cross_entropy": lambda d: (mt.linear_cross_entropy, [n(3, 37, 16), n(29, 16), MASKED],
+                                       {}),
+    "embedding": lambda d: (mt.embedding, [n(29, 17), IDS], {}),
+    "attention": lambda d: (mt.attention, [n(2, 4, 37, 8), n(2, 2, 37, 8), n(2, 2, 37, 8)], {}),
+    "attention to all": lambda d: (mt.attention, [n(1, 2, 19, 5), n(1, 2, 19, 5), n(1, 2, 19, 5)],
+                                   {"causal": False, "dropout": 0.2, "key": 3}),
+    "attention of one": lambda d: (mt.attention, [n(2, 1, 1, 3), n(2, 1, 1, 3), n(2, 1, 1, 3)], {}),
+    "self_attention": lambda d: (mt.self_attention, [n(2, 37, 96)],
+                                 {"n_head": 4, "rope": table(d), "dropout": 0.15, "key": 9}),
+    "self_attention local": lambda d: (mt.self_attention, [n(2, 37, 64)], {
+        "n_head": 4, "n_kv_head": 2, "rope": table(d), "window": 5, "scale": 1.0}),
+}
+
+
+def compute(name, dtype, backend, monkeypatch, used=None):
+    """Value and gradients with all kernels from one side."""
+    for kernel in TWINS:
+        twin = kernels.twin(kernel, backend)
+
+        def spy(*args, kernel=kernel, twin=twin):
+            if used is not None:
+                used.add(kernel)
+            return twin(*args)
+        monkeypatch.setitem(vars(kernels), kernel, spy)
+    op, inputs, options = CASES[name](dtype)
+    xs = [x if x.dtype.kind == "i" else mt.Tensor(x, dtype=dtype, requires_grad=True)
+          for x in inputs]
+    y = op(*xs, **options)
+    weights = np.cos(np.arange(y.size)).reshape(y.shape)
+    return [y.data, *mt.grad(y, [x for x in xs if isinstance(x, mt.Tensor)], weights)]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-5), (np.float64, 1e-12)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_agrees_with_its_twin(name, dtype, tolerance, monkeypatch):
+    numba = compute(name, dtype, "numba", monkeypatch)
+    numpy = compute(name, dtype, "numpy", monkeypatch)
+    for a, b in zip(numba, numpy, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-6), (np.float64, 1e-14)])
+def test_the_optimisers_kernels_agree_with_their_twins(dtype, tolerance):
+    results = []
+    for backend in ("numba", "numpy"):
+        p, m, v = (n(1003).astype(dtype), np.zeros(1003, dtype), np.zeros(1003, dtype))
+        for step in (1, 2, 3):
+            g = (n(1003 + step)[:1003] * 0.1).astype(dtype)
+            kernels.twin("adamw", backend)(p, g, m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, step, 0.7)
+        norm = kernels.twin("sum_of_squares", backend)(g)
+        assert norm == pytest.approx((g.astype(np.float64) ** 2).sum(), rel=1e-14)
+        results.append((p, m, v))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance * 10, atol=tolerance)
+
+
+def test_no_kernel_is_left_out(monkeypatch):
+    used = {"adamw", "sum_of_squares"}
+    for name in CASES:
+        compute(name, np.float64, "numpy", monkeypatch, used)
+    assert used == set(TWINS)
