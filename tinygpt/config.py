@@ -271,7 +271,7 @@ def dumps(config: Config, suffix: str) -> str:
     if suffix == ".json":
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     if suffix == ".toml":  # a JSON scalar or list is a TOML one, but for a raw DEL in a string
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+        lines = (f"{key} = {json.dumps(v, ensure_ascii=False)}" for key, v in values.items())
         return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
     if suffix in (".yaml", ".yml"):
         return str(_yaml().safe_dump(values, sort_keys=False))
@@ -329,7 +329,7 @@ def _yaml() -> Any:
 
 def _parse_toml(text: str) -> dict[str, Any]:
     try:
-        import tomllib
+        import tomllib  # type: ignore[import-not-found]
     except ImportError:  # Python 3.10
         try:
             import tomli as tomllib

@@ -98,20 +98,27 @@ def stream_loss(model: GPT, stream: Array, *, stride: int, batch_size: int = 32,
     return math.fsum(sums)
 
 
-def evaluate(model: GPT, tokenizer: Tokenizer, text: str, *, stride: int = 0, batch_size: int = 32,
-             workers: Any = None, progress: bool = False) -> dict[str, Any]:
-    """The model's score on `text`, with those of the untrained model and of a uniform guess.
-
-    `stride` is half a context unless given: every token but the first ones then has at least half a
-    context before it. Raises Error for a text too short to judge.
-    """
+def evaluate(model: GPT, tokenizer: Tokenizer, text: str, **options: Any) -> dict[str, Any]:
+    """The score of a model on `text`. Options as for `evaluate_stream`."""
     docs = data.documents(text)
     stream = data.encode_documents(tokenizer, docs)
+    size = data.text_bytes(docs)
+    if tokenizer.separator_id is None and len(stream):
+        size -= len(tokenizer.token_bytes(int(stream[0])))  # nothing predicts the first token
+    return evaluate_stream(model, tokenizer, stream, size, **options)
+
+
+def evaluate_stream(model: GPT, tokenizer: Tokenizer, stream: Array, size: int, *, stride: int = 0,
+                    batch_size: int = 32, workers: Any = None, progress: bool = False
+                    ) -> dict[str, Any]:
+    """The model's score on tokens, with those of the untrained model and of a uniform guess.
+
+    `size` is the number of bytes of text that the tokens stand for. `stride` is half a context
+    unless given: every token but the first ones then has at least half a context before it. Raises
+    Error for a text too short to judge.
+    """
     if len(stream) < 2:
         raise Error("the text is too short to judge: it needs at least two tokens")
-    size = data.text_bytes(docs)
-    if tokenizer.separator_id is None:
-        size -= len(tokenizer.token_bytes(int(stream[0])))  # nothing predicts the first token
     context = model.config.context
     stride = stride or max(1, context // 2)
     with tqdm(total=len(windows(len(stream), min(context, len(stream) - 1), stride)), unit="window",
@@ -123,21 +130,30 @@ def evaluate(model: GPT, tokenizer: Tokenizer, text: str, *, stride: int = 0, ba
     fresh = stream_loss(GPT(model.config), part, stride=context, workers=workers)
     untrained = score(fresh / (len(part) - 1) * n, n, size)
     uniform = score(math.log(tokenizer.vocab_size) * n, n, size)
-    return {**asdict(score(nats, n, size)), "documents": len(docs), "context": context,
-            "stride": stride, "untrained": asdict(untrained), "uniform": asdict(uniform)}
+    return {**asdict(score(nats, n, size)), "context": context, "stride": stride,
+            "untrained": asdict(untrained), "uniform": asdict(uniform)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt eval``."""
     parser.add_argument("model", type=Path, help="a model file, such as runs/quick/best.npz")
     parser.add_argument("--data", type=Path, metavar="PATH",
-                        help="a UTF-8 text (default: 200 held-out embedded stories)")
+                        help="a UTF-8 text, or the validation part of a prepared folder "
+                             "(default: 200 held-out embedded stories)")
     parser.add_argument("--stride", type=int, default=0, metavar="N",
                         help="tokens from window to window (default: half a context)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N",
                         help="windows at a time; does not change the result")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _text(path: Path | None) -> str:
+    if path is not None:
+        return data.read_text(path)
+    from tinygpt import stories
+
+    return f"\n{data.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -152,15 +168,18 @@ def main(args: argparse.Namespace) -> int:
     if args.stride > model.config.context:
         raise UsageError(f"--stride: {args.stride} exceeds the model's context of "
                          f"{model.config.context}, so some tokens would not be judged")
-    if args.data is None:
-        from tinygpt import stories
-
-        text = f"\n{data.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
-    else:
-        text = data.read_text(args.data)
     with mt.Workers(args.threads or cores()) as workers:
-        result = evaluate(model, tokenizer, text, stride=args.stride, batch_size=args.batch_size,
-                          workers=workers, progress=not args.json)
+        options = {"stride": args.stride, "batch_size": args.batch_size, "workers": workers,
+                   "progress": not args.json}
+        if args.data and (args.data / "meta.json").is_file():
+            dataset = data.load_prepared(args.data)
+            if dataset.tokenizer != tokenizer:
+                raise Error(f"{args.data}: prepared with another tokenizer than the model's; give "
+                            "the text itself")
+            result = evaluate_stream(model, tokenizer, dataset.valid, dataset.bytes["valid"],
+                                     **options)
+        else:
+            result = evaluate(model, tokenizer, _text(args.data), **options)
     result = {"model": str(args.model), "data": str(args.data or "stories"),
               "step": saved.provenance.get("step"), **result}
     if args.json:

@@ -214,7 +214,7 @@ class GPT(nn.Module):
         as `maps` receives each layer's attention weights (B, H, T, T).
         """
         c = self.config
-        batch, length = ids.shape
+        length = ids.shape[1]
         if length > c.context:
             raise ValueError(f"GPT: {length} tokens exceed the context of {c.context}")
         p = c.dropout if self.training else 0.0

@@ -112,11 +112,15 @@ def get(name: str) -> Config:
 # --------------------------------------------------------------------- times on this machine
 
 
-def _same_work(a: Config, b: Config) -> bool:
-    """Whether a step of the two costs the same."""
+def is_recipe(c: Config) -> bool:
+    """Whether a step of this configuration is one of the recipe of its name."""
+    recipe = RECIPES.get(c.name)
+    if recipe is None:
+        return False
     free = {"name", "data", "seed", "valid_fraction", "max_documents", "lr", "min_lr", "warmup",
-            "schedule", "max_iters"} | {key for key in a.to_dict() if key.endswith("_interval")}
-    return all(value == b.to_dict()[key] for key, value in a.to_dict().items() if key not in free)
+            "schedule", "max_iters"} | {key for key in c.to_dict() if key.endswith("_interval")}
+    wanted = recipe.to_dict()
+    return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
 
 
 def times() -> dict[str, float]:
@@ -135,8 +139,7 @@ def remember_time(config: Config, seconds: float) -> None:
     from tinygpt.data import cache_folder
     from tinygpt.files import replacing
 
-    recipe = RECIPES.get(config.name)
-    if recipe is None or not _same_work(recipe, config):
+    if not is_recipe(config):
         return
     folder = cache_folder()
     with contextlib.suppress(OSError, Error):  # a nicety: it may fail

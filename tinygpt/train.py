@@ -34,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minitensor as mt
-from minitensor import optim
+from minitensor import kernels, optim
 from tinygpt import Error, UsageError, checkpoint, config, data, recipes
 from tinygpt.checkpoint import Saved
 from tinygpt.config import Config
@@ -284,7 +284,8 @@ class Run:
                  parameters=sum(count(c)), threads=self.threads)
         times = StepTimes(c)
         bar = tqdm(total=c.max_iters, initial=min(self.step, c.max_iters), unit="step",
-                   file=sys.stderr, mininterval=0.2 if tty else 10, dynamic_ncols=tty, smoothing=0.05)
+                   file=sys.stderr, mininterval=0.2 if tty else 10, dynamic_ncols=tty,
+                   smoothing=0.05)
         try:
             with bar, signals() as received:
                 while self.step < c.max_iters:
@@ -321,11 +322,10 @@ class Run:
                      grad_norm=round(norm, 6), tokens=step * c.tokens_per_step,
                      seconds=round(self.elapsed(), 3))
         self.step, self.shown = step + 1, False
-        if len(times.all) == StepTimes.FIRST:
-            ms = times.median() * 1e3
+        if times.enough():
             left = duration((c.max_iters - self.step) * times.median())
-            tell(f"a step takes {ms:.3g} ms here: about {left} to go; memory in use "
-                f"{peak_memory()}")
+            tell(f"a step takes {times.median() * 1e3:.0f} ms here: about {left} to go; memory in "
+                 f"use {peak_memory()}")
         return loss
 
     def show(self) -> None:
@@ -383,15 +383,23 @@ def perplexity(loss: float) -> float:
 class StepTimes:
     """Durations of the steps of this process."""
 
-    FIRST = 10  # steps after which the time to go is told
+    FIRST = 10  # steps after which the time to go is told, or five seconds of them
 
     def __init__(self, c: Config):
         self.config = c
         self.all: list[float] = []
+        self.told = False
 
     def add(self, seconds: float) -> None:
         """Take in one step."""
         self.all.append(seconds)
+
+    def enough(self) -> bool:
+        """True once: when there are enough steps to say how long the run will take."""
+        if self.told or len(self.all) < 2:
+            return False
+        self.told = len(self.all) >= self.FIRST or sum(self.all) > 5
+        return self.told
 
     def median(self) -> float:
         """Median of the last fifty, without the first."""
@@ -469,6 +477,9 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     tokens = c.tokens_per_step
     batch = " x ".join(str(n) for n in (c.batch_size, c.accumulation, c.context) if n != 1)
     total = c.max_iters * tokens
+    known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
+    before = f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time" \
+        if known else ""
     return [
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
@@ -476,7 +487,7 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         f"data: {c.data}: {len(dataset.train):,} tokens of {dataset.documents['train']:,} documents"
         f" to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
         f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
-        f"{total / len(dataset.train):.3g} times the data",
+        f"{total / len(dataset.train):.3g} times the data{before}",
         f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
         f"run folder {out}",
     ]
@@ -521,6 +532,26 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+def compile_kernels(trainer: Trainer) -> None:
+    """Run one sequence forward and back, with a bar where the kernels are compiled for it."""
+    if kernels.backend() != "numba":
+        return
+    from minitensor.kernels import _jit  # imports numba
+
+    seen: set[tuple[str, str]] = set()
+
+    def observer(op: str, phase: str, *rest: Any) -> None:
+        seen.add((op, phase))
+        bar.update(len(seen) - bar.n)
+
+    model, context = trainer.model.train(), trainer.config.context
+    row = data.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
+    cold = not any(_jit.FOLDER.rglob("*.nbc"))
+    with tqdm(desc="tinygpt: compiling kernels…", unit=" ops", file=sys.stderr, leave=False,
+              disable=not cold) as bar, mt.observe(observer):
+        mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
 
 
 def profile(trainer: Trainer, steps: int) -> None:
@@ -655,7 +686,10 @@ def main(args: argparse.Namespace) -> int:
     c = fit_vocabulary(c, dataset)
     threads = 1 if args.profile else args.threads or cores()
     with mt.Workers(threads) as workers:
+        if not workers.blas_limited:
+            tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
         trainer = Trainer(c, dataset, workers)
+        compile_kernels(trainer)
         if args.profile is not None:
             profile(trainer, max(1, args.profile))
             return 0
