@@ -137,3 +137,26 @@ def test_inputs_and_gradient_are_left_as_they_were(name):
             np.testing.assert_array_equal(x, old)
         np.testing.assert_array_equal(y.numpy(), value)
         np.testing.assert_array_equal(g, 1)
+
+
+def test_small_powers_are_products(monkeypatch):
+    monkeypatch.setattr(np, "power", None)
+    for dtype in (np.float32, np.float64):
+        x = mt.Tensor(np.array([1.0, 4.0]), requires_grad=True, dtype=dtype)
+        for n in (0, 1, 2, 3, 4, 7, 16, 0.5, -0.5, 1.5, -1, -2, 2.0, np.float32(3), np.int64(2)):
+            y = x ** n
+            (g,) = mt.grad(y.sum(), [x])
+            assert y.dtype == g.dtype == dtype
+            assert y.data[1] == pytest.approx(4.0**n) and g[1] == pytest.approx(n * 4.0 ** (n - 1))
+
+
+def test_cutting_into_n_parts_costs_n_parts_in_the_backward():
+    sent = []
+    x = mt.Tensor(np.ones((60, 7)), requires_grad=True)
+    with mt.observe(lambda op, phase, seconds, arrays, g: sent.append(
+            sum(a.size for a in arrays)) if (op, phase) == ("getitem", "backward") else None):
+        loss = sum((row * i).sum() for i, row in enumerate(x))
+        loss = loss + sum((part * part).sum() for part in mt.split(x, 12, axis=0))
+        loss.backward()
+    assert sum(sent) == 2 * x.size
+    np.testing.assert_array_equal(x.grad, np.arange(60)[:, None] + 2 * np.ones((60, 7)))
