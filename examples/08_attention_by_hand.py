@@ -65,7 +65,7 @@ def compare(B=2, H=3, T=37, d=8):
 
 
 def measure(B=2, H=4, T=512, d=32, repeats=5):
-    """Shortest time of forward and backward in float32 on one thread, and what is kept in between."""
+    """Shortest time of forward and backward, float32, one thread, and what is kept in between."""
     rng = np.random.default_rng(0)
     q, k, v, g = (rng.normal(size=(B, H, T, d)).astype(np.float32) for _ in range(4))
     leaves = [mt.Tensor(a, requires_grad=True) for a in (q, k, v)]
