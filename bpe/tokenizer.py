@@ -107,6 +107,8 @@ class Tokenizer(ABC):
     ) -> list[list[int]]:
         """The ids of each of `texts`, computed by `processes` worker processes."""
         allowed = self._allowed(allowed_special)
+        if isinstance(texts, str):
+            raise TokenizerError("encode_batch: a list of texts is expected, not one text")
         if processes == 1:
             return [self.encode(text, allowed_special=allowed) for text in texts]
         lists: list[list[int]] = []

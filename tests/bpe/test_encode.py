@@ -243,6 +243,8 @@ def test_copies_are_equal(tokenizer, tmp_path):
 def test_encode_wants_a_string(tokenizer):
     with pytest.raises(bpe.TokenizerError, match="encode: a str is expected, not bytes"):
         tokenizer.encode(b"bytes")
+    with pytest.raises(bpe.TokenizerError, match="encode_batch: a list of texts is expected"):
+        tokenizer.encode_batch("text")
 
 
 BYTES = [bytes([byte]) for byte in range(256)]
