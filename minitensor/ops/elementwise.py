@@ -122,7 +122,9 @@ def _power(x: Any, n: Any) -> Any:
         factors.append(np.sqrt(x))
     if not factors:
         return np.ones_like(x)
-    y = math.prod(factors[1:], start=factors[0])
+    y = factors.pop()  # x itself only if it is the one factor
+    for factor in factors:
+        y *= factor
     return y.copy() if y is x else y
 
 
