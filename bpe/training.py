@@ -151,6 +151,10 @@ def documents(
     items = source_items(source)
     with bar(progress, total_bytes(items), "reading", unit="B", unit_scale=True) as advance:
         for item in items:
+            if not isinstance(item, str | os.PathLike):
+                raise TokenizerError(
+                    f"source: texts or Paths are expected, not {type(item).__name__}"
+                )
             parts = [item] if isinstance(item, str) else read_blocks(Path(item), advance)
             for text, is_special in segments(parts, specials, last_cut, block=BLOCK):
                 if not is_special:
@@ -159,29 +163,22 @@ def documents(
 
 def source_items(source: Source) -> Iterable[str | os.PathLike[str]]:
     """`source` as an iterable of texts (`str`) and files (`Path`)."""
+    if isinstance(source, str) and (len(source) > 1000 or {"\n", "\0"} & set(source)):
+        raise TokenizerError("source: a string names a file; to train on a text, pass it in a list")
     if isinstance(source, str | os.PathLike):
         return [Path(source)]
     if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
-        raise TokenizerError(
-            f"source: a file, files or texts are expected, not {type(source).__name__}"
+        raise TokenizerError(f"source: files or texts are expected, not {type(source).__name__}")
+    if isinstance(source, list | tuple) and source and all(map(_names_a_file, source)):
+        raise TokenizerError(  # it would train a tokenizer on the names
+            f"source: {source[0]!r} is a file, and strings in a list are texts: "
+            "pass Path objects to train on files"
         )
-    if isinstance(source, list | tuple):
-        for item in source:
-            if not isinstance(item, str | os.PathLike):
-                raise TokenizerError(
-                    f"source: texts or Paths are expected, not {type(item).__name__}"
-                )
-        # A list of file names would train a tokenizer on the names.
-        if source and all(isinstance(s, str) and len(s) < 256 and is_file(s) for s in source):
-            raise TokenizerError(
-                f"source: {source[0]!r} is a file, and strings in a list are texts: "
-                "pass Path objects to train on files"
-            )
     return source
 
 
-def is_file(name: str) -> bool:
-    return os.path.isfile(name) if "\0" not in name else False
+def _names_a_file(text: Any) -> bool:
+    return isinstance(text, str) and len(text) < 256 and "\0" not in text and os.path.isfile(text)
 
 
 def total_bytes(items: Iterable[str | os.PathLike[str]]) -> int | None:
