@@ -122,7 +122,9 @@ def jit(fn: Callable[..., Any]) -> Kernel:
     return Kernel(fn)
 
 
-inline = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy", inline="never")
+# LLVM must inline these for the loops around them to be vectorised.
+INLINE = {"fastmath": FASTMATH, "nogil": True, "error_model": "numpy", "forceinline": True}
+inline = numba.njit(**INLINE)
 
 
 # ------------------------------------------------------------------------------- shared arithmetic
@@ -136,7 +138,7 @@ def exp(x: Any) -> Any:
 f32, i32, u32 = np.float32, np.int32, np.uint32
 
 
-@overload(exp, inline="always")
+@overload(exp, jit_options=INLINE)
 def _exp(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.exp(x)
@@ -179,7 +181,7 @@ def erf(x: Any) -> Any:
     return math.erf(x)
 
 
-@overload(erf, inline="always")
+@overload(erf, jit_options=INLINE)
 def _erf(x):  # type: ignore[no-untyped-def]
     if x != types.float32:
         return lambda x: math.erf(x)

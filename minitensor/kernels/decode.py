@@ -18,14 +18,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minitensor.kernels._jit import erf, exp, inline, jit, u32
+from minitensor.kernels._jit import erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import (
     CONTRACT,
     LANES,
     Vector,
     exp_negative,
-    iota,
     load,
     pick,
     splat,
@@ -96,29 +95,46 @@ def _product(rows: int, panels: int) -> Any:
 product_wide, product_narrow, product_rows = _product(1, 4), _product(1, 1), _product(ROWS, 1)
 
 
-def _reduction(name: str) -> Any:
-    @intrinsic
-    def reduce(typingctx: Any, x: Vector) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            values = args[0]
-            lanes = LANES
-            while lanes > 1:  # fold the upper half onto the lower one
-                lanes //= 2
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
-                upper = ir.Constant(mask.type, list(range(lanes, 2 * lanes)))
-                undefined = ir.Constant(values.type, ir.Undefined)
-                a = builder.shuffle_vector(values, undefined, mask)
-                b = builder.shuffle_vector(values, undefined, upper)
-                if name == "sum":
-                    values = builder.fadd(a, b)
-                else:
-                    values = builder.select(builder.fcmp_ordered(">=", a, b), a, b)
-            return builder.extract_element(values, ir.Constant(ir.IntType(32), 0))
-        return x.dtype(x), codegen
-    return reduce
+@intrinsic
+def fold(typingctx: Any, x: Vector, period: Any) -> Any:
+    """In every lane, the sum of the lanes that are a multiple of `period`, a power of 2, away."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        total = cgutils.alloca_once_value(builder, args[0])
+        step = LANES // 2
+        while step:
+            near = builder.icmp_signed("<=", args[1], args[1].type(step))
+            with builder.if_then(near):
+                value = builder.load(total)
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES),
+                                   [lane ^ step for lane in range(LANES)])
+                builder.store(builder.fadd(value, builder.shuffle_vector(value, value, mask)),
+                              total)
+            step //= 2
+        return builder.load(total)
+    return x(x, types.intp), codegen
 
 
-vector_sum, vector_max = _reduction("sum"), _reduction("max")
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of an element, which may lie outside of the array."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(fn, [pointer, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def reciprocal(typingctx: Any, x: Vector) -> Any:
+    """1 / x, lane by lane."""
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        one = ir.Constant(args[0].type, [ir.Constant(args[0].type.element, 1.0)] * LANES)
+        return builder.fdiv(one, args[0])
+    return x(x), codegen
 
 
 @inline
@@ -161,71 +177,78 @@ def norm(x, x_at, width, w, at, rms, eps, y, y_at):
 
 
 @inline
-def rotate(x, at, d, cos, sin, t, scale):
-    """RoPE of one head, in place, and a factor."""
+def rotate(x, at, cos, sin, t, lanes, W, scale):
+    """RoPE of as many heads as lanes, in place, and a factor."""
     for n in range(cos.shape[1]):  # none without RoPE
-        c, s, i = cos[U(t), U(n)], sin[U(t), U(n)], U(at + 2 * n)
-        a, b = x[i], x[i + U(1)]
-        x[i], x[i + U(1)] = a * c - b * s, a * s + b * c
-    for n in range(d):
+        c, s = cos[U(t), U(n)], sin[U(t), U(n)]
+        for h in range(lanes):
+            i = U(at + 2 * n * lanes + h)
+            j = i + U(lanes)
+            a, b = x[i], x[j]
+            x[i], x[j] = a * c - b * s, a * s + b * c
+    for n in range(W):
         x[U(at + n)] *= scale
 
 
 @inline
-def attend(q, at, d, cache, keys, values, T, first, last, p, y, y_at):
-    """One head of one row over the cached keys first..last: keys and values lie (d, T)."""
-    minus, zero = splat(q.dtype.type(-np.inf)), splat(q.dtype.type(0))
-    begin = first // LANES * LANES
-    m = minus
-    for j in range(begin, last + 1, LANES):
+def attend(q, at, lanes, W, cache, keys, values, first, last, p, y, y_at):
+    """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
+    zero = splat(q.dtype.type(0))
+    m, l = splat(q.dtype.type(-np.inf)), zero
+    for t in range(first, last + 1):
         s = zero
-        for n in range(d):
-            s = s + load(cache, keys + n * T + j) * q[U(at + n)]
-        if j < first or j + LANES > last + 1:
-            lane = iota(u32(j))
-            s = pick(lane, splat(u32(first)), s, minus)
-            s = pick(lane, splat(u32(last + 1)), minus, s)
-        store(p, j, s)
+        for n in range(0, W, LANES):
+            s = s + load(cache, keys + t * W + n) * load(q, at + n)
+            prefetch(cache, keys + (t + 8) * W + n)
+            prefetch(cache, values + t * W + n)
+        s = fold(s, lanes)
+        store(p, t * LANES, s)
         m = pick(m, s, m, s)
-    top, l = splat(vector_max(m)), zero
-    for j in range(begin, last + 1, LANES):
-        e = exp_negative(load(p, j) - top)
+    for t in range(first, last + 1):
+        e = exp_negative(load(p, t * LANES) - m)
         l = l + e
-        store(p, j, e)
-    inverse = q.dtype.type(1) / vector_sum(l)
-    for n in range(d):
-        s = zero
-        for j in range(begin, last + 1, LANES):
-            s = s + load(p, j) * load(cache, values + n * T + j)
-        y[U(y_at + n)] = vector_sum(s) * inverse
+        store(p, t * LANES, e)
+    inverse = reciprocal(l)
+    wide = W // (4 * LANES) * (4 * LANES)
+    for n in range(0, wide, 4 * LANES):
+        a = b = c = d = zero
+        for t in range(first, last + 1):
+            e, i = load(p, t * LANES), values + t * W + n
+            a = a + load(cache, i) * e
+            b = b + load(cache, i + LANES) * e
+            c = c + load(cache, i + 2 * LANES) * e
+            d = d + load(cache, i + 3 * LANES) * e
+        store(y, y_at + n, a * inverse)
+        store(y, y_at + n + LANES, b * inverse)
+        store(y, y_at + n + 2 * LANES, c * inverse)
+        store(y, y_at + n + 3 * LANES, d * inverse)
+    for n in range(wide, W, LANES):
+        a = zero
+        for t in range(first, last + 1):
+            a = a + load(cache, values + t * W + n) * load(p, t * LANES)
+        store(y, y_at + n, a * inverse)
 
 
 @inline
-def attention(qkv, step, cache, cos, sin, scale, window, i, begin, rows, slots, positions, H, KV,
-              d, T, S, p, y, y_step):
+def attention(qkv, step, cache, layer, cos, sin, scale, window, begin, rows, slots, positions,
+              group, lanes, W, T, p, y, y_step):
     """Cache the rows' keys and values, then let every row look at those of its sequence."""
-    one = qkv.dtype.type(1)
-    part = S * KV * d * T  # the keys, or the values, of a layer
     for r in range(rows):
         t, row = positions[begin + r], r * step
-        at = (2 * i * S + slots[begin + r]) * KV * d * T + t
-        for n in range(H):
-            rotate(qkv, row + n * d, d, cos, sin, t, scale)
-        for n in range(KV):
-            rotate(qkv, row + (H + n) * d, d, cos, sin, t, one)
-        for n in range(KV * d):
-            cache[U(at + n * T)] = qkv[U(row + H * d + n)]
-            cache[U(at + part + n * T)] = qkv[U(row + (H + KV) * d + n)]
-    group = H // KV
+        at = layer + (2 * slots[begin + r] * T + t) * W
+        for n in range(group):
+            rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale)
+        rotate(qkv, row + group * W, cos, sin, t, lanes, W, qkv.dtype.type(1))
+        for n in range(W):
+            cache[U(at + n)] = qkv[U(row + group * W + n)]
+            cache[U(at + T * W + n)] = qkv[U(row + (group + 1) * W + n)]
     for r in range(rows):
         t = positions[begin + r]
         first = max(0, t - window + 1) if window > 0 else 0
-        keys = (2 * i * S + slots[begin + r]) * KV * d * T
-        for n in range(KV):
-            for h in range(n * group, (n + 1) * group):
-                attend(qkv, r * step + h * d, d, cache, keys, keys + part, T, first, t, p, y,
-                       r * y_step + h * d)
-            keys += d * T
+        keys = layer + 2 * slots[begin + r] * T * W
+        for n in range(group):
+            attend(qkv, r * step + n * W, lanes, W, cache, keys, keys + T * W, first, t, p, y,
+                   r * y_step + n * W)
 
 
 @inline
@@ -257,16 +280,17 @@ def padded(n):
 def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
            wanted):
     """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
-    H, KV, d, F, V, T, S, rms, kind = shape
-    D = embedding.shape[1]
-    Dp, Cp, Fp, Vp = padded(D), padded((H + 2 * KV) * d), padded(F), padded(V)
+    group, lanes, W, F, V, T, rms, kind = shape
+    D, S = embedding.shape[1], len(cache) // (2 * len(windows) * T * W)
+    Dp, Ap, Cp, Fp, Vp = (padded(D), padded(group * W), padded((group + 2) * W), padded(F),
+                          padded(V))
     Gp = 2 * Fp if kind == 0 else Fp
     most = min(len(ids), BLOCK)
     room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
-    x, h, y = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
+    x, h, y = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype), np.zeros(room * Ap, w.dtype)
     qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
     a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
-    p, out, done = np.zeros(T, w.dtype), np.empty((len(wanted), V), w.dtype), 0
+    p, out, done = np.zeros(T * LANES, w.dtype), np.empty((len(wanted), V), w.dtype), 0
     for begin in range(0, len(ids), BLOCK):
         rows = min(BLOCK, len(ids) - begin)
         for r in range(rows):
@@ -280,9 +304,9 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
-            attention(qkv, Cp, cache, cos, sin, scale, windows[i], i, begin, rows, slots,
-                      positions, H, KV, d, T, S, p, y, Dp)
-            at = linear(w, at, y, D, Dp, x, Dp, rows, True)
+            attention(qkv, Cp, cache, 2 * i * S * T * W, cos, sin, scale, windows[i], begin, rows,
+                      slots, positions, group, lanes, W, T, p, y, Ap)
+            at = linear(w, at, y, group * W, Ap, x, Dp, rows, True)
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, g, Gp, rows, False)

@@ -14,10 +14,10 @@ import math
 import numpy as np
 
 from minitensor.kernels._jit import hash32, inline, jit, u32
-from minitensor.kernels.simd import LANES, exp2_negative, iota, load, pick, splat, store
+from minitensor.kernels.simd import LANES, LOG2E, exp2_negative, iota, load, pick, splat, store
 
 U = np.uintp  # unsigned indices need no check for negative ones
-LOG2E, LN2 = 1 / math.log(2), math.log(2)  # scores are in bits, so that exp is 2**x
+LN2 = math.log(2)  # scores are in bits, so that exp is 2**x
 KEYS = 8  # keys, or columns of a head, that a tile covers
 
 

@@ -8,6 +8,7 @@ operators work lane by lane. On a machine without AVX-512 a vector has 8 lanes i
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,12 @@ from numba import types
 from numba.core.typing import Signature
 from numba.extending import intrinsic, models, overload, register_model
 
+from minitensor.kernels._jit import inline
+
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 # 2**r on |r| ≤ 1/2, fitted to minimise the largest relative error (1e-7).
 EXP2 = (1.0, 0.693147206, 0.240226469, 0.0555032878, 0.00961848897, 0.00133999312, 0.000153458075)
+LOG2E = 1 / math.log(2)
 CONTRACT = ("contract",)  # multiply-adds may fuse; nothing else is rearranged
 
 
@@ -162,3 +166,9 @@ _binary(operator.mul, "fmul", "mul")
 _binary(operator.xor, "", "xor")
 _binary(operator.rshift, "", "lshr")
 _binary(operator.lshift, "", "shl")
+
+
+@inline
+def exp_negative(x):  # type: ignore[no-untyped-def]
+    """e**x for x ≤ 0, lane by lane."""
+    return exp2_negative(x * LOG2E)
