@@ -1,5 +1,8 @@
-"""Every example runs as a reader would run it, in a process of its own, and says what it should."""
+"""Every example runs as a reader would run it, in a process of its own, and says what it should; and
+the code in the docs prints what stands below it."""
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -70,3 +73,16 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "no picture: matplotlib is not installed" in done.stdout
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("page", ["guide", "attention"])
+def test_the_code_of_a_page_prints_what_stands_below_it(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, flags=re.DOTALL)
+    namespace: dict[str, object] = {}
+    assert blocks
+    for code, expected in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+        assert printed.getvalue() == expected
