@@ -174,10 +174,10 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
                    ) -> tuple[float, list[Array]]:
     """The sum over shards of ``loss_fn(shard, index, *derived)`` and its gradients.
 
-    Each call returns a scalar Tensor (so divide by the whole batch's size inside it). The gradients
-    come as arrays aligned with `parameters`; no ``.grad`` is touched. `derive` computes tensors that
-    depend on the parameters alone, such as a pseudo-inverse: once a step, not once a shard. The
-    shards see them as leaves, and the sum of their gradients goes back through `derive` once.
+    Each call returns a scalar Tensor (so divide by the whole batch's size inside it). Gradients
+    come as arrays aligned with `parameters`; no ``.grad`` is touched. `derive` computes tensors
+    that depend on the parameters alone, such as a pseudo-inverse: once a step, not once a shard.
+    The shards see them as leaves, and the sum of their gradients goes back through `derive` once.
     The result does not depend on the number of threads, to the last bit.
     """
     if not shards:

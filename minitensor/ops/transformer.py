@@ -360,7 +360,8 @@ def self_attention(qkv: Array, n_head: int, n_kv_head: int | None = None, *,
         cut = (n_head * d, (n_head + K) * d)
         return [s.reshape(B, T, -1, d) for s in np.split(x, cut, axis=-1)]
 
-    out, kernel = _attend("self_attention", *parts(qkv), rope, window, scale, True, dropout, key)
+    q, k, v = parts(qkv)
+    out, kernel = _attend("self_attention", q, k, v, rope, window, scale, True, dropout, key)
 
     def backward(g: Array) -> tuple[Array]:
         dqkv = np.empty(qkv.shape, qkv.dtype)
