@@ -1,4 +1,4 @@
-"""The training step: a batch cut into shards, shards spread over threads, gradients in a fixed tree.
+"""The training step: a batch in shards, shards spread over threads, gradients in a fixed tree.
 
 One thread works on one shard at a time, with single-threaded BLAS and kernels that release the GIL:
 a shard's activations stay in a core's own cache, and the memory they take is that of a shard and

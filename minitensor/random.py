@@ -29,7 +29,10 @@ def halves(key: int) -> tuple[np.uint32, np.uint32]:
     return np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
 
 
-def hash32(counter: np.ndarray, k0: np.ndarray, k1: np.ndarray) -> np.ndarray:
+Bits = np.ndarray | np.uint32
+
+
+def hash32(counter: np.ndarray, k0: Bits, k1: Bits) -> np.ndarray:
     """32 well-mixed bits for each uint32 of `counter`, under the key (k0, k1)."""
     with np.errstate(over="ignore"):
         x = counter + np.asarray(k0, np.uint32)

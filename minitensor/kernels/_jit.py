@@ -55,14 +55,15 @@ def _base_folder() -> Path:
     if os.environ.get("MINITENSOR_CACHE"):
         return Path(os.environ["MINITENSOR_CACHE"])
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "minitensor"
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "minitensor"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "minitensor"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitensor"
 
 
 def cache_folder() -> Path:
-    """The folder of this version's compiled kernels, created; a temporary one as the last resort."""
+    """The folder of this version's compiled kernels, made; a temporary one as the last resort."""
     for base in (_base_folder, lambda: Path(tempfile.gettempdir()) / f"minitensor-{os.getpid()}"):
         try:
             folder = base() / f"kernels-{_fingerprint()}"

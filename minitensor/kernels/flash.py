@@ -83,7 +83,7 @@ def store_heads(x, width, cos, sin, out, b, h0, h1):
 
 @inline
 def chunk_of_heads(size, group, K):
-    """How many key/value heads to load together: what takes about 64 KB for the queries' scratch."""
+    """How many key/value heads to load together: about 64 KB of scratch for their queries."""
     return max(1, min(K, 16384 // (size * group)))
 
 

@@ -198,8 +198,8 @@ def _dropped(p: float, key: int, dtype: np.dtype) -> tuple[Any, ...]:
 def dropout(x: Array, p: float, key: int) -> Any:
     """x with each element zeroed with probability `p` and the rest scaled by 1/(1−p).
 
-    The mask is a function of `key` and the position (see random.py), so the backward draws it again:
-    dx = mask g / (1−p), which is dropout of g under the same key.
+    The mask is a function of `key` and the position (see random.py), so the backward draws it
+    again: dx = mask g / (1−p), which is dropout of g under the same key.
     """
     args = _dropped(p, key, x.dtype)
 
