@@ -20,7 +20,7 @@ from tinygpt.plot import figure, literal, plain_log, read_log, save, tidy
 
 Array = np.ndarray
 COLUMNS = ("run", "recipe", "parameters", "steps", "tokens", "minutes", "loss", "perplexity",
-           "bits per byte")  # fmt: skip
+           "bits per byte")
 AXES = (("step", "steps", 1), ("tokens", "tokens seen", 1), ("seconds", "minutes", 60))
 
 
@@ -50,7 +50,7 @@ def row(run: RunLog) -> tuple[str, ...]:
         run.name, run.config.name, f"{sum(count(run.config)):,}", f"{last['step']:,.0f}",
         f"{last['tokens']:,.0f}", f"{last['seconds'] / 60:.1f}", f"{last['valid_loss']:.4f}",
         f"{math.exp(last['valid_loss']):.2f}", f"{last['valid_bits_per_byte']:.4f}",
-    )  # fmt: skip
+    )
 
 
 def table(runs: list[RunLog]) -> str:
@@ -61,7 +61,7 @@ def table(runs: list[RunLog]) -> str:
     for cells in rows:
         # names to the left, figures to the right
         parts = [f"{cell:{'<' if i < 2 else '>'}{w}}"
-                 for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
+                 for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
         lines.append(f"| {' | '.join(parts)} |")
     rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines.insert(1, f"| {' | '.join(rule)} |")
@@ -85,7 +85,7 @@ def curves(runs: list[RunLog], path: Path) -> Path:
         if key == "tokens":
             lower.xaxis.set_major_formatter(_short)
     picture.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center",
-                   ncols=min(len(runs), 5), frameon=False)  # fmt: skip
+                   ncols=min(len(runs), 5), frameon=False)
     return save(picture, path)
 
 
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     add("--out", type=Path, default=Path("compare.png"), metavar="FILE",
-        help="the picture of the curves (default: compare.png)")  # fmt: skip
+        help="the picture of the curves (default: compare.png)")
     add("--table", action="store_true", help="print the table alone, which needs no matplotlib")
 
 

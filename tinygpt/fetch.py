@@ -44,36 +44,16 @@ class Remote:
 
 # The sums of the first release come from the hub's own history, those of V2 from third parties.
 DATASETS: dict[str, tuple[str, tuple[Remote, ...]]] = {
-    "tinystories": (
-        "roneneldan/TinyStories",
-        (
-            Remote(
-                "TinyStories-valid.txt",
-                19_447_282,
-                "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4",
-            ),
-            Remote(
-                "TinyStories-train.txt",
-                1_924_281_556,
-                "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
-            ),
-        ),
-    ),
-    "tinystories-v2": (
-        "roneneldan/TinyStories",
-        (
-            Remote(
-                "TinyStoriesV2-GPT4-valid.txt",
-                22_502_601,
-                "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
-            ),
-            Remote(
-                "TinyStoriesV2-GPT4-train.txt",
-                2_227_753_162,
-                "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
-            ),
-        ),
-    ),
+    "tinystories": ("roneneldan/TinyStories", (
+        Remote("TinyStories-valid.txt", 19_447_282,
+               "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4"),
+        Remote("TinyStories-train.txt", 1_924_281_556,
+               "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"))),
+    "tinystories-v2": ("roneneldan/TinyStories", (
+        Remote("TinyStoriesV2-GPT4-valid.txt", 22_502_601,
+               "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d"),
+        Remote("TinyStoriesV2-GPT4-train.txt", 2_227_753_162,
+               "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443"))),
 }
 
 
@@ -94,16 +74,8 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(
-    url: str,
-    target: Path,
-    remote: Remote,
-    *,
-    timeout: float = 30.0,
-    attempts: int = 5,
-    pause: float = 1.0,
-    progress: bool = True,
-) -> Path:
+def fetch(url: str, target: Path, remote: Remote, *, timeout: float = 30.0, attempts: int = 5,
+          pause: float = 1.0, progress: bool = True) -> Path:
     """Download ``url`` to ``target`` and return it; a finished, correct file is left alone.
 
     A connection that breaks off, or sends nothing for ``timeout`` seconds, is opened again from
@@ -129,32 +101,21 @@ def fetch(
                 "the bytes were discarded: try again, or another mirror by HF_ENDPOINT"
             )
         # The wrong bytes may be those an earlier call left behind: once more, from nothing.
-        return fetch(
-            url, target, remote,
-            timeout=timeout, attempts=attempts, pause=pause, progress=progress,
-        )  # fmt: skip
+        return fetch(url, target, remote, timeout=timeout, attempts=attempts, pause=pause,
+                     progress=progress)
     os.replace(part, target)
     return target
 
 
-def _download(
-    url: str,
-    part: Path,
-    remote: Remote,
-    timeout: float,
-    attempts: int,
-    pause: float,
-    progress: bool,
-) -> None:
+def _download(url: str, part: Path, remote: Remote, timeout: float, attempts: int, pause: float,
+              progress: bool) -> None:
     """Bring ``part`` to ``remote.size`` bytes, connecting as often as that takes."""
     have = part.stat().st_size if part.exists() else 0
     if have > remote.size:
         part.unlink()
         have = 0
-    with tqdm(
-        total=remote.size, initial=have, unit="B", unit_scale=True, desc=remote.name,
-        disable=not progress, file=sys.stderr,
-    ) as bar:  # fmt: skip
+    with tqdm(total=remote.size, initial=have, unit="B", unit_scale=True, desc=remote.name,
+              disable=not progress, file=sys.stderr) as bar:
         failures = 0
         while have < remote.size:
             try:
@@ -240,13 +201,13 @@ def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
     """One line for a network that failed for good: what happened, and the ways round it."""
     reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
     if isinstance(reason, socket.gaierror):
-        what = f"cannot find {url.split('/')[2]}: is this machine offline?"
+        what = f"cannot find {url.split('/')[2]}; is this machine offline?"
     elif isinstance(reason, TimeoutError):
         what = f"{url}: the server stopped sending"
     else:
         what = f"{url}: {getattr(reason, 'strerror', None) or reason}"
-    kept = " what came is kept and the same command resumes;" if part.exists() else ""
-    return f"{what};{kept} HF_ENDPOINT names a mirror, and training without --data needs none"
+    kept = "what came is kept and the same command resumes; " if part.exists() else ""
+    return f"{what} ({kept}HF_ENDPOINT names a mirror; training without --data needs no download)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -268,11 +268,11 @@ def weight_distributions(saved: Saved, out: Path) -> list[Path]:
             axes.locator_params(axis="x", nbins=5)
             figures = f"std {weight.std():.3g}\nspectral\nnorm {norm:.3g}"
             axes.text(0.98, 0.97, figures, fontsize=8.5,
-                      ha="right", va="top", transform=axes.transAxes)  # fmt: skip
+                      ha="right", va="top", transform=axes.transAxes)
         paths.append(save(picture, folder / f"{group}.png"))
     picture = figure(8, 4.8)
     axes = tidy(picture.subplots(), f"{saved.config.name}: spectral norm of each matrix by layer",
-                "layer", "largest singular value")  # fmt: skip
+                "layer", "largest singular value")
     for (name, values), marker in zip(norms.items(), "osD^v<>P", strict=False):
         axes.plot(values, marker=marker, label=name)
     axes.set_xticks(range(saved.config.n_layer))
@@ -306,7 +306,7 @@ def embedding_map(saved: Saved, out: Path) -> Path:
     picture = figure(11, 9)
     axes = tidy(picture.subplots(), f"{saved.config.name}: token embeddings, principal components",
                 f"first component ({shares[0]:.1%} of the variance)",
-                f"second component ({shares[1]:.1%})")  # fmt: skip
+                f"second component ({shares[1]:.1%})")
     axes.plot(*points.T, ".", color=GREY, markersize=3, alpha=0.5)
     labels = [token_label(saved.tokenizer, id) for id in ids]
     order = [n for n, label in enumerate(labels) if not label.startswith("0x")]
@@ -317,7 +317,7 @@ def embedding_map(saved: Saved, out: Path) -> Path:
         name = labels[n][1:] if _is_word(labels[n]) else labels[n]
         text = axes.annotate(name, points[n],
                              xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8.5,
-                             color=BLUE)  # fmt: skip
+                             color=BLUE)
         with no_glyph_warnings():
             box = text.get_window_extent()
         if any(box.overlaps(other) for other in taken):
@@ -357,11 +357,11 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
         bars.invert_yaxis()
         bars.set_xlim(0, 1)
         text = sample_text(model, tokenizer, prompt=prompt, max_new_tokens=240,
-                           temperature=temperature, seed=seed)  # fmt: skip
+                           temperature=temperature, seed=seed)
         page.axis("off")
         lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 95) or [""]]
         page.text(0, 1, literal("\n".join(lines[:11])), va="top", fontsize=10, linespacing=1.3,
-                  transform=page.transAxes, in_layout=False)  # fmt: skip
+                  transform=page.transAxes, in_layout=False)
     return save(picture, out / "temperatures.png")
 
 
