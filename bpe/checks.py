@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from bpe.errors import TokenizerError
@@ -11,8 +13,10 @@ from bpe.tokenizer import unprintable
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """The object in `data`; refuses what Python's reader lets pass: twice the same key, NaN,
-    numbers of thousands of digits."""
+    """The object in `data`.
+
+    Refuses what Python's reader lets pass: a key that is there twice, NaN, endless numbers.
+    """
 
     def integer(digits: str) -> int:
         if len(digits) > 20:
@@ -25,8 +29,8 @@ def parse_json(data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise TokenizerError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is twice")
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise TokenizerError(f"the key {twice!r} is twice")
         return result
 
     hooks: dict[str, Any] = {"parse_int": integer, "parse_constant": constant}
@@ -69,14 +73,18 @@ def field(data: Any, key: str, *types: type, default: Any = ..., where: str = ""
     return value
 
 
-def special_ids(data: Any, where: str = "special_tokens") -> dict[str, int]:
+def special_ids(data: Any) -> dict[str, int]:
+    """`data` if it gives special tokens their ids."""
+    if not isinstance(data, Mapping):
+        raise TokenizerError(f"special_tokens: names with their ids, not {name_of(data)}")
     for name, id in data.items():
         if type(name) is not str or type(id) is not int:
-            raise TokenizerError(f"{where}: {name!r} has the id {id!r}, which is not a number")
+            raise TokenizerError(f"special_tokens: {name!r} has {id!r} for an id, not a number")
     return dict(data)
 
 
 def token_of(token: str, where: str) -> bytes:
+    """The bytes of a token in GPT-2's alphabet."""
     try:
         return unprintable(token)
     except KeyError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,9 @@ from bpe.errors import TokenizerError
 from bpe.tokenizer import MAX_ID, BPETokenizer, Tokenizer, write_file
 
 MAX_SPLITS = 1 << 28  # bytes looked at to find the merges of a rank file; GPT-4's has 8 million
+UNKNOWN = "not a tokenizer file of a known format"
+CONTROL = (b"<unk>", b"<s>", b"</s>")
+_BYTE_ROW = b"<0x%02X>"
 
 
 def _all_splits(tokens: Iterable[bytes], ids: Mapping[bytes, int]) -> list[tuple[int, int]]:
@@ -99,9 +101,7 @@ def _token_order(tokenizer: BPETokenizer) -> list[int]:
     return list(made)
 
 
-UNKNOWN = "not a tokenizer file of a known format"
-CONTROL = (b"<unk>", b"<s>", b"</s>")
-_BYTE_ROW = re.compile(rb"<0x([0-9A-F]{2})>")
+# llama2.c ---------------------------------------------------------------------------------------
 
 
 def from_llama2c(
@@ -124,9 +124,8 @@ def from_llama2c(
     vocab: list[bytes | None] = [None, None, None]
     letters: dict[bytes, int] = {}
     for id, row in enumerate(rows[3:], 3):
-        escaped = _BYTE_ROW.fullmatch(row) if id < 259 else None
-        if escaped:
-            vocab.append(bytes([int(escaped[1], 16)]))
+        if id < 259 and row == _BYTE_ROW % (id - 3):
+            vocab.append(bytes([id - 3]))
         else:
             vocab.append(row or None)
             letters.setdefault(row, id)
@@ -209,7 +208,7 @@ def write_llama2c(tokenizer: Tokenizer, path: Path) -> None:
         for row in range(3, 259):
             byte = row - 3
             if byte == 0 or ids[row] not in used:
-                rows[row] = b"<0x%02X>" % byte
+                rows[row] = _BYTE_ROW % byte
     body = [
         struct.pack("<fI", -float(row) if row >= 259 else 0.0, len(token)) + token
         for row, token in enumerate(rows)
