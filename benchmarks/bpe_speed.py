@@ -132,17 +132,18 @@ def textbook(text, vocab_size, pattern=bpe.PATTERNS["gpt2"]):
 
 def measure_textbook(data, rounds):
     """In processor time, as the textbook takes minutes: other work hardly disturbs that."""
-    path = data / "tinyshakespeare.txt"
-    text = path.read_text(encoding="utf-8")
-    start = time.process_time()
-    expected = textbook(text, 1000)
-    middle = time.process_time()
-    tokenizer = bpe.train(path, 1000, special_tokens=())
-    slow, fast = middle - start, time.process_time() - middle
-    print(
-        f"tinyshakespeare, 1,000: textbook {slow:.1f} s, bpe {fast:.2f} s: {slow / fast:.0f} times"
-    )
-    print(f"the same tokens: {tokenizer.vocab == expected}", flush=True)
+    text = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    for size in (200_000, len(text)):
+        part = text[:size]
+        start = time.process_time()
+        expected = textbook(part, 1000)
+        middle = time.process_time()
+        tokenizer = bpe.train([part], 1000, special_tokens=())
+        slow, fast = middle - start, time.process_time() - middle
+        print(
+            f"{size:,} characters, 1,000 tokens: textbook {slow:.1f} s, bpe {fast:.2f} s:", end=""
+        )
+        print(f" {slow / fast:.0f} times; the same: {tokenizer.vocab == expected}", flush=True)
 
 
 MEASURED = """
