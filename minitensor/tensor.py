@@ -360,108 +360,50 @@ class Tensor:
         self._array[index] = values._array if isinstance(values, Tensor) else values
         self._version[0] += 1
 
-    # ------------------------------------------------------------------ operations (see ops/)
+    # ------------------------------------------------------------------ operations
+    # One line each: the op of that name has the formula, and its docstring is the method's.
 
-    def __add__(self, other: Any) -> Tensor:
-        return ops.add(self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return ops.add(other, self)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return ops.sub(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return ops.sub(other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return ops.mul(self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return ops.mul(other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return ops.div(self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return ops.div(other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return ops.pow(self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return ops.pow(other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return ops.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return ops.matmul(other, self)
-
-    def __neg__(self) -> Tensor:
-        return ops.neg(self)
-
-    def __abs__(self) -> Tensor:
-        return ops.abs(self)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return ops.getitem(self, index)
-
-    def __lt__(self, other: Any) -> Tensor:
-        return _compare(np.less, self, other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return _compare(np.less_equal, self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return _compare(np.greater, self, other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return _compare(np.greater_equal, self, other)
-
-    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _compare(np.equal, self, other)
-
-    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
-        return _compare(np.not_equal, self, other)
+    def __add__(self, other: Any) -> Tensor: return ops.add(self, other)
+    def __radd__(self, other: Any) -> Tensor: return ops.add(other, self)
+    def __sub__(self, other: Any) -> Tensor: return ops.sub(self, other)
+    def __rsub__(self, other: Any) -> Tensor: return ops.sub(other, self)
+    def __mul__(self, other: Any) -> Tensor: return ops.mul(self, other)
+    def __rmul__(self, other: Any) -> Tensor: return ops.mul(other, self)
+    def __truediv__(self, other: Any) -> Tensor: return ops.div(self, other)
+    def __rtruediv__(self, other: Any) -> Tensor: return ops.div(other, self)
+    def __pow__(self, other: Any) -> Tensor: return ops.pow(self, other)
+    def __rpow__(self, other: Any) -> Tensor: return ops.pow(other, self)
+    def __matmul__(self, other: Any) -> Tensor: return ops.matmul(self, other)
+    def __rmatmul__(self, other: Any) -> Tensor: return ops.matmul(other, self)
+    def __neg__(self) -> Tensor: return ops.neg(self)
+    def __abs__(self) -> Tensor: return ops.abs(self)
+    def __getitem__(self, index: Any) -> Tensor: return ops.getitem(self, index)
+    def __invert__(self) -> Tensor: return Tensor._wrap(~self._array)
+    def __lt__(self, other: Any) -> Tensor: return _compare(np.less, self, other)
+    def __le__(self, other: Any) -> Tensor: return _compare(np.less_equal, self, other)
+    def __gt__(self, other: Any) -> Tensor: return _compare(np.greater, self, other)
+    def __ge__(self, other: Any) -> Tensor: return _compare(np.greater_equal, self, other)
+    def __eq__(self, other: Any) -> Tensor: return _compare(np.equal, self, other)  # type: ignore[override]
+    def __ne__(self, other: Any) -> Tensor: return _compare(np.not_equal, self, other)  # type: ignore[override]
 
     __hash__ = object.__hash__  # by identity, as a key of dicts and sets
 
-    def __invert__(self) -> Tensor:
-        return Tensor._wrap(~self._array)
-
-    def exp(self) -> Tensor:
-        return ops.exp(self)
-
-    def log(self) -> Tensor:
-        return ops.log(self)
-
-    def sqrt(self) -> Tensor:
-        return ops.sqrt(self)
-
-    def rsqrt(self) -> Tensor:
-        return ops.rsqrt(self)
-
-    def sin(self) -> Tensor:
-        return ops.sin(self)
-
-    def cos(self) -> Tensor:
-        return ops.cos(self)
-
-    def tanh(self) -> Tensor:
-        return ops.tanh(self)
-
-    def sigmoid(self) -> Tensor:
-        return ops.sigmoid(self)
-
-    def relu(self) -> Tensor:
-        return ops.relu(self)
-
-    def abs(self) -> Tensor:
-        return ops.abs(self)
-
-    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
-        return ops.clip(self, low, high)
+    def abs(self) -> Tensor: return ops.abs(self)
+    def exp(self) -> Tensor: return ops.exp(self)
+    def log(self) -> Tensor: return ops.log(self)
+    def sqrt(self) -> Tensor: return ops.sqrt(self)
+    def rsqrt(self) -> Tensor: return ops.rsqrt(self)
+    def sin(self) -> Tensor: return ops.sin(self)
+    def cos(self) -> Tensor: return ops.cos(self)
+    def tanh(self) -> Tensor: return ops.tanh(self)
+    def sigmoid(self) -> Tensor: return ops.sigmoid(self)
+    def relu(self) -> Tensor: return ops.relu(self)
+    def softmax(self, axis: int = -1) -> Tensor: return ops.softmax(self, axis)
+    def log_softmax(self, axis: int = -1) -> Tensor: return ops.log_softmax(self, axis)
+    def squeeze(self, axis: Axis = None) -> Tensor: return ops.squeeze(self, axis)
+    def unsqueeze(self, axis: Any) -> Tensor: return ops.unsqueeze(self, axis)
+    def astype(self, dtype: Any) -> Tensor: return ops.astype(self, dtype)
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor: return ops.swapaxes(self, axis1, axis2)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.sum(self, axis, keepdims)
@@ -478,20 +420,17 @@ class Tensor:
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.logsumexp(self, axis, keepdims)
 
+    def argmax(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.argmax(self, axis, keepdims)
+
     def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
         return ops.var(self, axis, keepdims, ddof)
 
     def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
         return ops.std(self, axis, keepdims, ddof)
 
-    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        return ops.argmax(self, axis, keepdims)
-
-    def softmax(self, axis: int = -1) -> Tensor:
-        return ops.softmax(self, axis)
-
-    def log_softmax(self, axis: int = -1) -> Tensor:
-        return ops.log_softmax(self, axis)
+    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+        return ops.clip(self, low, high)
 
     def reshape(self, *shape: Any) -> Tensor:
         return ops.reshape(self, shape[0] if len(shape) == 1 else shape)
@@ -503,18 +442,6 @@ class Tensor:
     def expand(self, *shape: Any) -> Tensor:
         listed = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
         return ops.expand(self, listed)
-
-    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
-        return ops.swapaxes(self, axis1, axis2)
-
-    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Tensor:
-        return ops.squeeze(self, axis)
-
-    def unsqueeze(self, axis: int | tuple[int, ...]) -> Tensor:
-        return ops.unsqueeze(self, axis)
-
-    def astype(self, dtype: Any) -> Tensor:
-        return ops.astype(self, dtype)
 
     @property
     def T(self) -> Tensor:
@@ -624,3 +551,7 @@ def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
 
 
 from minitensor import ops  # noqa: E402  (the ops need `op` and `Tensor` from above)
+
+for _name, _op in vars(ops).items():
+    if _name in vars(Tensor) and callable(_op):
+        vars(Tensor)[_name].__doc__ = _op.__doc__
