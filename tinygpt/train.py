@@ -494,12 +494,14 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
 
 
 def memory(c: Config, threads: int) -> int:
-    """Estimated bytes of a run: weights, moments and gradients, and each thread's shard."""
+    """Estimated bytes of a run: weights, moments, gradients on their way, each thread's shard."""
     size = np.dtype(c.dtype).itemsize
     qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
     token = c.n_layer * (7 * c.d_model + qkv + 3 * c.d_ff) + 2 * c.vocab_size
     shard = max(c.shard_tokens, c.context) * token * size * 2  # values and their gradients
-    return sum(count(c)) * size * (4 + 2 * threads) + threads * shard + 180_000_000
+    waiting = math.log2(max(1, c.tokens_per_step // max(c.shard_tokens, c.context)))
+    copies = 3 + threads + waiting  # of the weights' size; sums of the tree wait for their pairs
+    return int(sum(count(c)) * size * copies) + threads * shard + 180_000_000
 
 
 def megabytes(n: float) -> str:
