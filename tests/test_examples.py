@@ -1,5 +1,6 @@
-"""Every example runs as a reader would run it, in a process of its own, and says what it should; and
-the code in the docs prints what stands below it."""
+"""Every example runs as a reader would run it, in a process of its own, and says what it should.
+
+The code in the docs prints what stands below it."""
 
 import contextlib
 import io
@@ -22,7 +23,8 @@ EXPECTED = {
                             r"says .*12 of 12 elements are off"],
     "03_logistic_regression": [r"loss with w = 0: 0\.693147", r"exact minimum +\[1\.319967 1\.24"],
     "04_two_moons": [r"a line +3 parameters", r"two hidden layers +337 parameters.*9[89]\.\d%"],
-    "05_character_model": [r"a guess +[34]\.\d+ +\d\d\.0", r"network +0\.[56]\d\d +1\.\d", "it writes:"],
+    "05_character_model": [r"a guess +[34]\.\d+ +\d\d\.0", r"network +0\.[56]\d\d +1\.\d",
+                           "it writes:"],
     "06_train_a_bpe": [r"the same merges: True"],
     "07_transformer_block": [r"weights +\(2, 4, 6, 6\)", "no token before it noticed",
                              r"tinygpt's block: \d\.\de-1[3-9]"],
@@ -34,6 +36,9 @@ EXPECTED = {
 }
 FILES = {"01_scalar_graph_by_hand": ["graph.svg"], "04_two_moons": ["two_moons.png"],
          "09_your_own_op": ["digits.png", "filters.png"], "10_train_and_generate": ["model.npz"]}
+
+# A block of Python in a page, and the block of text right below it.
+PRINTS = r"```python\n((?:(?!```).)*)```\n```text\n(.*?)```"
 
 
 def run(name, tmp_path, *options):
@@ -78,7 +83,7 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
 @pytest.mark.parametrize("page", ["guide", "attention"])
 def test_the_code_of_a_page_prints_what_stands_below_it(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(PRINTS, text, flags=re.DOTALL)
     namespace: dict[str, object] = {}
     assert blocks
     for code, expected in blocks:
