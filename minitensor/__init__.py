@@ -16,6 +16,7 @@ from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
 from minitensor.random import fold
 from minitensor.tape import (
+    Array,
     Part,
     detect_anomaly,
     enable_grad,
@@ -27,7 +28,7 @@ from minitensor.tape import (
 from minitensor.tensor import Op, Tensor, checkpoint, grad, op, registry, tensor
 
 __all__ = [
-    *ops.__all__, "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
+    *ops.__all__, "Array", "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
     "detect_anomaly", "draw", "enable_grad", "fold", "grad", "gradcheck", "is_grad_enabled", "nn",
     "no_grad", "observe", "op", "ops", "optim", "recording", "registry", "tensor", "value_and_grad",
 ]
