@@ -177,6 +177,7 @@ def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> li
     ids = prompt_ids(tokenizer, prompt, min(TOKENS, model.config.context))
     maps = model.attention_maps(np.array([ids]))[:, 0]  # (L, H, T, T)
     labels = [token_label(tokenizer, id) for id in ids]
+    turn = 90 if max(map(len, labels)) > 3 else 0  # characters stay upright
     heads, length = maps.shape[1:3]
     columns = min(4, heads)
     rows = math.ceil(heads / columns)
@@ -197,7 +198,7 @@ def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> li
             image = axes.imshow(hidden, cmap="viridis", norm=_root_norm(), interpolation="nearest")
             axes.set_title(f"head {head}", fontsize=10)
             axes.set_facecolor("#f1f1f1")
-            axes.set_xticks(range(length), labels, rotation=90, fontsize=7.5)
+            axes.set_xticks(range(length), labels, rotation=turn, fontsize=7.5)
             axes.set_yticks(range(length), labels, fontsize=7.5)
             axes.tick_params(length=0, labelbottom=head + columns >= heads)
         picture.colorbar(image, ax=grid, shrink=0.6, ticks=[0, 0.05, 0.2, 0.5, 1])
