@@ -19,12 +19,16 @@ The pass exists twice: `forward` here, which is the formula in NumPy, and the co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import minitensor as mt
+from minitensor import kernels
 from minitensor.kernels import reference
 from tinygpt import UsageError
 from tinygpt.config import Config
@@ -36,6 +40,14 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 PAST_CONTEXT = ("drop", "exact")
+MIN_SHARE = 4  # sequences that are worth a thread
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Weights:
@@ -72,6 +84,102 @@ class Weights:
             return reference.rms_norm(x, weight, c.norm_eps)[0]
         bias = self.params.get(f"{name}.bias", np.zeros_like(weight))
         return reference.layer_norm(x, weight, bias, c.norm_eps)[0]
+
+
+class Layout:
+    """How the kernel sees the heads: the key/value heads side by side in a vector's lanes.
+
+    A head's `depth` numbers come one after another, each for `lanes` heads, so a token's key is
+    `width` = depth lanes numbers. Queries that share a key/value head come in `group` such rows.
+    """
+
+    def __init__(self, c: Config):
+        from minitensor.kernels.simd import LANES
+
+        self.group, self.heads, self.head_dim = c.n_head // c.kv_heads, c.kv_heads, c.head_dim
+        self.lanes = 1
+        while self.lanes < min(c.kv_heads, LANES):
+            self.lanes *= 2
+        self.lanes *= -(-c.kv_heads // self.lanes)
+        whole = max(1, LANES // self.lanes)
+        self.depth = -(-c.head_dim // whole) * whole
+        self.width = self.depth * self.lanes
+
+    def arrange(self, a: Array) -> Array:
+        """Rows (groups KV hd, …), head by head, as rows (groups width, …); new ones are zero."""
+        groups = len(a) // (self.heads * self.head_dim)
+        rest = a.shape[1:]
+        out = np.zeros((groups, self.depth, self.lanes, *rest), a.dtype)
+        heads = a.reshape(self.heads, groups, self.head_dim, *rest)
+        out[:, :self.head_dim, :self.heads] = np.moveaxis(heads, 0, 2)
+        return out.reshape(-1, *rest)
+
+
+def pack(w: Weights, layout: Layout) -> Array:
+    """All weights in one flat array, in the order and the form in which the kernel reads them.
+
+    A norm is its weight and its bias; a linear map is its bias, then its matrix (O, I) as panels:
+    (O / panel, I, panel), with rows of zeros where O is no multiple of a panel.
+    """
+    from minitensor.kernels.decode import PANEL
+
+    c, pieces = w.config, []
+
+    def norm(name: str) -> None:
+        weight = w.params[f"{name}.weight"]
+        pieces.extend([weight, w.params.get(f"{name}.bias", np.zeros_like(weight))])
+
+    def named(name: str) -> tuple[Array, Array]:
+        matrix = w.params[f"{name}.weight"]
+        return matrix, w.params.get(f"{name}.bias", np.zeros(len(matrix), matrix.dtype))
+
+    def linear(*maps: tuple[Array, Array]) -> None:
+        for _, bias in maps:
+            pieces.append(np.pad(bias, (0, -len(bias) % PANEL)))
+        for matrix, _ in maps:
+            whole = np.pad(matrix, [(0, -len(matrix) % PANEL), (0, 0)])
+            pieces.append(whole.reshape(-1, PANEL, whole.shape[1]).swapaxes(1, 2))
+
+    def qkv(matrix: Array, bias: Array) -> tuple[Array, Array]:
+        cuts = [c.d_model, c.d_model + c.kv_heads * c.head_dim]
+        return tuple(np.concatenate([layout.arrange(part) for part in np.split(a, cuts)])
+                     for a in (matrix, bias))  # type: ignore[return-value]
+
+    for i in range(c.n_layer):
+        norm(f"blocks.{i}.attn_norm")
+        linear(qkv(*named(f"blocks.{i}.attn.qkv")))
+        matrix, bias = named(f"blocks.{i}.attn.out")
+        linear((layout.arrange(matrix.T).T, bias))
+        norm(f"blocks.{i}.ffn_norm")
+        linear(*(named(f"blocks.{i}.ffn.{name}")
+                 for name in (("gate", "up") if c.ffn == "swiglu" else ("up",))))
+        linear(named(f"blocks.{i}.ffn.down"))
+    norm("norm")
+    linear((w.head, np.zeros(len(w.head), w.head.dtype)))
+    return np.concatenate([np.ravel(piece) for piece in pieces])
+
+
+def compiled(w: Weights, sequences: int) -> Callable[..., Array]:
+    """The kernel as a function like `forward`, with a cache of its own."""
+    from minitensor.kernels.decode import decode
+
+    c, dtype, layout = w.config, w.embedding.dtype.type, Layout(w.config)
+    table = w.positions if len(w.positions) else np.empty((c.context, 0), dtype)
+    cos, sin = w.rope if w.rope[0].size else (np.empty((c.context, 0), dtype),) * 2
+    windows = np.array([c.window(i) for i in range(c.n_layer)])
+    kind = ("swiglu", "gelu_tanh", "gelu").index(c.ffn)
+    weights, eps, scale = pack(w, layout), dtype(c.norm_eps), dtype(w.scale)
+    shape = (layout.group, layout.lanes, layout.width, c.d_ff, c.vocab_size, c.context,
+             int(c.norm == "rms"), kind)
+    # np.empty asks for large pages where the system has them, np.zeros does not
+    cache = np.empty(c.n_layer * sequences * 2 * c.context * layout.width, dtype)
+    cache.fill(0)
+
+    def run(*rows: Array) -> Array:
+        return decode(weights, w.embedding, table, cos, sin, cache, windows, shape, eps, scale,
+                      *rows)
+
+    return run
 
 
 def forward(w: Weights, cache: Array, ids: Array, slots: Array, positions: Array,
@@ -117,9 +225,11 @@ class Decoder:
     """The model with the cache of `sequences` sequences, each empty at first.
 
     `model` is a `GPT` or what `checkpoint.load` gives; later changes of its weights are not seen.
+    `threads` share the sequences of a call (0: as many as there are cores); they change no bit.
     """
 
-    def __init__(self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop"):
+    def __init__(self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop",
+                 threads: int = 0):
         if past_context not in PAST_CONTEXT:
             raise UsageError(f"past_context: expected {' or '.join(PAST_CONTEXT)}, got "
                              f"{past_context!r}")
@@ -128,9 +238,14 @@ class Decoder:
             params = {name: p.numpy() for name, p in model.named_parameters()}  # type: ignore
         c = self.config = model.config
         self.weights, self.past_context = Weights(c, params), past_context
+        self.threads = min(threads or cores(), max(1, sequences))
+        self.pool = ThreadPoolExecutor(self.threads)  # starts no thread before the first use
         self.window: list[list[int]] = [[] for _ in range(sequences)]  # the tokens in the cache
-        self.cache = np.zeros((c.n_layer, 2, sequences, c.kv_heads, c.head_dim, c.context),
-                              np.dtype(c.dtype))
+        if kernels.backend() == "numba":
+            self.run = compiled(self.weights, sequences)
+        else:
+            shape = (c.n_layer, 2, sequences, c.kv_heads, c.head_dim, c.context)
+            self.run = partial(forward, self.weights, np.zeros(shape, np.dtype(c.dtype)))
 
     def feed(self, tokens: Sequence[Sequence[int]], slots: Sequence[int] | None = None) -> Array:
         """Append `tokens[n]`, one or more, to sequence `slots[n]`; the logits (N, V) after each.
@@ -138,14 +253,25 @@ class Decoder:
         Of more tokens than the context, the last ones are taken.
         """
         slots = range(len(self.window)) if slots is None else slots
-        rows: list[tuple[int, int, int]] = []
-        wanted = []
-        for slot, new in zip(slots, tokens, strict=True):
-            start, ids = self._extend(slot, new)
-            rows += [(token, slot, start + n) for n, token in enumerate(ids)]
-            wanted.append(len(rows) - 1)
-        ids_, slots_, positions = np.array(rows).T
-        return forward(self.weights, self.cache, ids_, slots_, positions, np.array(wanted))
+        work = [(slot, *self._extend(slot, new)) for slot, new in zip(slots, tokens, strict=True)]
+        size = -(-len(work) // self.threads)
+        if size < MIN_SHARE or self.threads == 1:
+            return self._process(work)
+        shares = [work[n:n + size] for n in range(0, len(work), size)]
+        return np.concatenate(list(self.pool.map(self._process, shares)))
+
+    def _process(self, work: list[tuple[int, int, list[int]]]) -> Array:
+        """Logits after the last token of each (slot, position of the first token, tokens)."""
+        ids: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for slot, start, new in work:
+            ids += new
+            slots += [slot] * len(new)
+            positions += range(start, start + len(new))
+            wanted.append(len(ids) - 1)
+        return self.run(np.array(ids), np.array(slots), np.array(positions), np.array(wanted))
 
     def _extend(self, slot: int, new: Sequence[int]) -> tuple[int, list[int]]:
         """Append to a window; the position and the tokens that have to be processed for it."""

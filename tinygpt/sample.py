@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minitensor import kernels
 from minitensor.random import fold
 from tinygpt import Error, UsageError
 
@@ -49,50 +50,86 @@ def probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -
     return p
 
 
-def draw(p: Array, key: int) -> int:
-    """The token at which the running sum of `p` passes a uniform number made of `key`."""
-    u = (key >> 11) * 2.0**-53
+def draw(p: Array, u: float) -> int:
+    """The token at which the running sum of `p` passes the uniform number `u`."""
     sums = np.cumsum(p)
     token = int(np.searchsorted(sums, u * sums[-1], side="right"))
     return min(token, int(np.flatnonzero(p)[-1]))
 
 
+def choose(logits: Array, temperature: float, top_k: int, top_p: float, u: Array) -> Array:
+    """A token for every row of logits (N, V), with the uniform numbers `u` (N,).
+
+    Raises Error where logits are not finite. Twin of the compiled `minitensor.kernels.choose`,
+    which is taken unless MINITENSOR_KERNELS says "numpy".
+    """
+    if kernels.backend() == "numba":
+        tokens = kernels.choose(logits, float(temperature), int(top_k), float(top_p), u)
+    else:
+        tokens = np.array([draw(probabilities(row, temperature, top_k, top_p), x)
+                           if np.isfinite(row.max()) else -1
+                           for row, x in zip(logits, u, strict=True)])
+    if tokens.min(initial=0) < 0:
+        raise Error("the model's logits are not finite: its weights are damaged, or its training "
+                    "diverged")
+    return np.asarray(tokens)
+
+
+def uniform(seed: int, *counters: int) -> float:
+    """A number from 0 to 1 that is a function of a seed and counters."""
+    return (fold(seed, *counters) >> 11) * 2.0**-53
+
+
 def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
                   max_new_tokens: int = 256, temperature: float = 0.8, top_k: int = 200,
                   top_p: float = 1.0, seed: int = 0, stop: Collection[int] = (),
-                  past_context: str = "drop", vocab_size: int = 0) -> Iterator[tuple[int, int]]:
+                  past_context: str = "drop", vocab_size: int = 0,
+                  threads: int = 0) -> Iterator[tuple[int, int | None]]:
     """Continue several prompts together: pairs (index of the prompt, its next token).
 
-    A sequence ends with a token of `stop`, which is not given out, or after `max_new_tokens`.
-    Prompt n is continued with the random numbers of (seed, n, token), so it becomes the same text
-    whether it is continued alone or with others. `vocab_size` leaves out the tokens from there on.
+    A sequence ends with a token of `stop`, which is not given out, or after `max_new_tokens`; its
+    last pair is (index, None). Prompt n is continued with random numbers that are a function of
+    (seed, n, how many tokens came before), and logits do not depend on what else is processed: it
+    becomes the same text whether it is continued alone, with `prompts[:n + 1]`, or with others.
+
+    temperature, top_k (0: all) and top_p (1: all) are those of `probabilities`; past_context is
+    that of `tinygpt.decode`; `vocab_size` leaves out the tokens from there on; `threads` share the
+    sequences (0: as many as there are cores). Raises UsageError for values without a meaning.
     """
     from tinygpt.decode import Decoder
 
     check(max_new_tokens, temperature, top_k, top_p)
-    decoder = Decoder(model, len(prompts), past_context)
+    decoder = Decoder(model, len(prompts), past_context, threads)
     active, tokens = list(range(len(prompts))), list(prompts)
-    for count in range(max_new_tokens):
+    for count in range(max_new_tokens if prompts else 0):
         logits = decoder.feed(tokens, active)
-        if vocab_size:
-            logits = logits[:, :vocab_size]
-        drawn = [draw(probabilities(row, temperature, top_k, top_p), fold(seed, n, count))
-                 for row, n in zip(logits, active, strict=True)]
-        going = [(n, token) for n, token in zip(active, drawn, strict=True) if token not in stop]
-        yield from going
-        active, tokens = [n for n, _ in going], [[token] for _, token in going]
+        if vocab_size and vocab_size < logits.shape[1]:
+            logits = np.ascontiguousarray(logits[:, :vocab_size])
+        u = np.array([uniform(seed, n, count) for n in active])
+        drawn = choose(logits, temperature, top_k, top_p, u).tolist()
+        going = []
+        for n, token in zip(active, drawn, strict=True):
+            if token in stop:
+                yield n, None
+            else:
+                going.append(n)
+                yield n, token
+        tokens = [[token] for token in drawn if token not in stop]
+        active = going
         if not active:
             return
+    yield from ((n, None) for n in active)
 
 
 def generate(model: GPT | Saved, prompt: Sequence[int], **options: Any) -> Iterator[int]:
     """Continue one prompt, given as ids: its next tokens. Options as for `generate_many`.
 
-    >>> ids = tokenizer.encode("Once upon a time")  # doctest: +SKIP
-    >>> text = tokenizer.decode(list(generate(model, ids, seed=1)))  # doctest: +SKIP
+        ids = tokenizer.encode("Once upon a time")
+        text = tokenizer.decode(generate(model, ids, seed=1))
     """
     for _, token in generate_many(model, [prompt], **options):
-        yield token
+        if token is not None:
+            yield token
 
 
 def check(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
@@ -165,17 +202,32 @@ def main(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise Error(f"--prompt: {error}") from error
     stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
-    write = sys.stdout.write
-    for n in range(args.num_samples):
-        if n:
-            write("---\n")
-        write(args.prompt)
-        decoder = tokenizer.stream_decoder()
-        for token in generate(saved, prompt, max_new_tokens=args.max_new_tokens,
-                              temperature=temperature, top_k=args.top_k, top_p=args.top_p,
-                              seed=args.seed, stop=stop, past_context=args.past_context,
-                              vocab_size=tokenizer.vocab_size):
-            write(decoder.feed(token))
-            sys.stdout.flush()
-        write(decoder.flush() + "\n")
+    pairs = generate_many(
+        saved, [prompt] * args.num_samples, max_new_tokens=args.max_new_tokens,
+        temperature=temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed, stop=stop,
+        past_context=args.past_context, vocab_size=tokenizer.vocab_size)
+    stream(pairs, tokenizer, args.prompt, args.num_samples)
     return 0
+
+
+def stream(pairs: Iterator[tuple[int, int | None]], tokenizer: Tokenizer, prompt: str,
+           samples: int) -> None:
+    """Write texts to standard output: the first as it comes, the others as soon as it is done."""
+    def write(text: str) -> None:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    decoders = [tokenizer.stream_decoder() for _ in range(samples)]
+    waiting, ended, shown = [prompt] * samples, [False] * samples, 0
+    write(prompt)
+    for n, token in pairs:
+        ended[n] = token is None
+        text = decoders[n].flush() + "\n" if token is None else decoders[n].feed(token)
+        if n == shown:
+            write(text)
+        else:
+            waiting[n] += text
+        while ended[shown] and shown + 1 < samples:
+            shown += 1
+            write(f"---\n{waiting[shown]}")

@@ -1,6 +1,7 @@
 """One pass of a decoder-only transformer over rows of tokens, with a key/value cache.
 
 Twin: `tinygpt.decode.forward`, which has the formulas; `tinygpt.decode.pack` lays the weights out.
+That of `choose` is in `tinygpt.sample`.
 One token is a walk through all weights, so they lie in one flat array in the order of their use: a
 matrix as panels of PANEL outputs, within a panel input by input. A product then holds its sums in
 registers and reads the weights as one stream. Every row's sums run in the same order whatever the
@@ -115,20 +116,6 @@ def fold(typingctx: Any, x: Vector, period: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of an element, which may lie outside of the array."""
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i32 = ir.IntType(32)
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-        fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(fn, [pointer, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-    return types.void(array, types.intp), codegen
-
-
-@intrinsic
 def reciprocal(typingctx: Any, x: Vector) -> Any:
     """1 / x, lane by lane."""
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -199,8 +186,6 @@ def attend(q, at, lanes, W, cache, keys, values, first, last, p, y, y_at):
         s = zero
         for n in range(0, W, LANES):
             s = s + load(cache, keys + t * W + n) * load(q, at + n)
-            prefetch(cache, keys + (t + 8) * W + n)
-            prefetch(cache, values + t * W + n)
         s = fold(s, lanes)
         store(p, t * LANES, s)
         m = pick(m, s, m, s)
@@ -287,7 +272,8 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
     Gp = 2 * Fp if kind == 0 else Fp
     most = min(len(ids), BLOCK)
     room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
-    x, h, y = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype), np.zeros(room * Ap, w.dtype)
+    x, h = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
+    y = np.zeros(room * Ap, w.dtype)
     qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
     a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
     p, out, done = np.zeros(T * LANES, w.dtype), np.empty((len(wanted), V), w.dtype), 0
@@ -323,4 +309,64 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
             for n in range(V):
                 out[done + r, n] = z[U(r * Vp + n)]
         done += count
+    return out
+
+
+@jit
+def choose(logits, temperature, top_k, top_p, u):
+    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN.
+
+    The k-th largest logit and the edge of the nucleus are found by halving the range of the
+    numbers' bit patterns, which needs no sorting: non-negative floats are ordered like integers.
+    """
+    N, V = logits.shape
+    out, below, weight = np.empty(N, np.int64), np.empty(V, np.float64), np.empty(V, np.float64)
+    bits = below.view(np.int64)
+    for r in range(N):
+        best = 0
+        for n in range(V):
+            if logits[r, n] > logits[r, best]:
+                best = n
+        finite = np.isfinite(logits[r, best])
+        for n in range(V):
+            finite &= not np.isnan(logits[r, n])
+        out[r] = best if finite else -1
+        if temperature == 0 or not finite:
+            continue
+        for n in range(V):
+            below[n] = (np.float64(logits[r, best]) - logits[r, n]) / temperature
+        edge = np.int64(0x7FF0000000000000)  # infinity: all
+        if 0 < top_k < V:
+            low, edge = np.int64(-1), edge
+            while edge - low > 1:
+                middle = low + (edge - low) // 2
+                count = 0
+                for n in range(V):
+                    count += bits[n] <= middle
+                if count >= top_k:
+                    edge = middle
+                else:
+                    low = middle
+        total = 0.0
+        for n in range(V):
+            weight[n] = np.exp(-below[n]) if bits[n] <= edge else 0.0
+            total += weight[n]
+        if top_p < 1:
+            low, wanted = np.int64(-1), top_p * total
+            while edge - low > 1:
+                middle = low + (edge - low) // 2
+                mass = 0.0
+                for n in range(V):
+                    mass += weight[n] if bits[n] <= middle else 0.0
+                if mass >= wanted:
+                    edge, total = middle, mass
+                else:
+                    low = middle
+        left = u[r] * total
+        for n in range(V):
+            if bits[n] <= edge and weight[n] > 0:
+                out[r] = n
+                left -= weight[n]
+                if left < 0:
+                    break
     return out
