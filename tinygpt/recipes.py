@@ -38,7 +38,7 @@ PINV = Config(
     lr=3e-4, min_lr=0.0, warmup=2500, schedule="cosine", max_iters=100_000,
     beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0, batch_size=64,
     valid_fraction=0.05,
-    eval_interval=500, sample_interval=1000, checkpoint_interval=250, seed=79,
+    eval_interval=500, sample_interval=1000, checkpoint_interval=250, seed=2562,
 )
 
 # Mini GPT in three sizes: LayerNorm, GELU, fixed sinusoidal positions, tied head, BPE of 3,000.
