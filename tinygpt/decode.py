@@ -87,10 +87,11 @@ class Weights:
 
 
 class Layout:
-    """How the kernel sees the heads: the key/value heads side by side in a vector's lanes.
+    """How the kernel sees the heads: key/value heads side by side in the lanes of a vector.
 
-    A head's `depth` numbers come one after another, each for `lanes` heads, so a token's key is
-    `width` = depth lanes numbers. Queries that share a key/value head come in `group` such rows.
+    A token's key is `blocks` blocks of `width` = depth lanes numbers, one block unless there are
+    more heads than lanes; in a block the heads' first numbers come first. Queries that share a
+    key/value head come in `group` such rows.
     """
 
     def __init__(self, c: Config):
@@ -100,19 +101,19 @@ class Layout:
         self.lanes = 1
         while self.lanes < min(c.kv_heads, LANES):
             self.lanes *= 2
-        self.lanes *= -(-c.kv_heads // self.lanes)
-        whole = max(1, LANES // self.lanes)
+        self.blocks = -(-c.kv_heads // self.lanes)
+        whole = LANES // self.lanes
         self.depth = -(-c.head_dim // whole) * whole
         self.width = self.depth * self.lanes
 
     def arrange(self, a: Array) -> Array:
-        """Rows (groups KV hd, …), head by head, as rows (groups width, …); new ones are zero."""
+        """Rows (KV groups hd, …), head by head, as rows (groups blocks width, …) with zeros."""
         groups = len(a) // (self.heads * self.head_dim)
-        rest = a.shape[1:]
-        out = np.zeros((groups, self.depth, self.lanes, *rest), a.dtype)
-        heads = a.reshape(self.heads, groups, self.head_dim, *rest)
-        out[:, :self.head_dim, :self.heads] = np.moveaxis(heads, 0, 2)
-        return out.reshape(-1, *rest)
+        heads = a.reshape(self.heads, groups, self.head_dim, -1)
+        out = np.zeros((self.blocks * self.lanes, groups, self.depth, heads.shape[-1]), a.dtype)
+        out[:self.heads, :, :self.head_dim] = heads
+        out = out.reshape(self.blocks, self.lanes, groups, self.depth, -1)
+        return out.transpose(2, 0, 3, 1, 4).reshape(-1, *a.shape[1:])
 
 
 def pack(w: Weights, layout: Layout) -> Array:
@@ -169,10 +170,11 @@ def compiled(w: Weights, sequences: int) -> Callable[..., Array]:
     windows = np.array([c.window(i) for i in range(c.n_layer)])
     kind = ("swiglu", "gelu_tanh", "gelu").index(c.ffn)
     weights, eps, scale = pack(w, layout), dtype(c.norm_eps), dtype(w.scale)
-    shape = (layout.group, layout.lanes, layout.width, c.d_ff, c.vocab_size, c.context,
-             int(c.norm == "rms"), kind)
+    shape = (layout.group, layout.blocks, layout.lanes, layout.width, c.d_ff, c.vocab_size,
+             c.context, int(c.norm == "rms"), kind)
     # np.empty asks for large pages where the system has them, np.zeros does not
-    cache = np.empty(c.n_layer * sequences * 2 * c.context * layout.width, dtype)
+    size = c.n_layer * sequences * 2 * c.context * layout.blocks * layout.width
+    cache = np.empty(size, dtype)
     cache.fill(0)
 
     def run(*rows: Array) -> Array:

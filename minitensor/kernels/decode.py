@@ -178,14 +178,14 @@ def rotate(x, at, cos, sin, t, lanes, W, scale):
 
 
 @inline
-def attend(q, at, lanes, W, cache, keys, values, first, last, p, y, y_at):
+def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
     """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
     zero = splat(q.dtype.type(0))
     m, l = splat(q.dtype.type(-np.inf)), zero
     for t in range(first, last + 1):
         s = zero
         for n in range(0, W, LANES):
-            s = s + load(cache, keys + t * W + n) * load(q, at + n)
+            s = s + load(cache, keys + t * step + n) * load(q, at + n)
         s = fold(s, lanes)
         store(p, t * LANES, s)
         m = pick(m, s, m, s)
@@ -198,7 +198,7 @@ def attend(q, at, lanes, W, cache, keys, values, first, last, p, y, y_at):
     for n in range(0, wide, 4 * LANES):
         a = b = c = d = zero
         for t in range(first, last + 1):
-            e, i = load(p, t * LANES), values + t * W + n
+            e, i = load(p, t * LANES), values + t * step + n
             a = a + load(cache, i) * e
             b = b + load(cache, i + LANES) * e
             c = c + load(cache, i + 2 * LANES) * e
@@ -210,30 +210,30 @@ def attend(q, at, lanes, W, cache, keys, values, first, last, p, y, y_at):
     for n in range(wide, W, LANES):
         a = zero
         for t in range(first, last + 1):
-            a = a + load(cache, values + t * W + n) * load(p, t * LANES)
+            a = a + load(cache, values + t * step + n) * load(p, t * LANES)
         store(y, y_at + n, a * inverse)
 
 
 @inline
 def attention(qkv, step, cache, layer, cos, sin, scale, window, begin, rows, slots, positions,
-              group, lanes, W, T, p, y, y_step):
+              group, blocks, lanes, W, T, p, y, y_step):
     """Cache the rows' keys and values, then let every row look at those of its sequence."""
+    one, width = qkv.dtype.type(1), blocks * W
     for r in range(rows):
         t, row = positions[begin + r], r * step
-        at = layer + (2 * slots[begin + r] * T + t) * W
-        for n in range(group):
-            rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale)
-        rotate(qkv, row + group * W, cos, sin, t, lanes, W, qkv.dtype.type(1))
-        for n in range(W):
-            cache[U(at + n)] = qkv[U(row + group * W + n)]
-            cache[U(at + T * W + n)] = qkv[U(row + (group + 1) * W + n)]
+        at = layer + (2 * slots[begin + r] * T + t) * width
+        for n in range((group + 1) * blocks):
+            rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale if n < group * blocks else one)
+        for n in range(width):
+            cache[U(at + n)] = qkv[U(row + group * width + n)]
+            cache[U(at + T * width + n)] = qkv[U(row + (group + 1) * width + n)]
     for r in range(rows):
         t = positions[begin + r]
         first = max(0, t - window + 1) if window > 0 else 0
-        keys = layer + 2 * slots[begin + r] * T * W
-        for n in range(group):
-            attend(qkv, r * step + n * W, lanes, W, cache, keys, keys + T * W, first, t, p, y,
-                   r * y_step + n * W)
+        for n in range(group * blocks):
+            keys = layer + 2 * slots[begin + r] * T * width + n % blocks * W
+            attend(qkv, r * step + n * W, lanes, W, cache, keys, keys + T * width, width, first, t,
+                   p, y, r * y_step + n * W)
 
 
 @inline
@@ -265,9 +265,10 @@ def padded(n):
 def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
            wanted):
     """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
-    group, lanes, W, F, V, T, rms, kind = shape
-    D, S = embedding.shape[1], len(cache) // (2 * len(windows) * T * W)
-    Dp, Ap, Cp, Fp, Vp = (padded(D), padded(group * W), padded((group + 2) * W), padded(F),
+    group, blocks, lanes, W, F, V, T, rms, kind = shape
+    width = blocks * W
+    D, layer = embedding.shape[1], len(cache) // len(windows)
+    Dp, Ap, Cp, Fp, Vp = (padded(D), padded(group * width), padded((group + 2) * width), padded(F),
                           padded(V))
     Gp = 2 * Fp if kind == 0 else Fp
     most = min(len(ids), BLOCK)
@@ -290,9 +291,9 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
-            attention(qkv, Cp, cache, 2 * i * S * T * W, cos, sin, scale, windows[i], begin, rows,
-                      slots, positions, group, lanes, W, T, p, y, Ap)
-            at = linear(w, at, y, group * W, Ap, x, Dp, rows, True)
+            attention(qkv, Cp, cache, i * layer, cos, sin, scale, windows[i], begin, rows,
+                      slots, positions, group, blocks, lanes, W, T, p, y, Ap)
+            at = linear(w, at, y, group * width, Ap, x, Dp, rows, True)
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, g, Gp, rows, False)
