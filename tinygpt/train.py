@@ -24,6 +24,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,15 +232,10 @@ class Run:
                 os.truncate(path, size)
 
     def open(self) -> None:
-        """Make the folder, write the configuration, open the log."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with replacing(self.out / "config.json") as handle:
-                handle.write(config.dumps(self.config, ".json").encode())
-            self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise Error(f"{self.out}: the run folder cannot be written: "
-                        f"{error.strerror or error}") from error
+        """Write the configuration, and open the log."""
+        with replacing(self.out / "config.json") as handle:
+            handle.write(config.dumps(self.config, ".json").encode())
+        self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
 
     def log(self, **record: Any) -> None:
         """One line of log.jsonl, on its way to disk at once."""
@@ -681,9 +677,22 @@ def fit_vocabulary(c: Config, dataset: Dataset) -> Config:
     return c.replace(vocab_size=size)
 
 
+def check_folder(out: Path) -> None:
+    """Fail before the work, not after it, where the run folder cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise Error(f"{out}: the run folder cannot be written: {error.strerror or error}"
+                    ) from error
+
+
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
     c, out, saved = resolve(args)
+    if args.profile is None:
+        check_folder(out)
     dataset = data.load(c, tell, saved.tokenizer if saved else None)
     c = fit_vocabulary(c, dataset)
     threads = 1 if args.profile else args.threads or cores()
