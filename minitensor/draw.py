@@ -3,8 +3,9 @@
     >>> mt.draw(loss, names=dict(model.named_parameters())).save("graph.svg")
 
 Boxes are tensors with their op, shape and gradient; arrows run from inputs to results. The SVG puts
-a node one column after the last of its inputs, and a few sweeps order each column by the average
-place of its neighbours (Sugiyama et al., 1981): clear for graphs of up to a few hundred nodes.
+a node one column after the last of its inputs, lets long arrows pass between the boxes, and orders
+each column by the average place of its neighbours in a few sweeps (Sugiyama et al., 1981): clear
+for graphs of up to a few hundred nodes.
 """
 
 from __future__ import annotations
@@ -96,8 +97,12 @@ def _dot(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _columns(nodes: list[Node]) -> list[list[Node]]:
-    """Nodes in columns: each after its inputs, leaves just before their first use."""
+Stop = Node | tuple[Node, int]  # a box, or where the long arrows of one pass another column
+
+
+def _layout(nodes: list[Node]) -> tuple[list[list[Stop]], list[tuple[Stop, Stop]]]:
+    """The columns, each box after its inputs (leaves just before their first use), and the links
+    from column to column that make the arrows; ordered so that links are short."""
     users: dict[Node, list[Node]] = {node: [] for node in nodes}
     column: dict[Node, int] = {}
     for node in nodes:
@@ -108,42 +113,56 @@ def _columns(nodes: list[Node]) -> list[list[Node]]:
     for node in nodes:
         if node.op == "leaf" and users[node]:
             column[node] = min(column[user] for user in users[node]) - 1
-    columns: list[list[Node]] = [[] for _ in range(max(column.values()) + 1)]
+    columns: list[list[Stop]] = [[] for _ in range(max(column.values()) + 1)]
     for node in nodes:
         columns[column[node]].append(node)
-    for sweep in range(4):
-        place = {node: i - len(c) / 2 for c in columns for i, node in enumerate(c)}
+    links: list[tuple[Stop, Stop]] = []
+    for start in nodes:
+        stops: dict[int, Stop] = {column[start]: start}
+        for end in sorted(dict.fromkeys(users[start]), key=column.__getitem__):
+            for x in range(max(stops) + 1, column[end]):
+                stops[x] = (start, x)
+                columns[x].append(stops[x])
+                links.append((stops[x - 1], stops[x]))
+            links.append((stops[column[end] - 1], end))
+    near: dict[Stop, list[Stop]] = {stop: [] for c in columns for stop in c}
+    for a, b in links:
+        near[a].append(b)
+        near[b].append(a)
+    for sweep in range(6):
+        place = {stop: i - len(c) / 2 for c in columns for i, stop in enumerate(c)}
         for c in columns if sweep % 2 == 0 else columns[::-1]:
-            def average(node: Node, place: dict[Node, float] = place) -> float:
-                near = [place[n] for n in (*users[node], *node.parents) if n is not None]
-                return sum(near) / len(near) if near else 0.0
-            c.sort(key=average)
-            place.update((node, i - len(c) / 2) for i, node in enumerate(c))
-    return columns
+            mean = {stop: sum(place[n] for n in near[stop]) / max(len(near[stop]), 1) for stop in c}
+            c.sort(key=mean.__getitem__)
+            place.update((stop, i - len(c) / 2) for i, stop in enumerate(c))
+    return columns, links
 
 
 def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
-    columns = _columns(nodes)
-    tallest = max(map(len, columns))
-    at = {node: (MARGIN + x * (WIDTH + GAP_X),
-                 MARGIN + round((y + (tallest - len(c)) / 2) * (HEIGHT + GAP_Y)))
-          for x, c in enumerate(columns) for y, node in enumerate(c)}
+    columns, links = _layout(nodes)
+    heights = [[HEIGHT if isinstance(stop, Node) else 0 for stop in c] for c in columns]
+    tallest = max(sum(h) + GAP_Y * (len(h) - 1) for h in heights)
+    at: dict[Stop, tuple[int, int]] = {}  # left edge and middle
+    for x, (c, h) in enumerate(zip(columns, heights, strict=True)):
+        y = MARGIN + (tallest - sum(h) - GAP_Y * (len(h) - 1)) // 2
+        for stop, height in zip(c, h, strict=True):
+            at[stop] = MARGIN + x * (WIDTH + GAP_X), y + height // 2
+            y += height + GAP_Y
     width = 2 * MARGIN + len(columns) * (WIDTH + GAP_X) - GAP_X
-    height = 2 * MARGIN + tallest * (HEIGHT + GAP_Y) - GAP_Y
+    height = 2 * MARGIN + tallest
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
            f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
            '<defs><marker id="tip" markerWidth="8" markerHeight="6" refX="7" refY="3" '
            'orient="auto"><path d="M0,0 L8,3 L0,6 z" fill="#5f6368"/></marker></defs>']
+    for a, b in links:
+        (x1, y1), (x2, y2), bend = at[a], at[b], GAP_X // 2
+        through = f"{x1},{y1} L" if not isinstance(a, Node) else ""
+        tip = ' marker-end="url(#tip)"' if isinstance(b, Node) else ""
+        x1 += WIDTH
+        out.append(f'<path d="M{through}{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
+                   f'fill="none" stroke="#5f6368"{tip}/>')
     for node in nodes:
-        x2, y2 = at[node][0], at[node][1] + HEIGHT // 2
-        for parent in node.parents:
-            if parent is not None:
-                x1, y1 = at[parent][0] + WIDTH, at[parent][1] + HEIGHT // 2
-                bend = max(GAP_X // 2, (x2 - x1) // 2)
-                out.append(f'<path d="M{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
-                           'fill="none" stroke="#5f6368" marker-end="url(#tip)"/>')
-    for node in nodes:
-        x, y = at[node]
+        x, y = at[node][0], at[node][1] - HEIGHT // 2
         out.append(f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
                    f'fill="{_kind(node, result)}" stroke="#5f6368"/>')
         for i, line in enumerate(labels[node]):
