@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": ("probe", "neighbours and analogies in a model's embedding"),
     "plot": ("plot", "pictures of a run: curves, attention, weights"),
     "compare": ("compare", "curves and perplexities of several runs"),
+    "bench": ("bench", "what this machine does: tokens a second, share of its peak"),
     "data fetch": ("fetch", "download a published data set"),
     "data prepare": ("prepare", "turn texts into token files"),
 }

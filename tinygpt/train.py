@@ -552,30 +552,6 @@ def compile_kernels(trainer: Trainer) -> None:
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
 
 
-def profile(trainer: Trainer, steps: int) -> None:
-    """Print where the time of `steps` steps goes, by op and direction, on one thread."""
-    spent: dict[tuple[str, str], list[float]] = {}
-
-    def observer(op: str, phase: str, seconds: float, *arrays: Any) -> None:
-        entry = spent.setdefault((op, phase), [0, 0.0])
-        entry[0] += 1
-        entry[1] += seconds
-
-    trainer.step(0)  # compiles, and fills the caches
-    begin = time.perf_counter()
-    with mt.observe(observer):
-        for step in range(1, steps + 1):
-            trainer.step(step)
-    total = time.perf_counter() - begin
-    print(f"{steps} steps, {total / steps * 1e3:.1f} ms each on one thread\n")
-    print(f"{'op':24}{'phase':10}{'calls':>8}{'ms/step':>10}{'share':>8}")
-    rest = total - sum(seconds for _, seconds in spent.values())
-    rows = sorted(spent.items(), key=lambda item: -item[1][1])
-    for (op, phase), (calls, seconds) in [*rows, (("everything else", ""), [steps, rest])]:
-        print(f"{op:24}{phase:10}{calls / steps:8.0f}{seconds / steps * 1e3:10.2f}"
-              f"{seconds / total:8.1%}")
-
-
 # ---------------------------------------------------------------------------------- the command
 
 
@@ -702,6 +678,8 @@ def main(args: argparse.Namespace) -> int:
         trainer = Trainer(c, dataset, workers)
         compile_kernels(trainer)
         if args.profile is not None:
+            from tinygpt.profile import profile
+
             profile(trainer, max(1, args.profile))
             return 0
         run = Run(trainer, out, threads)

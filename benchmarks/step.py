@@ -1,0 +1,107 @@
+"""A training step of the recipes, side by side with PyTorch on the same machine.
+
+    python benchmarks/step.py [ROW ...] [--rounds N] [--threads N] [--json FILE]
+
+Both sides are programs that stay alive and take turns, step by step; a ratio is that of two steps
+next to each other in time, and its median, smallest and largest are printed. The shapes, the
+dropout, clipping and AdamW are the same; both learn random tokens. PyTorch comes from the
+environment of peers.py. Every step is whole: forward, backward, clipping and update.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import peers
+from workers import Worker, spread, times
+
+from tinygpt import recipes
+
+ROWS = {  # row: (recipe, changes, modes of PyTorch)
+    "pinv-0.8m": ("pinv-0.8m", {}, ["eager", "compile"]),
+    "pinv-0.8m-no-dropout": ("pinv-0.8m", {"dropout": 0.0}, ["eager", "compile"]),
+    "shakespeare-char": ("shakespeare-char", {}, ["eager", "compile"]),
+    "pretrain-2m": ("pretrain-2m", {"accumulation": 1}, ["eager"]),
+    "mini-3m": ("mini-3m", {}, ["eager"]),
+    # All layers global: PyTorch's fast attention knows no window.
+    "neo-41m": ("neo-41m", {"accumulation": 1, "batch_size": 4, "windows": (0,)}, ["eager"]),
+}
+
+
+def race(sides, rounds, burst):
+    """Seconds a step of each side, by round: a median of `burst` steps in a row."""
+    taken = {name: [] for name in sides}
+    last = {}
+    for _ in range(rounds):
+        for name, worker in sides.items():
+            last[name] = worker.ask(burst)
+            taken[name].append(statistics.median(last[name]["seconds"]))
+    return taken, {name: answer["peak_mb"] for name, answer in last.items()}
+
+
+def measure(row, options):
+    """One row of the table, as a record."""
+    recipe, changes, modes = ROWS[row]
+    c = json.dumps(recipes.get(recipe).replace(**changes).to_dict())
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments):
+            return stack.enter_context(Worker(*arguments))
+
+        sides = {"tinygpt": start(sys.executable, "tinygpt_worker.py", "step", c, options.threads)}
+        if options.threads > 1:
+            sides["one thread"] = start(sys.executable, "tinygpt_worker.py", "step", c, 1)
+        for mode in options.modes or modes:
+            sides[mode] = start(peers.python(), "torch_worker.py", c, options.threads, mode)
+        peak = start(sys.executable, "tinygpt_worker.py", "peak", options.threads)
+        ours = sides["tinygpt"].ready
+        for worker in sides.values():
+            assert worker.ready["parameters"] == ours["parameters"], "not the same model"
+        slow = sides["tinygpt"].ask()["seconds"][0] > 0.1
+        before = peak.ask()["result"]
+        taken, memory = race(sides, options.rounds, 1 if slow else 5)
+        peaks = [before, peak.ask()["result"]]
+    record = {"row": row, "threads": options.threads, "tokens": ours["tokens"],
+              "gflop": ours["flops"] / 1e9, "sgemm_peak": max(peaks), "peak_mb": memory,
+              "ms": {name: spread([s * 1e3 for s in all_]) for name, all_ in taken.items()}}
+    record["ratio"] = {
+        name: spread([a / b for a, b in zip(all_, taken["tinygpt"], strict=True)])
+        for name, all_ in taken.items() if name != "tinygpt"}
+    record["of_peak"] = record["gflop"] / record["ms"]["tinygpt"]["median"] * 1e3 / max(peaks)
+    return record
+
+
+def show(record):
+    """A record as text."""
+    print(f"{record['row']}, {record['tokens']:,} tokens a step, {record['threads']} threads")
+    for name, ms in record["ms"].items():
+        ratio = record["ratio"].get(name)
+        print(f"  {name:12}{ms['median']:9.1f} ms{record['peak_mb'][name]:8.0f} MB"
+              f"{'' if ratio is None else '   tinygpt is faster by ' + times(ratio)}")
+    print(f"  {record['of_peak']:.0%} of the sgemm peak of {record['sgemm_peak']:.0f} GFLOP/s "
+          f"({record['gflop']:.1f} GFLOP a step)", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW",
+                        help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compile"],
+                        help="of PyTorch (default: as the row needs)")
+    parser.add_argument("--json", type=Path, help="append each row to this file, as a JSON line")
+    options = parser.parse_args()
+    for row in options.rows or ROWS:
+        record = measure(row, options)
+        show(record)
+        if options.json:
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

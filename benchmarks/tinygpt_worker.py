@@ -1,0 +1,50 @@
+"""The project's side: a training step, the sgemm peak, or decoding, each on request.
+
+Started by the programs beside it:
+    step CONFIG THREADS · peak THREADS · decode MODEL SEQUENCES TOKENS
+"""
+
+import itertools
+import json
+import sys
+
+from workers import serve
+
+import minitensor as mt
+from tinygpt import bench, checkpoint, sample
+from tinygpt.config import Config
+from tinygpt.train import Trainer
+
+
+def step(config, threads):
+    """Whole steps as in a run: draw a batch, forward, backward, clip, update."""
+    c = Config(**json.loads(config))
+    with mt.Workers(int(threads)) as workers:
+        trainer = Trainer(c, bench.random_dataset(c), workers)
+        numbers = itertools.count()
+        loss, _ = trainer.step(next(numbers))
+        trainer.step(next(numbers))
+        parameters = sum(p.data.size for p in trainer.parameters)
+        serve(lambda: trainer.step(next(numbers))[0], parameters=parameters, loss=loss,
+              flops=bench.flops_per_token(c) * c.tokens_per_step, tokens=c.tokens_per_step)
+
+
+def peak(threads):
+    """GFLOP/s of matrix products."""
+    with mt.Workers(int(threads)) as workers:
+        serve(lambda: bench.sgemm_peak(workers, 10) / 1e9)
+
+
+def decode(model, sequences, tokens):
+    """`tokens` tokens of each of `sequences` texts, as `tinygpt generate` draws them."""
+    saved, prompts = checkpoint.load(model), [[1]] * int(sequences)
+
+    def work():
+        return sum(1 for _ in sample.generate_many(saved, prompts, max_new_tokens=int(tokens)))
+
+    sample.sample_text(saved, saved.tokenizer, max_new_tokens=4)
+    serve(work)
+
+
+if __name__ == "__main__":
+    {"step": step, "peak": peak, "decode": decode}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,53 @@
+"""`tinygpt bench` and `tinygpt train --profile`: that they count right, never how fast they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import minitensor as mt
+from tinygpt import bench, profile, recipes
+from tinygpt.cli import main
+from tinygpt.train import Trainer
+
+
+def test_a_pinv_step_is_about_45_gflop():
+    c = recipes.get("pinv-0.8m")
+    assert bench.flops_per_token(c) * c.tokens_per_step == pytest.approx(45e9, rel=0.05)
+
+
+def test_a_window_counts_only_the_keys_that_are_seen(tiny):
+    narrow = bench.flops_per_token(tiny.replace(windows=(4,)))
+    keys = np.arange(1, 17).mean() - np.minimum(np.arange(1, 17), 4).mean()
+    assert bench.flops_per_token(tiny) - narrow == pytest.approx(12 * 2 * keys * 16)
+
+
+def test_a_timed_step_is_one_batch_of_bounded_size():
+    c = bench.one_batch(recipes.get("neo-41m"))
+    assert c.accumulation == 1
+    assert c.tokens_per_step <= bench.LARGEST
+
+
+def test_the_command_prints_a_row_for_each_thread_count(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
+    monkeypatch.setattr(bench, "SIDE", 16)
+    assert main(["bench", "tiny", "--threads", "1", "2", "--steps", "1"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[:3] for row in rows] == [["tiny", "1", "64"], ["tiny", "2", "64"]]
+
+
+def test_a_thread_count_below_one_is_a_wrong_call(capsys):
+    assert main(["bench", "quick", "--threads", "0"]) == 2
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_the_profile_counts_what_the_formula_says(tiny, capsys):
+    c = tiny.replace(dropout=0.0, head="tied", shard_tokens=64)
+    with mt.Workers(1) as workers:
+        trainer = Trainer(c, bench.random_dataset(c), workers)
+        costs, _ = profile.measure(trainer, 2)
+        profile.profile(trainer, 1)
+    counted = sum(cost.flops for cost in costs.values())
+    assert counted == pytest.approx(2 * c.tokens_per_step * bench.flops_per_token(c))
+    assert costs["linear", "forward"].calls == 2 * 2 * 5  # steps x layers x matrices
+    assert "everything else" in capsys.readouterr().out
