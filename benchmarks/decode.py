@@ -1,0 +1,170 @@
+"""Generating: tokens a second, the time to the first token, and compiling from nothing.
+
+    python benchmarks/decode.py [one many cold compile] [--rounds N] [--run-c PATH]
+
+PATH is llama2.c's run.c, compiled by you: gcc -Ofast -march=native -o run run.c -lm. It then takes
+turns with the project on a model of the same shape (`pinv-0.8m`, random weights, one core): run.c
+writes its context of 128 tokens and tells its own rate; the project writes 10,240 tokens, past its
+context, with its default sampling (temperature 0.8, top-k 200; run.c: temperature 0.8 alone).
+
+    one       one sequence            many      64 sequences together against one
+    cold      from starting `tinygpt generate` to the first character, kernels cached
+    compile   training and generating with the kernels of all recipes, first with an empty
+              MINITENSOR_CACHE, then again: the difference is what compiling takes
+"""
+
+import argparse
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from workers import Worker, spread, times
+
+import bpe
+from tinygpt import checkpoint, recipes, stories
+from tinygpt.model import GPT
+
+SHAPE = recipes.get("pinv-0.8m")
+COMPILE = """
+import minitensor as mt
+from tinygpt import bench, recipes, sample
+from tinygpt.model import GPT
+for name in ("pinv-0.8m", "neo-41m", "mini-1m"):
+    c = recipes.get(name).replace(n_layer=1, d_model=64, n_head=4, d_ff=64, vocab_size=128,
+                                  tokenizer="char", reduced_from=0, dropout=0.1, context=32)
+    with mt.Workers(2) as workers:
+        bench.step_seconds(bench.one_batch(c), workers, 1)
+    list(sample.generate(GPT(c).eval(), [1], max_new_tokens=40))
+"""
+
+
+def write_model(path):
+    """A model file of the shape with random weights and a tokenizer of characters."""
+    tokenizer = bpe.CharTokenizer.train(stories.corpus(200), SHAPE.vocab_size)
+    model = GPT(SHAPE)
+    params = {name: p.numpy() for name, p in model.named_parameters()}
+    checkpoint.save(path, checkpoint.Saved(SHAPE, tokenizer, params))
+
+
+def write_llama(folder):
+    """The same shape for run.c: (model.bin version 0, tokenizer.bin), random weights.
+
+    run.c ends a text at token 1, so that its row of the classifier is made the least likely.
+    """
+    c, rng = SHAPE, np.random.default_rng(0)
+    D, F, L, V, T, half = c.d_model, c.d_ff, c.n_layer, c.vocab_size, c.context, c.head_dim // 2
+
+    def normal(*shape):
+        return rng.normal(0, 0.02, shape)
+
+    embedding, classifier = normal(V, D), normal(V, D)
+    embedding[:, 0], classifier[1, 0] = 1, -50
+    parts = [embedding, np.ones((L, D)), *(normal(L, D, D) for _ in range(4)), np.ones((L, D)),
+             normal(L, F, D), normal(L, D, F), normal(L, F, D), np.ones(D), np.ones((T, half)),
+             np.zeros((T, half)), classifier]
+    with (folder / "model.bin").open("wb") as file:
+        file.write(struct.pack("<7i", D, F, L, c.n_head, c.n_head, -V, T))
+        for part in parts:
+            file.write(part.astype("<f4").tobytes())
+    with (folder / "tokenizer.bin").open("wb") as file:
+        file.write(struct.pack("<i", 8))
+        for token in range(V):
+            text = f"{token:03} ".encode()
+            file.write(struct.pack("<fi", 0.0, len(text)) + text)
+    return folder / "model.bin", folder / "tokenizer.bin"
+
+
+def run_c(program, model, tokenizer):
+    """The tokens a second that run.c tells of one text."""
+    done = subprocess.run([program, model, "-z", tokenizer, "-n", str(SHAPE.context), "-t", "0.8",
+                           "-p", "1", "-s", "1"], capture_output=True, check=True)
+    return float(re.search(rb"tok/s: ([\d.]+)", done.stderr)[1])
+
+
+def rate(worker):
+    """Tokens a second of one request."""
+    answer = worker.ask()
+    return answer["result"] / answer["seconds"][0]
+
+
+def show(name, rates):
+    s = spread(rates)
+    print(f"  {name:24}{s['median']:9,.0f} tokens/s ({s['min']:,.0f} to {s['max']:,.0f})")
+
+
+def measure_one(options, folder, model):
+    print("one sequence of 10,240 tokens, one thread")
+    taken = {"tinygpt": [], "run.c, 128 tokens": []}
+    files = write_llama(folder)
+    with Worker(sys.executable, "tinygpt_worker.py", "decode", model, 1, 10_240) as ours:
+        for _ in range(options.rounds):
+            taken["tinygpt"].append(rate(ours))
+            if options.run_c:  # it tells time in milliseconds: several runs are one measurement
+                speeds = [run_c(options.run_c, *files) for _ in range(20)]
+                taken["run.c, 128 tokens"].append(len(speeds) / sum(1 / s for s in speeds))
+    for name, rates in taken.items():
+        if rates:
+            show(name, rates)
+    if options.run_c:
+        pairs = zip(*taken.values(), strict=True)
+        print(f"  tinygpt is as fast by {times(spread([a / b for a, b in pairs]))}", flush=True)
+
+
+def measure_many(options, folder, model):
+    print("64 sequences of 1,024 tokens together, against one of them")
+    with Worker(sys.executable, "tinygpt_worker.py", "decode", model, 1, 1024) as one, \
+            Worker(sys.executable, "tinygpt_worker.py", "decode", model, 64, 1024) as many:
+        taken = [(rate(one), rate(many)) for _ in range(options.rounds)]
+    for name, rates in zip(("one", "64, all together"), zip(*taken, strict=True), strict=True):
+        show(name, rates)
+    print(f"  {times(spread([b / a for a, b in taken]))} as many tokens", flush=True)
+
+
+def measure_cold(options, folder, model):
+    call = [sys.executable, "-m", "tinygpt", "generate", str(model), "--ignore-eot"]
+    taken = []
+    for _ in range(options.rounds + 1):
+        begin = time.perf_counter()
+        with subprocess.Popen(call, stdout=subprocess.PIPE) as process:
+            process.stdout.read(1)
+            taken.append(time.perf_counter() - begin)
+            process.kill()
+    s = spread(taken[1:])
+    print(f"cold start to the first character: {s['median']:.2f} s "
+          f"({s['min']:.2f} to {s['max']:.2f})", flush=True)
+
+
+def measure_compile(options, folder, model):
+    environment = {**os.environ, "MINITENSOR_CACHE": str(folder / "cache")}
+    taken = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+        taken.append(time.perf_counter() - begin)
+    print(f"all kernels: {taken[0]:.1f} s from nothing, {taken[1]:.1f} s with the cache: compiling "
+          f"takes {taken[0] - taken[1]:.1f} s", flush=True)
+
+
+def main():
+    parts = {"one": measure_one, "many": measure_many, "cold": measure_cold,
+             "compile": measure_compile}
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: " + " ".join(parts))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--run-c", type=Path, metavar="PATH", help="a compiled run.c of llama2.c")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.npz"
+        write_model(model)
+        for name in options.parts or parts:
+            parts[name](options, Path(folder), model)
+
+
+if __name__ == "__main__":
+    main()
