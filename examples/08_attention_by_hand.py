@@ -64,7 +64,7 @@ def compare(B=2, H=3, T=37, d=8):
     print("Σ_j P dP = Σ_n g out, row by row: true\n")
 
 
-def measure(B=2, H=4, T=512, d=32, repeats=5):
+def measure(B=2, H=4, T=512, d=32, repeats=20):
     """Shortest time of forward and backward, float32, one thread, and what is kept in between."""
     rng = np.random.default_rng(0)
     q, k, v, g = (rng.normal(size=(B, H, T, d)).astype(np.float32) for _ in range(4))
