@@ -313,61 +313,63 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
     return out
 
 
+@inline
+def edge_of(keys, weights, wanted):
+    """The largest key such that the weights of the keys from there on add up to `wanted`."""
+    low, high = np.int64(keys.min()), np.int64(keys.max()) + 1
+    while high - low > 1:
+        middle = np.int32(low + (high - low) // 2)
+        total = 0.0
+        for n in range(len(keys)):
+            total += weights[n] if keys[n] >= middle else np.float32(0)
+        if total >= wanted:
+            low = np.int64(middle)
+        else:
+            high = np.int64(middle)
+    return low
+
+
 @jit
 def choose(logits, temperature, top_k, top_p, u):
     """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN.
 
     The k-th largest logit and the edge of the nucleus are found by halving the range of the
-    numbers' bit patterns, which needs no sorting: non-negative floats are ordered like integers.
+    logits' bit patterns, which needs no sorting: as integers they are ordered like the floats once
+    those of negative ones are turned around.
     """
     N, V = logits.shape
-    out, below, weight = np.empty(N, np.int64), np.empty(V, np.float64), np.empty(V, np.float64)
-    bits = below.view(np.int64)
+    out, z, weights = np.empty(N, np.int64), np.empty(V, np.float32), np.ones(V, np.float32)
+    bits, keys = z.view(np.int32), np.empty(V, np.int32)
     for r in range(N):
-        best = 0
+        best, wrong = np.float32(-np.inf), 0
         for n in range(V):
-            if logits[r, n] > logits[r, best]:
-                best = n
-        finite = np.isfinite(logits[r, best])
-        for n in range(V):
-            finite &= not np.isnan(logits[r, n])
-        out[r] = best if finite else -1
-        if temperature == 0 or not finite:
+            z[n] = logits[r, n]
+            best = max(best, z[n])
+            wrong += z[n] != z[n]
+        if wrong or not np.isfinite(best):
+            out[r] = -1
             continue
         for n in range(V):
-            below[n] = (np.float64(logits[r, best]) - logits[r, n]) / temperature
-        edge = np.int64(0x7FF0000000000000)  # infinity: all
-        if 0 < top_k < V:
-            low, edge = np.int64(-1), edge
-            while edge - low > 1:
-                middle = low + (edge - low) // 2
-                count = 0
-                for n in range(V):
-                    count += bits[n] <= middle
-                if count >= top_k:
-                    edge = middle
-                else:
-                    low = middle
-        total = 0.0
+            turned = bits[n] ^ ((bits[n] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+            keys[n] = turned if z[n] != 0 else np.int32(0)  # zero has two signs
+        edge = np.int64(keys.max() if temperature == 0 else keys.min())
+        if temperature > 0 and 0 < top_k < V:
+            weights[:] = 1
+            edge = edge_of(keys, weights, top_k)
+        factor, total = np.float32(1 / temperature if temperature > 0 else 1), 0.0
         for n in range(V):
-            weight[n] = np.exp(-below[n]) if bits[n] <= edge else 0.0
-            total += weight[n]
+            weights[n] = exp((z[n] - best) * factor) if keys[n] >= edge else np.float32(0)
+            total += weights[n]
         if top_p < 1:
-            low, wanted = np.int64(-1), top_p * total
-            while edge - low > 1:
-                middle = low + (edge - low) // 2
-                mass = 0.0
-                for n in range(V):
-                    mass += weight[n] if bits[n] <= middle else 0.0
-                if mass >= wanted:
-                    edge, total = middle, mass
-                else:
-                    low = middle
-        left = u[r] * total
+            edge = max(edge, edge_of(keys, weights, top_p * total))
+            total = 0.0
+            for n in range(V):
+                total += weights[n] if keys[n] >= edge else np.float32(0)
+        left = u[r] * total if temperature > 0 else 0.0
         for n in range(V):
-            if bits[n] <= edge and weight[n] > 0:
+            if keys[n] >= edge and weights[n] > 0:
                 out[r] = n
-                left -= weight[n]
+                left -= weights[n]
                 if left < 0:
                     break
     return out
