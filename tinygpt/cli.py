@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
+        print("tinygpt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader went away, as with | head: no error, but no more output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -232,10 +232,13 @@ class Run:
                 os.truncate(path, size)
 
     def open(self) -> None:
-        """Write the configuration, and open the log."""
+        """Write the configuration, and open the log: a new one unless the run goes on."""
         with replacing(self.out / "config.json") as handle:
             handle.write(config.dumps(self.config, ".json").encode())
-        self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
+        mode = "a" if self.step or self.shown else "w"
+        if mode == "w":
+            (self.out / "samples.txt").unlink(missing_ok=True)
+        self.log_file = (self.out / "log.jsonl").open(mode, encoding="utf-8", newline="\n")
 
     def log(self, **record: Any) -> None:
         """One line of log.jsonl, on its way to disk at once."""
@@ -333,7 +336,7 @@ class Run:
                 self.log(step=step, valid_loss=round(loss, 6), valid_perplexity=perplexity(loss),
                          valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
                          tokens=step * c.tokens_per_step, seconds=round(self.elapsed(), 3))
-                say(f"step {step:,}: validation loss {loss:.4f}, perplexity {perplexity(loss):,}, "
+                say(f"step {step:,}: validation loss {loss:.4f}, perplexity {perplexity(loss):,.2f}, "
                     f"{self.dataset.bits_per_byte(loss):.4f} bits per byte")
                 if loss < self.best:
                     self.best = loss

@@ -296,3 +296,13 @@ def test_a_duration_reads_well():
 
 def test_memory_grows_with_the_model():
     assert train.memory(Config(n_layer=8), 2) > train.memory(Config(n_layer=2), 2)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path, tiny):
+    run(recipe, tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    config.save(tiny, tmp_path / "cut" / "config.json")
+    (tmp_path / "cut" / "log.jsonl").write_text('{"event": "start", "step": 0}\n', "utf-8")
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "cut"), "--debug"]) == 0
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert same(params(tmp_path / "whole"), params(tmp_path / "cut"))
