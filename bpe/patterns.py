@@ -96,7 +96,7 @@ class Splitter:
         """
         if _SPACE_AFTER_SPACE.search(text):
             return _CUT.split(text)
-        return text.split(" ")  # the same words, three times faster
+        return text.split(" ")  # the same words, in less than half the time
 
     def last_cut(self, text: str, limit: int) -> int:
         """The last position before `limit` where `text` may be cut in two; 0 if none is known.
