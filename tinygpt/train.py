@@ -336,8 +336,9 @@ class Run:
                 self.log(step=step, valid_loss=round(loss, 6), valid_perplexity=perplexity(loss),
                          valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
                          tokens=step * c.tokens_per_step, seconds=round(self.elapsed(), 3))
+                bits = self.dataset.bits_per_byte(loss)
                 say(f"step {step:,}: validation loss {loss:.4f}, perplexity "
-                    f"{perplexity(loss):,.2f}, {self.dataset.bits_per_byte(loss):.4f} bits per byte")
+                    f"{perplexity(loss):,.2f}, {bits:.4f} bits per byte")
                 if loss < self.best:
                     self.best = loss
                     checkpoint.save(self.out / "best.npz", self.snapshot(False))
