@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 import minitensor as mt
 
-settings.register_profile("minitensor", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("minitensor")
+DRAWN = settings(deadline=None, max_examples=40, derandomize=True)
 
 axis_lengths = st.integers(0, 3)
 seeds = st.integers(0, 2**32 - 1)
@@ -46,35 +45,41 @@ def broadcasting_pairs(draw, low=-2.0, high=2.0):
 
 @pytest.mark.parametrize("name", ["exp", "sin", "cos", "tanh", "sigmoid", "silu", "softplus", "erf",
                                   "neg", "gelu"])
+@DRAWN
 @given(x=arrays())
 def test_smooth_functions(name, x):
     mt.gradcheck(getattr(mt, name), [x])
 
 
 @pytest.mark.parametrize("name", ["log", "sqrt", "rsqrt", "abs", "relu"])
+@DRAWN
 @given(x=arrays(low=0.3, high=2.0))
 def test_functions_of_positive_numbers(name, x):
     mt.gradcheck(getattr(mt, name), [x])
 
 
 @pytest.mark.parametrize("name", ["add", "sub", "mul"])
+@DRAWN
 @given(pair=broadcasting_pairs())
 def test_broadcast_arithmetic(name, pair):
     mt.gradcheck(getattr(mt, name), pair)
 
 
 @pytest.mark.parametrize("name", ["div", "pow"])
+@DRAWN
 @given(pair=broadcasting_pairs(low=0.5))
 def test_broadcast_division_and_power(name, pair):
     mt.gradcheck(getattr(mt, name), pair)
 
 
+@DRAWN
 @given(x=arrays(low=0.5), n=st.one_of(st.integers(-18, 18), st.sampled_from([0.5, -0.5, 1.5, 2.2])))
 def test_powers_agree_with_numpy(x, n):
     np.testing.assert_allclose(mt.pow(x, n).data, np.power(x, float(n)), rtol=1e-13)
     mt.gradcheck(lambda t: t ** n, [x])
 
 
+@DRAWN
 @given(x=arrays(), data=st.data(), keepdims=st.booleans())
 @pytest.mark.parametrize("name", ["sum", "mean", "var", "std", "logsumexp", "max", "min"])
 def test_reductions_over_any_axes(name, x, data, keepdims):
@@ -91,6 +96,7 @@ def test_reductions_over_any_axes(name, x, data, keepdims):
     mt.gradcheck(lambda t: getattr(mt, name)(t, axis=axis, keepdims=keepdims), [x])
 
 
+@DRAWN
 @given(data=st.data())
 def test_matmul_follows_every_rule_of_numpy(data):
     n, k, m = (data.draw(axis_lengths) for _ in range(3))
@@ -103,6 +109,7 @@ def test_matmul_follows_every_rule_of_numpy(data):
     mt.gradcheck(mt.matmul, [a, b])
 
 
+@DRAWN
 @given(x=arrays(), data=st.data())
 def test_basic_and_advanced_indexing(x, data):
     def one(n):
@@ -143,7 +150,7 @@ BINARY = {
 }
 
 
-@settings(max_examples=150)
+@settings(DRAWN, max_examples=150)
 @given(data=st.data())
 def test_random_graphs_with_reuse(data):
     """A stack of (2, 3) tensors; each step puts on a function of any of those before it."""
