@@ -1,5 +1,6 @@
 """Values of single ops, what the tensor is, and errors that say what to do."""
 
+import doctest
 import warnings
 
 import numpy as np
@@ -143,3 +144,7 @@ def test_index_and_type_errors():
         mt.embedding(mt.Tensor(np.ones((3, 2))), [0, 9])
     with pytest.raises(TypeError, match="cannot make a tensor of"):
         f32(1) + "a"
+
+
+def test_the_first_example_of_the_package():
+    assert doctest.testmod(mt) == (0, 4)
