@@ -57,22 +57,22 @@ def draw(p: Array, u: float) -> int:
     return min(token, int(np.flatnonzero(p)[-1]))
 
 
-def choose(logits: Array, temperature: float, top_k: int, top_p: float, u: Array) -> Array:
+def choose(logits: Array, temperature: float, top_k: int, top_p: float,
+           u: Array) -> list[int]:
     """A token for every row of logits (N, V), with the uniform numbers `u` (N,).
 
     Raises Error where logits are not finite. Twin of the compiled `minitensor.kernels.choose`,
     which is taken unless MINITENSOR_KERNELS says "numpy".
     """
     if kernels.backend() == "numba":
-        tokens = kernels.choose(logits, float(temperature), int(top_k), float(top_p), u)
+        tokens = kernels.choose(logits, float(temperature), int(top_k), float(top_p), u).tolist()
     else:
-        tokens = np.array([draw(probabilities(row, temperature, top_k, top_p), x)
-                           if np.isfinite(row.max()) else -1
-                           for row, x in zip(logits, u, strict=True)])
-    if tokens.min(initial=0) < 0:
+        tokens = [draw(probabilities(row, temperature, top_k, top_p), x)
+                  if np.isfinite(row.max()) else -1 for row, x in zip(logits, u, strict=True)]
+    if -1 in tokens:
         raise Error("the model's logits are not finite: its weights are damaged, or its training "
                     "diverged")
-    return np.asarray(tokens)
+    return tokens
 
 
 def uniform(seed: int, *counters: int) -> float:
@@ -106,7 +106,7 @@ def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
         if vocab_size and vocab_size < logits.shape[1]:
             logits = np.ascontiguousarray(logits[:, :vocab_size])
         u = np.array([uniform(seed, n, count) for n in active])
-        drawn = choose(logits, temperature, top_k, top_p, u).tolist()
+        drawn = choose(logits, temperature, top_k, top_p, u)
         going = []
         for n, token in zip(active, drawn, strict=True):
             if token in stop:
