@@ -90,9 +90,14 @@ def init_std(c: Config, name: str) -> float:
 
 
 def sinusoids(length: int, width: int, dtype: Any) -> Array:
-    """Fixed positions (length, width): sin at even columns, cos at odd (Vaswani et al., 2017)."""
+    """Fixed positions (length, width): sin at even columns, cos at odd (Vaswani et al., 2017).
+
+    Times 0.02, the deviation with which embedding rows start: Vaswani et al. scale the rows up to
+    the size of the positions instead. Without either, a norm sees positions only, and a model
+    stays for thousands of steps at the frequencies of single tokens.
+    """
     cos, sin = mt.rope_table(length, width, dtype=np.float64)
-    return np.stack([sin, cos], axis=-1).reshape(length, width).astype(dtype)
+    return (0.02 * np.stack([sin, cos], axis=-1).reshape(length, width)).astype(dtype)
 
 
 # ----------------------------------------------------------------------------------- modules

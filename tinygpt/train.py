@@ -193,9 +193,13 @@ class Together:
 
 
 def cut(rows: Array, c: Config) -> list[Array]:
-    """Whole sequences in shards of `shard_tokens` tokens, at least one each."""
-    size = max(1, c.shard_tokens // c.context)
-    return [rows[i:i + size] for i in range(0, len(rows), size)]
+    """Whole sequences in equal shards of at most `shard_tokens` tokens (but at least one sequence).
+
+    Their number is even where there are several, so that two threads end together.
+    """
+    most = max(1, c.shard_tokens // c.context)
+    shards = -(-len(rows) // most)
+    return np.array_split(rows, min(len(rows), shards + (shards > 1) * shards % 2))
 
 
 # ------------------------------------------------------------------------------- the run
