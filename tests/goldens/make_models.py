@@ -130,7 +130,7 @@ def loss(c, p, ids, targets):
     elif c["positions"] == "sinusoidal":
         d = c["d_model"]
         angle = torch.outer(torch.arange(T), 10000.0 ** (-torch.arange(0, d, 2) / d)).double()
-        x = x + torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+        x = x + 0.02 * torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
     for i in range(c["n_layer"]):
         x = x + attention(norm(x, f"blocks.{i}.attn_norm"), i)
         x = x + feed_forward(norm(x, f"blocks.{i}.ffn_norm"), i)
