@@ -78,7 +78,7 @@ def draw(found, path, threads):
     text = ("One thing changed at a time, from 4 layers,\nwidth 128, context 128, vocabulary 512\n"
             f"and 4,096 tokens a step; {threads} threads.\n\nSlope: of the last two doublings,\n"
             "on both logarithmic axes.")
-    axes[-1, -1].text(0, 0.5, text, va="center", fontsize=10)
+    axes[-1, -1].text(0.05, 0.5, text, va="center", fontsize=10, transform=axes[-1, -1].transAxes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -1,6 +1,7 @@
 """A training step of the recipes, side by side with PyTorch on the same machine.
 
     python benchmarks/step.py [ROW ...] [--rounds N] [--threads N] [--json FILE]
+    python benchmarks/step.py --table FILE
 
 Both sides are programs that stay alive and take turns, step by step; a ratio is that of two steps
 next to each other in time, and its median, smallest and largest are printed. The shapes, the
@@ -13,6 +14,7 @@ import contextlib
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import peers
@@ -20,6 +22,8 @@ from workers import Worker, spread, times
 
 from tinygpt import recipes
 
+MODES = ["eager", "compile"]
+PAUSE = 0.05  # seconds in which OpenMP's threads, which wait actively at first, go to sleep
 ROWS = {  # row: (recipe, changes, modes of PyTorch)
     "pinv-0.8m": ("pinv-0.8m", {}, ["eager", "compile"]),
     "pinv-0.8m-no-dropout": ("pinv-0.8m", {"dropout": 0.0}, ["eager", "compile"]),
@@ -37,6 +41,7 @@ def race(sides, rounds, burst):
     last = {}
     for _ in range(rounds):
         for name, worker in sides.items():
+            time.sleep(PAUSE)
             last[name] = worker.ask(burst)
             taken[name].append(statistics.median(last[name]["seconds"]))
     return taken, {name: answer["peak_mb"] for name, answer in last.items()}
@@ -85,16 +90,36 @@ def show(record):
           f"({record['gflop']:.1f} GFLOP a step)", flush=True)
 
 
+def table(records):
+    """Records as rows of a Markdown table; of rows measured twice the later one."""
+    lines = ["| row | tinygpt | PyTorch | ratio | memory | of peak | 2 threads against 1 |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    latest = {(r["row"], name): r for r in records for name in r["ms"] if name in MODES}
+    for (row, mode), r in latest.items():
+        ours, theirs, memory = r["ms"]["tinygpt"], r["ms"][mode], r["peak_mb"]
+        threads = r["ratio"].get("one thread")
+        lines.append(
+            f"| `{row}`, {mode} | {ours['median']:.1f} ms | {theirs['median']:.1f} ms | "
+            f"{times(r['ratio'][mode])} | {memory['tinygpt']:.0f} / {memory[mode]:.0f} MB | "
+            f"{r['of_peak']:.0%} | {times(threads) if threads else ''} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW",
                         help=f"default: all of {', '.join(ROWS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compile"],
+    parser.add_argument("--modes", nargs="+", choices=MODES,
                         help="of PyTorch (default: as the row needs)")
     parser.add_argument("--json", type=Path, help="append each row to this file, as a JSON line")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="show such a file, and no more")
     options = parser.parse_args()
+    if options.table:
+        lines = options.table.read_text(encoding="utf-8").splitlines()
+        print(table([json.loads(line) for line in lines]))
+        return
     for row in options.rows or ROWS:
         record = measure(row, options)
         show(record)
