@@ -271,13 +271,20 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
     return turn(x, s), (lambda g: turn(g, -s),)
 
 
-def _attend(name: str, q: Array, k: Array, v: Array, rope: Any, window: int, scale: float | None,
-            causal: bool, p: float, key: int) -> tuple[Array, Callable[..., None]]:
-    """Check the arguments and run the kernel on (B, T, heads, d) views."""
-    B, T, H, d = q.shape
-    if k.shape != v.shape or k.shape[:2] != (B, T) or k.shape[3] != d or H % max(k.shape[2], 1):
-        raise ValueError(f"{name}: q (batch {B}, time {T}, {H} heads of {d}) does not fit k "
-                         f"{k.shape} and v {v.shape}; the heads of k and v must divide those of q")
+def _attend(name: str, packed: Array, H: int, rope: Any, window: int, scale: float | None,
+            causal: bool, p: float, key: int) -> tuple[Array, Callable[[Array], Array]]:
+    """Run the kernel on packed heads (B, T, H + 2 K, d): q, k and v side by side.
+
+    Returns the output (B, T, H, d) and the function from its gradient to that of `packed`.
+    """
+    T, heads, d = packed.shape[1:]
+
+    def parts(x: Array) -> list[Array]:
+        return np.split(x, [H, (heads + H) // 2], axis=2)
+
+    q, k, v = parts(packed)
+    if k.shape[2] == 0 or H % k.shape[2]:
+        raise ValueError(f"{name}: {k.shape[2]} key/value heads do not divide {H} query heads")
     if window < 0:
         raise ValueError(f"{name}: window is {window}; it must be positive, or 0 for none")
     empty = np.empty((0, 0), q.dtype)
@@ -290,8 +297,11 @@ def _attend(name: str, q: Array, k: Array, v: Array, rope: Any, window: int, sca
             *_dropped(p, key, q.dtype))
     out, lse = kernels.attention(q, k, v, *args)
 
-    def backward(g: Array, dq: Array, dk: Array, dv: Array) -> None:
-        kernels.attention_backward(g, q, k, v, out, lse, *args, dq, dk, dv)
+    def backward(g: Array) -> Array:
+        grads = np.empty(packed.shape, packed.dtype)
+        g = np.ascontiguousarray(g).reshape(out.shape)
+        kernels.attention_backward(g, q, k, v, out, lse, *args, *parts(grads))
+        return grads
 
     return out, backward
 
@@ -317,18 +327,19 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = True, window: int 
     the softmax dS = P ∘ (dP − rowsum(P∘dP)), where rowsum(P∘dP) = g·o; then dq = scale dS k and
     dk = scale dSᵀ q. P is computed again from the saved log-sum-exp (Dao et al. 2022).
     """
-    def swap(x: Array) -> Array:
-        return x.swapaxes(1, 2)
-
-    out, kernel = _attend("attention", swap(q), swap(k), swap(v), None, window, scale, causal,
-                          dropout, key)
+    H, K = q.shape[1], k.shape[1]
+    if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
+        raise ValueError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; batch, "
+                         "time and head size must agree, and k and v have one shape")
+    # One layout for all, the kernel's: (B, T, H + 2 K, d).
+    packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
+    out, kernel = _attend("attention", packed, H, None, window, scale, causal, dropout, key)
 
     def backward(g: Array) -> tuple[Array, ...]:
-        grads = [np.empty(swap(x).shape, x.dtype) for x in (q, k, v)]
-        kernel(swap(g), *grads)
-        return tuple(map(swap, grads))
+        grads = kernel(g.swapaxes(1, 2)).swapaxes(1, 2)
+        return grads[:, :H], grads[:, H:H + K], grads[:, H + K:]
 
-    return swap(out), backward
+    return out.swapaxes(1, 2), backward
 
 
 def _self_attention_cases(rng: Rng) -> Cases:
@@ -356,19 +367,9 @@ def self_attention(qkv: Array, n_head: int, n_kv_head: int | None = None, *,
         raise ValueError(f"self_attention: qkv is {width} wide, which {n_head} query and 2 × {K} "
                          "key/value heads do not divide")
 
-    def parts(x: Array) -> list[Array]:
-        cut = (n_head * d, (n_head + K) * d)
-        return [s.reshape(B, T, -1, d) for s in np.split(x, cut, axis=-1)]
-
-    q, k, v = parts(qkv)
-    out, kernel = _attend("self_attention", q, k, v, rope, window, scale, True, dropout, key)
-
-    def backward(g: Array) -> tuple[Array]:
-        dqkv = np.empty(qkv.shape, qkv.dtype)
-        kernel(g.reshape(out.shape), *parts(dqkv))
-        return (dqkv,)
-
-    return out.reshape(B, T, -1), backward
+    packed = np.ascontiguousarray(qkv).reshape(B, T, -1, d)
+    out, kernel = _attend("self_attention", packed, n_head, rope, window, scale, True, dropout, key)
+    return out.reshape(B, T, -1), (lambda g: kernel(g).reshape(qkv.shape),)
 
 
 # ---------------------------------------------------------------------------- softmax and loss
