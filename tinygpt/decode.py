@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -160,9 +160,9 @@ def pack(w: Weights, layout: Layout) -> Array:
     return np.concatenate([np.ravel(piece) for piece in pieces])
 
 
-def compiled(w: Weights, sequences: int) -> Callable[..., Array]:
-    """The kernel as a function like `forward`, with a cache of its own."""
-    from minitensor.kernels.decode import decode
+def compiled(w: Weights, sequences: int) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """The kernels `decode`, to be called like `forward`, and `write`, with their own cache."""
+    from minitensor.kernels.decode import decode, write
 
     c, dtype, layout = w.config, w.embedding.dtype.type, Layout(w.config)
     table = w.positions if len(w.positions) else np.empty((c.context, 0), dtype)
@@ -177,11 +177,8 @@ def compiled(w: Weights, sequences: int) -> Callable[..., Array]:
     cache = np.empty(size, dtype)
     cache.fill(0)
 
-    def run(*rows: Array) -> Array:
-        return decode(weights, w.embedding, table, cos, sin, cache, windows, shape, eps, scale,
-                      *rows)
-
-    return run
+    fixed = (weights, w.embedding, table, cos, sin, cache, windows, shape, eps, scale)
+    return partial(decode, *fixed), partial(write, *fixed)
 
 
 def forward(w: Weights, cache: Array, ids: Array, slots: Array, positions: Array,
@@ -244,7 +241,7 @@ class Decoder:
         self.pool = ThreadPoolExecutor(self.threads)  # starts no thread before the first use
         self.window: list[list[int]] = [[] for _ in range(sequences)]  # the tokens in the cache
         if kernels.backend() == "numba":
-            self.run = compiled(self.weights, sequences)
+            self.run, self.writer = compiled(self.weights, sequences)
         else:
             shape = (c.n_layer, 2, sequences, c.kv_heads, c.head_dim, c.context)
             self.run = partial(forward, self.weights, np.zeros(shape, np.dtype(c.dtype)))
@@ -256,11 +253,37 @@ class Decoder:
         """
         slots = range(len(self.window)) if slots is None else slots
         work = [(slot, *self._extend(slot, new)) for slot, new in zip(slots, tokens, strict=True)]
-        size = -(-len(work) // self.threads)
-        if size < MIN_SHARE or self.threads == 1:
-            return self._process(work)
-        shares = [work[n:n + size] for n in range(0, len(work), size)]
-        return np.concatenate(list(self.pool.map(self._process, shares)))
+        shares = [work[share] for share in self._shares(len(work))]
+        return np.concatenate(list(self._map(self._process, shares)))
+
+    def room(self, slots: Sequence[int]) -> int:
+        """Tokens that fit into the windows of all these sequences; 0 where `write` is not there."""
+        longest = max((len(self.window[slot]) for slot in slots), default=0)
+        return self.config.context - longest if kernels.backend() == "numba" else 0
+
+    def write(self, tokens: Sequence[int], slots: Sequence[int], u: Array,
+              *options: Any) -> list[list[int]]:
+        """Append a token to each sequence and draw the next, len(u) times: (len(u), N) tokens.
+
+        In place of `feed` and `sample.choose`, for at most `room` times, in one compiled call.
+        """
+        shares = self._shares(len(slots))
+        places = np.array([len(self.window[slot]) for slot in slots])
+        parts = [(np.array(tokens[n]), np.array(slots[n]), places[n],
+                  *options, np.ascontiguousarray(u[:, n])) for n in shares]
+        new = np.concatenate(list(self._map(lambda part: self.writer(*part), parts)), axis=1)
+        for n, slot in enumerate(slots):
+            self.window[slot] += [tokens[n], *new[:-1, n].tolist()]
+        return new.tolist()
+
+    def _shares(self, count: int) -> list[slice]:
+        """Parts of a list of sequences, one a thread where that is worth it."""
+        size = -(-count // self.threads)
+        size = max(1, count if size < MIN_SHARE else size)
+        return [slice(n, n + size) for n in range(0, count, size)]
+
+    def _map(self, work: Callable[..., Array], shares: list[Any]) -> Iterable[Array]:
+        return map(work, shares) if len(shares) == 1 else self.pool.map(work, shares)
 
     def _process(self, work: list[tuple[int, int, list[int]]]) -> Array:
         """Logits after the last token of each (slot, position of the first token, tokens)."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tinygpt.model import GPT
 
 Array = np.ndarray
+STEPS = 8  # tokens that are drawn before the first of them is given out
 
 
 def probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -> Array:
@@ -69,6 +70,11 @@ def choose(logits: Array, temperature: float, top_k: int, top_p: float,
     else:
         tokens = [draw(probabilities(row, temperature, top_k, top_p), x)
                   if np.isfinite(row.max()) else -1 for row, x in zip(logits, u, strict=True)]
+    return checked(tokens)
+
+
+def checked(tokens: list[int]) -> list[int]:
+    """`tokens`, unless one is -1, which stands for logits that are not finite."""
     if -1 in tokens:
         raise Error("the model's logits are not finite: its weights are damaged, or its training "
                     "diverged")
@@ -100,24 +106,31 @@ def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
 
     check(max_new_tokens, temperature, top_k, top_p)
     decoder = Decoder(model, len(prompts), past_context, threads)
-    active, tokens = list(range(len(prompts))), list(prompts)
-    for count in range(max_new_tokens if prompts else 0):
-        logits = decoder.feed(tokens, active)
-        if vocab_size and vocab_size < logits.shape[1]:
-            logits = np.ascontiguousarray(logits[:, :vocab_size])
-        u = np.array([uniform(seed, n, count) for n in active])
-        drawn = choose(logits, temperature, top_k, top_p, u)
-        going = []
-        for n, token in zip(active, drawn, strict=True):
-            if token in stop:
-                yield n, None
-            else:
-                going.append(n)
-                yield n, token
-        tokens = [[token] for token in drawn if token not in stop]
-        active = going
-        if not active:
-            return
+    vocab_size = min(vocab_size or decoder.config.vocab_size, decoder.config.vocab_size)
+    active, count = list(range(len(prompts))), 0
+    tokens = list(prompts)
+    while active and count < max_new_tokens:
+        steps = min(STEPS, max_new_tokens - count, decoder.room(active)) if count else 0
+        u = np.array([[uniform(seed, n, count + i) for n in active] for i in range(max(1, steps))])
+        if steps:
+            last = [new[0] for new in tokens]
+            drawn = decoder.write(last, active, u, vocab_size, float(temperature),
+                                  int(top_k), float(top_p))
+            checked(drawn[-1])
+        else:
+            logits = np.ascontiguousarray(decoder.feed(tokens, active)[:, :vocab_size])
+            drawn = [choose(logits, temperature, top_k, top_p, u[0])]
+        count += len(drawn)
+        going = list(range(len(active)))
+        for row in drawn:
+            for i in list(going):
+                if row[i] in stop:
+                    going.remove(i)
+                    yield active[i], None
+                else:
+                    yield active[i], row[i]
+        tokens = [[drawn[-1][i]] for i in going]
+        active = [active[i] for i in going]
     yield from ((n, None) for n in active)
 
 

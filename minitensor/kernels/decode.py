@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minitensor.kernels._jit import erf, exp, inline, jit
+from minitensor.kernels._jit import FASTMATH, erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import (
     CONTRACT,
@@ -38,6 +39,7 @@ ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all regi
 BLOCK = 64  # rows that go through all layers together, small enough for the cache
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
+part = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")  # a function of its own
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -124,7 +126,7 @@ def reciprocal(typingctx: Any, x: Vector) -> Any:
     return x(x), codegen
 
 
-@inline
+@part
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
     """y[r] = W x[r] + b, or added to y[r], for padded rows; the offset of what follows b and W."""
     for r in range(rows):
@@ -177,7 +179,7 @@ def rotate(x, at, cos, sin, t, lanes, W, scale):
         x[U(at + n)] *= scale
 
 
-@inline
+@part
 def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
     """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
     zero = splat(q.dtype.type(0))
@@ -214,7 +216,7 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
         store(y, y_at + n, a * inverse)
 
 
-@inline
+@part
 def attention(qkv, step, cache, layer, cos, sin, scale, window, begin, rows, slots, positions,
               group, blocks, lanes, W, T, p, y, y_step):
     """Cache the rows' keys and values, then let every row look at those of its sequence."""
@@ -261,10 +263,10 @@ def padded(n):
     return (n + PANEL - 1) // PANEL * PANEL
 
 
-@jit
-def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
+@part
+def rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
            wanted):
-    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
+    """What `decode` says."""
     group, blocks, lanes, W, F, V, T, rms, kind = shape
     width = blocks * W
     D, layer = embedding.shape[1], len(cache) // len(windows)
@@ -313,7 +315,7 @@ def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids
     return out
 
 
-@inline
+@part
 def edge_of(keys, weights, wanted):
     """The largest key such that the weights of the keys from there on add up to `wanted`."""
     low, high = np.int64(keys.min()), np.int64(keys.max()) + 1
@@ -329,9 +331,9 @@ def edge_of(keys, weights, wanted):
     return low
 
 
-@jit
-def choose(logits, temperature, top_k, top_p, u):
-    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN.
+@part
+def drawn(logits, temperature, top_k, top_p, u):
+    """What `choose` says.
 
     The k-th largest logit and the edge of the nucleus are found by halving the range of the
     logits' bit patterns, which needs no sorting: as integers they are ordered like the floats once
@@ -372,4 +374,38 @@ def choose(logits, temperature, top_k, top_p, u):
                 left -= weights[n]
                 if left < 0:
                     break
+    return out
+
+
+@jit
+def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
+           wanted):
+    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
+    return rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots,
+                   positions, wanted)
+
+
+@jit
+def choose(logits, temperature, top_k, top_p, u):
+    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN."""
+    return drawn(logits, temperature, top_k, top_p, u)
+
+
+@jit
+def write(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
+          vocabulary, temperature, top_k, top_p, u):
+    """Several tokens (steps, N) of sequences that go on with `ids`: `decode`, `choose`, by turns.
+
+    Between two passes over the weights nothing else is then fetched into the processor's cache.
+    """
+    out, rows = np.full(u.shape, -1), np.arange(len(ids))
+    for n in range(len(u)):
+        logits = rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids,
+                         slots, positions + n, rows)
+        if vocabulary < logits.shape[1]:
+            logits = logits[:, :vocabulary].copy()
+        ids = drawn(logits, temperature, top_k, top_p, u[n])
+        out[n] = ids
+        if ids.min() < 0:
+            break
     return out

@@ -187,8 +187,8 @@ def test_characters_of_several_tokens_come_out_whole(capsys, monkeypatch, tmp_pa
     path = tmp_path / "model.npz"
     checkpoint.save(path, Saved(made.config, tokenizer,
                                 {name: p.numpy() for name, p in made.named_parameters()}))
-    smiley = iter([tokenizer.encode_bytes(bytes([b]))[0] for b in "😀".encode()])
-    monkeypatch.setattr("tinygpt.sample.choose", lambda *_: [next(smiley)])
+    smiley = [(0, tokenizer.encode_bytes(bytes([b]))[0]) for b in "😀".encode()]
+    monkeypatch.setattr("tinygpt.sample.generate_many", lambda *_, **__: [*smiley, (0, None)])
     written = []
     monkeypatch.setattr(sys, "stdout", type("Out", (io.StringIO,), {
         "write": lambda self, text: written.append(text)})())
