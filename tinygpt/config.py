@@ -23,7 +23,7 @@ CHOICES = {
     "positions": ("learned", "sinusoidal", "rope"),
     "ffn": ("gelu", "gelu_tanh", "swiglu"),
     "head": ("tied", "untied", "pinv"),
-    "init": ("gpt2", "llama2c"),
+    "init": ("gpt2", "llama2c", "unit"),
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "dtype": ("float32", "float64"),
@@ -223,6 +223,9 @@ def _check(c: Config) -> None:
     if c.head == "pinv" and c.vocab_size < c.d_model:
         raise UsageError(f"head: pinv needs a vocab_size of at least d_model, got {c.vocab_size} "
                          f"< {c.d_model}")
+    if c.init == "unit" and c.head != "untied":
+        raise UsageError("init: unit starts the embedding at N(0, 1), far too large for a head "
+                         f"made of it; it needs head=untied, got {c.head}")
     if c.tokenizer == "reduced" and c.reduced_from < c.vocab_size:
         raise UsageError(f"reduced_from: expected at least vocab_size ({c.vocab_size}) for the "
                          f"tokenizer 'reduced', got {c.reduced_from}")

@@ -83,7 +83,11 @@ def init_std(c: Config, name: str) -> float:
 
     Both published inits divide the projections that write to the residual stream by
     sqrt(2 n_layer); llama2.c takes ``w3`` (the up projection of SwiGLU) for the second of them.
+    "unit" starts the embedding at 1: what tells tokens of a class apart, such as names, is then
+    never small beside what they come to share.
     """
+    if c.init == "unit" and name == "embedding.weight":
+        return 1.0
     second = "ffn.up.weight" if c.init == "llama2c" and c.ffn == "swiglu" else "ffn.down.weight"
     residual = name.endswith("attn.out.weight") or name.endswith(second)
     return 0.02 / math.sqrt(2 * c.n_layer) if residual else 0.02

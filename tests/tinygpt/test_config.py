@@ -35,6 +35,8 @@ def configs(draw) -> Config:
         if field.name in ("dropout", "beta1", "beta2", "valid_fraction"):
             kind = fractions
         values[field.name] = draw(kind)
+    if values["init"] == "unit":
+        values["head"] = "untied"  # the one that it is for
     return Config(**values)
 
 
@@ -77,6 +79,7 @@ def test_set_parses_by_the_type_of_the_field(assignment, value):
     ("n_layer=0", "expected at least 1"),
     ("d_model=130", "not a multiple of n_head"),
     ("n_kv_head=3", "does not divide"),
+    ("init=unit", "it needs head=untied, got tied"),
     ("lr", "expected key=value")])
 def test_errors_teach_in_one_line(assignment, message):
     with pytest.raises(UsageError) as caught:
