@@ -27,7 +27,7 @@ BASE = recipes.get("quick").replace(vocab_size=512, context=128, n_layer=4, d_mo
 LINES = {  # what is changed: (its values, the configuration of a value, the slope to expect)
     "tokens per step": ([512, 1024, 2048, 4096, 8192, 16384],
                         lambda n: BASE.replace(batch_size=n // 128), "1: all work is by token"),
-    "width": ([64, 128, 256, 512, 1024],
+    "width": ([64, 128, 256, 512],
               lambda n: BASE.replace(d_model=n, n_head=n // 32, d_ff=n * 11 // 4),
               "towards 2: matrices are width × width"),
     "layers": ([1, 2, 4, 8, 16], lambda n: BASE.replace(n_layer=n), "1: one layer after another"),

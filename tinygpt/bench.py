@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -19,7 +18,7 @@ from tinygpt import UsageError, recipes
 from tinygpt.config import Config
 from tinygpt.data import Dataset
 from tinygpt.model import layout
-from tinygpt.train import Trainer, cores
+from tinygpt.train import Trainer, compile_kernels, cores
 
 LARGEST = 8192  # tokens in a timed step
 SIDE = 1024  # of the matrices whose product gives the peak
@@ -75,6 +74,7 @@ def one_batch(c: Config) -> Config:
 def step_seconds(c: Config, workers: mt.Workers, steps: int) -> list[float]:
     """The duration of each of `steps` steps on random tokens, after two that do not count."""
     trainer = Trainer(c, random_dataset(c), workers)
+    compile_kernels(trainer)
     times = []
     for step in range(steps + 2):
         begin = time.perf_counter()
@@ -105,7 +105,6 @@ def main(args: argparse.Namespace) -> int:
         print(f"sgemm peak, {n} thread{'s' * (n > 1)}: {peaks[n] / 1e9:,.0f} GFLOP/s")
     print(f"\n{'recipe':18}{'threads':>8}{'tokens/step':>13}{'ms/step':>10}{'tokens/s':>11}"
           f"{'GFLOP/s':>9}{'of peak':>9}")
-    print("compiling kernels where they are new to this machine …", file=sys.stderr)
     for c in map(one_batch, chosen):
         for n in threads:
             with mt.Workers(n) as workers:
