@@ -1,7 +1,7 @@
 """Causal attention without a T×T array (twin: `reference.attention`).
 
 LANES queries are handled at once, one a vector lane, so that softmax needs no sum across lanes and
-the causal mask only shortens loops. All five products of the forward and the backward are one
+the causal mask only shortens loops. Every product of the forward and the backward is one
 routine, `tile`: eight vectors of sums held in registers. The backward computes the scores again
 from the saved log-sum-exp (Dao et al. 2022, FlashAttention). RoPE is applied as heads are loaded
 and undone as gradients are stored; dropout bits come from the counter hash of random.py.
