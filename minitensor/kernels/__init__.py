@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 NAMES = {  # kernel -> the file that holds its numba twin
+    "linear": "gemm", "linear_dx": "gemm",
     "attention": "flash", "attention_backward": "flash",
     "rms_norm": "norm", "rms_norm_backward": "norm",
     "layer_norm": "norm", "layer_norm_backward": "norm",

@@ -126,6 +126,8 @@ def jit(fn: Callable[..., Any]) -> Kernel:
 # LLVM must inline these for the loops around them to be vectorised.
 INLINE = {"fastmath": FASTMATH, "nogil": True, "error_model": "numpy", "forceinline": True}
 inline = numba.njit(**INLINE)
+# And must not inline these: what is rarely run would take registers from what is often run.
+outlined = numba.njit(**{**INLINE, "forceinline": False})
 
 
 # ------------------------------------------------------------------------------- shared arithmetic

@@ -15,6 +15,22 @@ from minitensor.random import hash32
 Array = np.ndarray
 
 
+# ------------------------------------------------------------------------------------- linear
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """y = x Wᵀ + b. x (N, I), W (O, I), b (O,) or None -> y (N, O)."""
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
+    return y
+
+
+def linear_dx(g: Array, weight: Array) -> Array:
+    """dx = g W. g (N, O) -> (N, I)."""
+    return g @ weight
+
+
 # ------------------------------------------------------------------------------- normalisation
 
 

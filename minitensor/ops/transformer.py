@@ -45,19 +45,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
                          f"takes {weight.shape[1]}")
-    rows = x.reshape(-1, x.shape[-1])
-    y = rows @ weight.T
-    if bias is not None:
-        y += bias
-
-    def flat(g: Array) -> Array:
-        return g.reshape(-1, g.shape[-1])
-
+    rows, weight = _rows(x), np.ascontiguousarray(weight)
+    y = kernels.linear(rows, weight, bias)
     return y.reshape(*x.shape[:-1], len(weight)), (
-        lambda g: (flat(g) @ weight).reshape(x.shape),
-        lambda g: flat(g).T @ rows,
+        lambda g: kernels.linear_dx(_rows(g), weight).reshape(x.shape),
+        lambda g: _rows(g).T @ rows,
         # A product with ones is the sum over rows, several times as fast as np.sum along axis 0.
-        lambda g: np.ones(len(rows), g.dtype) @ flat(g),
+        lambda g: np.ones(len(rows), g.dtype) @ _rows(g),
     )
 
 
@@ -466,21 +460,23 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, ignore_inde
     if reduction not in ("mean", "sum"):
         raise ValueError(f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or "
                          "'sum'")
-    rows = _rows(x)
+    rows, weight = _rows(x), np.ascontiguousarray(weight)
     N, V = len(rows), len(weight)
     t = _check_targets("linear_cross_entropy", targets, N, V, ignore_index)
     scale = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
     wanted = recording()
     dx, dw = np.empty_like(rows), np.zeros((V, rows.shape[1]), x.dtype)
-    block = max(64, min(N, 2**20 // (V * x.itemsize) // 64 * 64))  # about 1 MB of logits
+    # About 1 MB of logits, which stay in cache; yet enough rows for the sums of dw to be worth
+    # reading and writing all of it.
+    block = max(256, min(N, 2**20 // (V * x.itemsize) // 64 * 64))
     loss = 0.0
     for n in range(0, N, block):
         part = rows[n:n + block]
-        logits = part @ weight.T  # (block, V)
+        logits = kernels.linear(part, weight, None)  # (block, V)
         loss += float(kernels.cross_entropy(logits, t[n:n + block], ignore_index, 0.0,
                                             x.dtype.type(scale)).sum(dtype=np.float64))
         if wanted:
-            np.matmul(logits, weight, out=dx[n:n + block])
+            dx[n:n + block] = kernels.linear_dx(logits, weight)
             dw += logits.T @ part
     return np.asarray(loss * scale, x.dtype), (
         lambda g: (dx * g).reshape(x.shape), lambda g: dw * g, None)

@@ -21,6 +21,11 @@ def table(dtype):
 IDS = np.random.default_rng(0).integers(0, 29, (3, 37))
 MASKED = np.where(IDS % 5 == 0, -100, IDS)
 CASES = {  # odd sizes: several vectors or blocks, and a rest
+    "linear": lambda d: (mt.linear, [n(5, 7, 67), n(45, 67), n(45)], {}),
+    "linear of whole tiles": lambda d: (mt.linear, [n(48, 64), n(32, 64)], {}),
+    "linear, a long sum": lambda d: (mt.linear, [n(25, 801), n(50, 801), n(50)], {}),
+    "linear, several blocks": lambda d: (mt.linear, [n(29, 40), n(3301, 40)], {}),
+    "linear, too small": lambda d: (mt.linear, [n(3, 5), n(4, 5), n(4)], {}),
     "rms_norm": lambda d: (mt.rms_norm, [n(5, 7, 67), n(67)], {}),
     "layer_norm": lambda d: (mt.layer_norm, [n(5, 7, 67), n(67), n(67)], {"eps": 1e-3}),
     "layer_norm of a constant": lambda d: (mt.layer_norm, [n(4, 1) + 0 * n(4, 33)], {}),
@@ -88,6 +93,16 @@ def test_the_optimisers_kernels_agree_with_their_twins(dtype, tolerance):
         results.append((p, m, v))
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance * 10, atol=tolerance)
+
+
+def test_an_inner_product_meets_nothing_but_its_own_numbers():
+    """What lies beside a ragged edge in memory, or was left in a panel, must not leak in."""
+    x, w = np.full((40, 50), np.nan, np.float32), np.full((45, 50), np.nan, np.float32)
+    clean = np.random.default_rng(0).normal(size=(3, 2500)).astype(np.float32)
+    kernels.twin("linear", "numba")(x, w, None)  # leaves NaN in freed memory
+    x, w = clean[0, :1665].reshape(37, 45), clean[1, :1485].reshape(33, 45)
+    assert np.isfinite(kernels.twin("linear", "numba")(x, w, clean[2, :33])).all()
+    assert np.isfinite(kernels.twin("linear_dx", "numba")(x @ w.T, w)).all()
 
 
 def test_no_kernel_is_left_out(monkeypatch):

@@ -1,0 +1,215 @@
+"""The products of a linear map with its weight, for weights that fit a core's cache (twins:
+reference.py). The third, gᵀ x, is left to BLAS, which is as fast.
+
+BLAS is made for matrices of thousands: on the 128 x 512 of a small model it spends a quarter of its
+time on copying both operands into the order it likes. Here only the smaller one is copied, a panel
+of 2 LANES columns at a time, and `tile` keeps ROWS x 2 LANES sums in registers while it walks down
+that panel: each step multiplies ROWS numbers of one operand with two vectors of the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from minitensor.kernels import reference
+from minitensor.kernels._jit import inline, jit, outlined
+from minitensor.kernels.simd import CONTRACT, LANES, _splat, load, store, transpose
+
+ROWS = 12 if LANES == 16 else 6  # with two vectors each: 24 of 32 registers, or 12 of 16
+WIDTH = 2 * LANES  # columns of a panel
+DEPTH = 384  # terms that are summed in one go; their strip of ROWS stays in the L1 cache
+PANELS = 2**16  # numbers in the panels in use at a time, 256 KB of float32: for the L2 cache
+
+
+@intrinsic
+def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: Any, bias: Any,
+         n: Any, out: Any, o: Any, step: Any, add: Any) -> Any:
+    """out[o + r step + c] = bias[n + c] + Σ_k a[i + r down + k] panel[j + k WIDTH + c], for r
+    below ROWS and c below WIDTH; with `add`, that is added to out. All arrays are flat.
+
+    Written in LLVM's language, since nothing else keeps this many sums in registers.
+    """
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        _, i, down, _, j, count, _, n, _, o, step, add = args
+        align = a.dtype.bitwidth // 8
+        constant = i.type  # called with a number it makes one
+
+        def start(array: int, index: Any) -> Any:
+            data = context.make_array(sig.args[array])(context, b, args[array]).data
+            return b.gep(data, [index])
+
+        def vectors(p: Any) -> list[Any]:
+            """Addresses of the two vectors from an element on."""
+            kind = ir.VectorType(p.type.pointee, LANES).as_pointer()
+            return [b.bitcast(b.gep(p, [constant(c * LANES)]), kind) for c in range(2)]
+
+        first, numbers, top = start(8, o), start(0, i), start(3, j)
+        rows = [vectors(b.gep(first, [b.mul(step, constant(r))])) for r in range(ROWS)]
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = b.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + 3 * [word]))
+        outs = [p for row in rows for p in row]
+        for p in outs:  # sent for early: to be written, kept in every cache, data
+            b.call(prefetch, [b.bitcast(p, byte), word(1), word(3), word(1)])
+        begin = [b.load(p, align=align) for p in vectors(start(6, n))]
+        before, loop, after = b.block, b.append_basic_block("walk"), b.append_basic_block("walked")
+        b.branch(loop)  # count is at least 1
+        b.position_at_end(loop)
+        k = b.phi(i.type)
+        sums = [[b.phi(x.type) for x in begin] for _ in range(ROWS)]
+        pair = [b.load(p, align=align) for p in vectors(b.gep(top, [b.mul(k, constant(WIDTH))]))]
+        following = b.add(k, constant(1))
+        k.add_incoming(constant(0), before)
+        k.add_incoming(following, loop)
+        here = b.gep(numbers, [k])
+        for r in range(ROWS):
+            x = _splat(b, b.load(b.gep(here, [b.mul(down, constant(r))]), align=align))
+            for c in range(2):
+                total = b.fadd(b.fmul(x, pair[c], flags=CONTRACT), sums[r][c], flags=CONTRACT)
+                sums[r][c].add_incoming(begin[c], before)
+                sums[r][c].add_incoming(total, loop)
+                sums[r][c] = total
+        b.cbranch(b.icmp_signed("<", following, count), loop, after)
+        b.position_at_end(after)
+        with b.if_else(add) as (then, otherwise):
+            for branch, old in ((then, True), (otherwise, False)):
+                with branch:
+                    for p, x in zip(outs, (x for row in sums for x in row), strict=True):
+                        b.store(b.fadd(x, b.load(p, align=align)) if old else x, p, align=align)
+        return context.get_dummy_value()
+    i = types.intp
+    return types.void(a, i, i, panel, i, i, bias, i, out, i, i, types.boolean), codegen
+
+
+@outlined
+def edge(a, i, down, panel, j, count, bias, n, out, o, step, add, skip, columns):
+    """A `tile` of which only rows from `skip` on and `columns` columns are stored."""
+    spare = np.empty(ROWS * WIDTH, a.dtype)
+    tile(a, i, down, panel, j, count, bias, n, spare, 0, WIDTH, False)
+    for r in range(skip, ROWS):
+        for c in range(columns):
+            x = spare[r * WIDTH + c]
+            out[o + r * step + c] = out[o + r * step + c] + x if add else x
+
+
+@inline
+def sweep(a, i, down, panels, count, bias, out, o, columns, step, add, skip):
+    """ROWS rows of `out` from o on: tile by tile over the panels, which are count x WIDTH each."""
+    whole = columns // WIDTH * WIDTH if skip == 0 or not add else 0
+    for n in range(0, whole, WIDTH):
+        tile(a, i, down, panels, n * count, count, bias, n, out, o + n, step, add)
+    for n in range(whole, columns, WIDTH):
+        edge(a, i, down, panels, n * count, count, bias, n, out, o + n, step, add, skip,
+             min(WIDTH, columns - n))
+
+
+@inline
+def copy_rows(b, i, step, count, columns, panel, j):
+    """panel[j + k WIDTH + c] = b[i + k step + c]."""
+    for _ in range(count):
+        if columns == WIDTH:
+            store(panel, j, load(b, i))
+            store(panel, j + LANES, load(b, i + LANES))
+        else:
+            for c in range(WIDTH):
+                panel[j + c] = b[i + c] if c < columns else 0
+        i += step
+        j += WIDTH
+
+
+@inline
+def copy_columns(b, i, step, count, columns, panel, j):
+    """panel[j + k WIDTH + c] = b[i + c step + k]."""
+    whole = count // LANES * LANES
+    for c in range(0, WIDTH, LANES):
+        full = c + LANES <= columns
+        if full:
+            for k in range(0, whole, LANES):
+                transpose(b, i + c * step + k, step, panel, j + k * WIDTH + c, WIDTH)
+        for n in range(c, c + LANES):
+            for k in range(whole if full else 0, count):
+                panel[j + k * WIDTH + n] = b[i + n * step + k] if n < columns else 0
+
+
+@inline
+def aligned(size, dtype):
+    """An array that begins at a multiple of a vector's size: no vector takes two lines of cache."""
+    spare = np.empty(size + LANES, dtype)
+    first = -(spare.ctypes.data // spare.itemsize) % LANES
+    return spare[first:first + size]
+
+
+@inline
+def part(length, limit):
+    """The length of the equal parts, none above the limit, that `length` is cut into."""
+    number = (length + limit - 1) // limit
+    return (length + number - 1) // number
+
+
+@jit
+def _product(a, b, turned, bias, out):
+    """out (M, N) = a (M, K) @ b + bias; b is (K, N), or (N, K) if `turned`.
+
+    `out` is finished strip by strip of ROWS rows, so that memory is read and written in order; the
+    panels of b, which every strip needs, stay in the L2 cache.
+    """
+    (M, K), N, wide = a.shape, out.shape[1], b.shape[1]
+    a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+    depth = part(K, DEPTH)
+    width = (part(N, max(WIDTH, PANELS // depth)) + WIDTH - 1) // WIDTH * WIDTH
+    panels, begin = aligned(depth * width, a.dtype), np.zeros(width, a.dtype)
+    for k in range(0, K, depth):
+        count = min(depth, K - k)
+        for n0 in range(0, N, width):
+            columns = min(width, N - n0)
+            for n in range(0, columns, WIDTH):
+                some = min(WIDTH, columns - n)
+                if turned:
+                    copy_columns(b, (n0 + n) * wide + k, wide, count, some, panels, n * count)
+                else:
+                    copy_rows(b, k * wide + n0 + n, wide, count, some, panels, n * count)
+            for n in range(columns):
+                begin[n] = bias[n0 + n] if bias.size and k == 0 else 0
+            for m in range(0, M, ROWS):
+                i = min(m, M - ROWS)  # the last strip goes back, to be whole
+                sweep(a, i * K + k, K, panels, count, begin, out, i * N + n0, columns, N, k > 0,
+                      m - i)
+
+
+# ------------------------------------------------------------------------ what the ops call
+
+
+def suits(x: np.ndarray, outputs: int) -> bool:
+    """Whether a product of x (N, I) with I x O numbers is faster here than with BLAS."""
+    rows, inputs = x.shape
+    return (x.dtype == np.float32 and min(rows, inputs, outputs) >= LANES
+            and min(inputs, outputs) <= 512 and inputs * outputs <= 2**20)
+
+
+def empty(*shape: int) -> np.ndarray:
+    """An array of float32 that begins at a line of cache: no store then takes two."""
+    spare = np.empty(math.prod(shape) + LANES, np.float32)
+    first = -(spare.__array_interface__["data"][0] // 4) % LANES
+    return spare[first:first + math.prod(shape)].reshape(shape)
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    if not suits(x, len(weight)):
+        return reference.linear(x, weight, bias)
+    y = empty(len(x), len(weight))
+    _product(x, weight, True, np.empty(0, x.dtype) if bias is None else bias, y)
+    return y
+
+
+def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    if not suits(g, weight.shape[1]):
+        return reference.linear_dx(g, weight)
+    dx = empty(len(g), weight.shape[1])
+    _product(g, weight, False, np.empty(0, g.dtype), dx)
+    return dx
