@@ -14,7 +14,17 @@ import math
 import numpy as np
 
 from minitensor.kernels._jit import hash32, inline, jit, u32
-from minitensor.kernels.simd import LANES, LOG2E, exp2_negative, iota, load, pick, splat, store
+from minitensor.kernels.simd import (
+    LANES,
+    LOG2E,
+    exp2_negative,
+    iota,
+    larger,
+    load,
+    pick,
+    splat,
+    store,
+)
 
 U = np.uintp  # unsigned indices need no check for negative ones
 LN2 = math.log(2)  # scores are in bits, so that exp is 2**x
@@ -131,11 +141,6 @@ def bits(i0, j, T, h0, h1):
     x = (x ^ (x >> u32(16))) * u32(0x7FEB352D) + h1
     x = (x ^ (x >> u32(15))) * u32(0x846CA68B)
     return x ^ (x >> u32(16))
-
-
-@inline
-def larger(a, b):
-    return pick(a, b, a, b)
 
 
 @jit

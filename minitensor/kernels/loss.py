@@ -6,30 +6,52 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import exp, jit
+from minitensor.kernels._jit import exp, inline, jit
+from minitensor.kernels.simd import LANES, exp_negative, larger, load, splat, store
+
+
+@inline
+def across(v, spare):
+    """The LANES numbers of a vector as an array."""
+    store(spare, 0, v)
+    return spare
 
 
 @jit
 def cross_entropy(logits, targets, ignore_index, smoothing, weight):
     N, V = logits.shape
+    dt = logits.dtype.type
+    whole = V // LANES * LANES  # the rest of a row goes one by one
+    flat, spare = logits.reshape(-1), np.empty(LANES, logits.dtype)
     loss = np.empty(N, logits.dtype)
     for n in range(N):
-        row = logits[n]
-        m = row[0]
-        for v in range(V):
-            m = row[v] if row[v] > m else m
+        row, o = logits[n], n * V
         t = targets[n]
         used = t != ignore_index
-        target, mean = row[t if used else 0], logits.dtype.type(0)
+        target, mean = row[t if used else 0], dt(0)
         if smoothing > 0:
             for v in range(V):
                 mean += row[v]
             mean /= V
-        total = logits.dtype.type(0)
-        for v in range(V):
-            e = exp(row[v] - m)
-            row[v] = e
-            total += e
+        top = splat(row[0])
+        for v in range(0, whole, LANES):
+            top = larger(load(flat, o + v), top)
+        m = row[0]
+        for x in across(top, spare):
+            m = x if x > m else m
+        for v in range(whole, V):
+            m = row[v] if row[v] > m else m
+        sums = splat(dt(0))
+        for v in range(0, whole, LANES):
+            e = exp_negative(load(flat, o + v) - m)
+            store(flat, o + v, e)
+            sums = sums + e
+        total = dt(0)
+        for x in across(sums, spare):
+            total += x
+        for v in range(whole, V):
+            row[v] = exp(row[v] - m)
+            total += row[v]
         scale = weight / total if used else weight * 0
         shift = weight * smoothing / V if used else weight * 0
         for v in range(V):

@@ -205,3 +205,9 @@ _binary(operator.lshift, "", "shl")
 def exp_negative(x):  # type: ignore[no-untyped-def]
     """e**x for x ≤ 0, lane by lane."""
     return exp2_negative(x * LOG2E)
+
+
+@inline
+def larger(a, b):  # type: ignore[no-untyped-def]
+    """The larger number of each lane."""
+    return pick(a, b, a, b)

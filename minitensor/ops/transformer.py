@@ -429,7 +429,7 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100,
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction is {reduction!r}; it must be 'mean', 'sum' or "
                          "'none'")
-    rows = np.array(logits).reshape(-1, logits.shape[-1])  # a copy: it becomes the gradient
+    rows = np.array(logits, order="C").reshape(-1, logits.shape[-1])  # a copy: the gradient
     t = _check_targets("cross_entropy", targets, *rows.shape, ignore_index)
     weight = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
     losses = kernels.cross_entropy(rows, t, ignore_index, label_smoothing,
