@@ -143,9 +143,9 @@ class _Tree:
         self.waiting: dict[tuple[int, int], Any] = {}  # (level, index) -> a sum without its pair
 
     def put(self, index: int, value: Any) -> None:
-        """Add the value of leaf `index`, and whatever sums that completes."""
+        """Add the value of leaf `index`, and whatever sums that completes but the last of all."""
         level, size = 0, self.n
-        while size > 1:
+        while size > 2:
             if index % 2 == 0 and index == size - 1:  # an odd one out goes up alone
                 index, size, level = index // 2, (size + 1) // 2, level + 1
                 continue
@@ -156,10 +156,11 @@ class _Tree:
                     return
             value = self.add(value, other) if index % 2 == 0 else self.add(other, value)
             index, size, level = index // 2, (size + 1) // 2, level + 1
-        self.waiting[-1, 0] = value
+        self.waiting[level, index] = value
 
-    def total(self) -> Any:
-        return self.waiting[-1, 0]
+    def rest(self) -> list[Any]:
+        """The two halves of the total, or the total itself if there was but one leaf."""
+        return [self.waiting[key] for key in sorted(self.waiting)]
 
 
 def _add(left: tuple[float, list[Array]], right: tuple[float, list[Array]]) -> Any:
@@ -193,7 +194,10 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
         tree.put(index, (value, grad(loss, wanted, allow_unused=True)))
 
     workers.map(one, range(len(shards)))
-    value, grads = tree.total()
+    (value, grads), *other = tree.rest()
+    for more, right in other:  # all threads are free for the last sum, the one that nothing overlaps
+        value += more
+        workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True))
     own, through = grads[:len(parameters)], grads[len(parameters):]
     if derived:
         for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):

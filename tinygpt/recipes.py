@@ -49,7 +49,7 @@ MINI_1M = Config(
     vocab_size=3000, context=256, n_layer=5, n_head=8, d_model=128, d_ff=256,
     norm="layer", positions="sinusoidal", ffn="gelu", head="tied", dropout=0.1,
     lr=1e-3, min_lr=1e-4, warmup=500, max_iters=25_400,
-    beta1=0.9, beta2=0.999, weight_decay=0.1, grad_clip=1.0, batch_size=16,
+    beta1=0.9, beta2=0.999, weight_decay=0.1, grad_clip=1.0, batch_size=16, shard_tokens=1024,
     valid_fraction=0.05,
     eval_interval=500, sample_interval=1000, checkpoint_interval=250,
 )
@@ -65,6 +65,7 @@ PRETRAIN = Config(
     norm="layer", positions="learned", ffn="gelu", head="tied", dropout=0.1,
     lr=3e-4, min_lr=3e-5, warmup=500, max_iters=10_000,
     beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=16,
+    shard_tokens=1024,
     max_documents=50_000, valid_fraction=0.05,
     eval_interval=250, sample_interval=500, checkpoint_interval=50,
 )
@@ -80,6 +81,7 @@ NEO = Config(
     scale_attention=False, head="untied", tokenizer="reduced", reduced_from=50_257,
     lr=5e-4, min_lr=5e-5, warmup=200, max_iters=11_000,
     beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=5,
+    shard_tokens=1024,
     valid_fraction=0.02,
     eval_interval=200, eval_batches=4, sample_interval=200, checkpoint_interval=20,
 )
