@@ -14,7 +14,24 @@ import math
 import numpy as np
 
 from minitensor.kernels._jit import hash32, inline, jit, u32
-from minitensor.kernels.simd import LANES, LOG2E, exp2_negative, iota, load, pick, splat, store
+from minitensor.kernels.simd import (
+    LANES,
+    LOG2E,
+    exp2_negative,
+    interleave,
+    iota,
+    load,
+    load_part,
+    log2,
+    pick,
+    splat,
+    splat_pair,
+    store,
+    store_part,
+    sum_pairs,
+    swap_pairs,
+    transpose,
+)
 
 U = np.uintp  # unsigned indices need no check for negative ones
 LN2 = math.log(2)  # scores are in bits, so that exp is 2**x
@@ -22,78 +39,124 @@ KEYS = 8  # keys, or columns of a head, that a tile covers
 
 
 @inline
-def tile(a, i, step, b, j, along, across, count):
-    """Σ_t a[i + t step : … + LANES] b[j + t along + n across] for n = 0..7: eight vectors."""
+def one(b, j):
+    return splat(b[j])
+
+
+@inline
+def tile(a, i, step, b, j, along, across, count, number=one):
+    """Σ_t a[i + t step : … + LANES] b[j + t along + n across] for n = 0..7: eight vectors.
+
+    With `splat_pair` for `number`, even lanes are multiplied by that b and odd ones by the next.
+    """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(a.dtype.type(0))
     j, along, across = U(j), U(along), U(across)
     for _ in range(count):
         v = load(a, i)
-        s0 = s0 + v * b[j]
-        s1 = s1 + v * b[j + across]
-        s2 = s2 + v * b[j + U(2) * across]
-        s3 = s3 + v * b[j + U(3) * across]
-        s4 = s4 + v * b[j + U(4) * across]
-        s5 = s5 + v * b[j + U(5) * across]
-        s6 = s6 + v * b[j + U(6) * across]
-        s7 = s7 + v * b[j + U(7) * across]
+        s0 = s0 + v * number(b, j)
+        s1 = s1 + v * number(b, j + across)
+        s2 = s2 + v * number(b, j + U(2) * across)
+        s3 = s3 + v * number(b, j + U(3) * across)
+        s4 = s4 + v * number(b, j + U(4) * across)
+        s5 = s5 + v * number(b, j + U(5) * across)
+        s6 = s6 + v * number(b, j + U(6) * across)
+        s7 = s7 + v * number(b, j + U(7) * across)
         i += step
         j += along
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 
 @inline
-def load_heads(x, b, h0, h1, cos, sin, out, width):
-    """Copy heads h0..h1 of x[b] into the flat scratch (heads, T + LANES, width).
-
-    Row by row, since memory is read in that order: a head at a time would stride over it. Pairs
-    are rotated if cos has rows.
-    """
-    T, d, w, b = U(x.shape[1]), U(x.shape[3]), U(width), U(b)
-    size = (T + U(LANES)) * w
-    for t in range(T):
-        for h in range(U(h0), U(h1)):
-            o = (h - U(h0)) * size + t * w
-            if cos.shape[0] > 0:
-                for n in range(d >> U(1)):
-                    y, z, c, s = x[b, t, h, n + n], x[b, t, h, n + n + U(1)], cos[t, n], sin[t, n]
-                    out[o + n + n] = y * c - z * s
-                    out[o + n + n + U(1)] = y * s + z * c
-            else:
-                for n in range(d):
-                    out[o + n] = x[b, t, h, n]
+def zeros(size, like):
+    """Flat scratch that begins at a cache line, so that no vector of it lies in two of them."""
+    x = np.zeros(size + 64, like.dtype)
+    skip = -x.ctypes.data % 64 // x.itemsize
+    return x[skip:skip + size]
 
 
 @inline
-def store_heads(x, width, cos, sin, out, b, h0, h1):
-    """Store the gradients of loaded heads in out[b]: the transposed rotation."""
-    T, d, w, b = U(out.shape[1]), U(out.shape[3]), U(width), U(b)
-    size = (T + U(LANES)) * w
+def whole(d):
+    """d rounded up to whole vectors."""
+    return (d + LANES - 1) // LANES * LANES
+
+
+@inline
+def width(d):
+    """The scratch's row for a head of d: whole vectors, or a tile, of which two make a vector."""
+    return KEYS if d <= KEYS else whole(d)
+
+
+@inline
+def rotary(cos, sin, sign):
+    """RoPE for `turned`: c₀ c₀ c₁ c₁ … and −s₀ s₀ −s₁ s₁ … of each time, rows of whole vectors."""
+    T, pairs = cos.shape
+    D = whole(2 * pairs)
+    table = zeros(2 * T * D, cos)
     for t in range(T):
-        for h in range(U(h0), U(h1)):
-            o = (h - U(h0)) * size + t * w
-            if cos.shape[0] > 0:
-                for n in range(d >> U(1)):
-                    y, z, c, s = x[o + n + n], x[o + n + n + U(1)], cos[t, n], sin[t, n]
-                    out[b, t, h, n + n] = y * c + z * s
-                    out[b, t, h, n + n + U(1)] = z * c - y * s
-            else:
-                for n in range(d):
-                    out[b, t, h, n] = x[o + n]
+        for n in range(pairs):
+            at = U(2 * t * D + 2 * n)
+            table[at] = table[at + U(1)] = cos[t, n]
+            table[at + U(D)], table[at + U(D + 1)] = -sin[t, n] * sign, sin[t, n] * sign
+    return table
+
+
+@inline
+def turned(v, table, at, D):
+    """A vector of a head, its pairs rotated: (a, b) becomes (a c − b s, b c + a s)."""
+    return v * load(table, at) + swap_pairs(v) * load(table, at + D)
+
+
+@inline
+def load_heads(x, b, h0, h1, table, scale, out, D):
+    """Copy heads h0..h1 of x[b] to flat scratch (heads, T + LANES, D), scaled.
+
+    Token by token, since memory is read in that order: a head at a time would stride over it.
+    Pairs are rotated if the table has rows.
+    """
+    T, H, d = x.shape[1:]
+    flat, turn = x.reshape(-1), whole(d)
+    for t in range(T):
+        for h in range(h0, h1):
+            for n in range(0, d, LANES):
+                v = load_part(flat, ((b * T + t) * H + h) * d + n, d - n, x.dtype.type(0))
+                if table.size > 0:
+                    v = turned(v, table, 2 * t * turn + n, turn)
+                store_part(out, ((h - h0) * (T + LANES) + t) * D + n, v * scale, D - n)
+
+
+@inline
+def store_heads(x, D, table, scale, out, b, h0, h1):
+    """The way back to heads h0..h1 of out[b]."""
+    T, H, d = out.shape[1:]
+    flat, turn = out.reshape(-1), whole(d)
+    for t in range(T):
+        for h in range(h0, h1):
+            for n in range(0, d, LANES):
+                v = load(x, ((h - h0) * (T + LANES) + t) * D + n)
+                if table.size > 0:
+                    v = turned(v, table, 2 * t * turn + n, turn)
+                store_part(flat, ((b * T + t) * H + h) * d + n, v * scale, d - n)
 
 
 @inline
 def chunk_of_heads(size, group, K):
-    """How many key/value heads to load together: about 64 KB of scratch for their queries."""
-    return max(1, min(K, 16384 // (size * group)))
+    """How many key/value heads to load together: up to 128 KB of scratch for their queries."""
+    rounds = (K * group * size + 32767) // 32768
+    return max(1, (K + rounds - 1) // rounds)
 
 
 @inline
-def to_lanes(x, base, width, d, i0, scale, out):
-    """out[n, lane] = scale · x[i0 + lane, n]; the scratch has LANES rows to spare."""
-    w, i = U(width), U(base + i0 * width)
-    for n in range(U(d)):
-        for lane in range(U(LANES)):
-            out[n * U(LANES) + lane] = x[i + lane * w + n] * scale
+def to_lanes(x, i, D, out):
+    """out[n, lane] = x[i + lane D + n]: rows of the scratch become lanes."""
+    for n in range(0, D, LANES):
+        transpose(x, i + n, D, out, n * LANES, LANES)
+
+
+@inline
+def to_rows(x, out, i, D):
+    """The way back. If D < LANES this also writes a part of the next row, which comes later."""
+    for n in range(0, D, LANES):
+        transpose(x, n * LANES, LANES, out, i + n, D)
 
 
 @inline
@@ -139,34 +202,33 @@ def larger(a, b):
 
 
 @jit
-def attention(q, k, v, cos, sin, scale, window, causal, drop, keep, k0, k1):
+def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
-    B, T, H, d = q.shape
-    K = k.shape[2]
-    group, D = H // K, (d + KEYS - 1) // KEYS * KEYS
-    dt = q.dtype.type
-    out, lse = np.empty((B, T, H, d), q.dtype), np.empty((B, H, T), q.dtype)
+    B, T, heads, d = packed.shape
+    K = (heads - H) // 2
+    group, D = H // K, width(d)
+    dt = packed.dtype.type
+    out, lse = np.empty((B, T, H, d), packed.dtype), np.empty(B * H * T, packed.dtype)
     size = (T + LANES) * D  # one head, with room for whole blocks and tiles at its end: zeros
     chunk = chunk_of_heads(size, group, K)
-    qs = np.zeros(chunk * group * size, q.dtype)
-    ks, vs = np.zeros(chunk * size, q.dtype), np.zeros(chunk * size, q.dtype)
-    qT, oT = np.zeros(D * LANES, q.dtype), np.zeros(D * LANES, q.dtype)
-    p = np.zeros((T + KEYS) * LANES, q.dtype)
-    ms, ls = np.zeros(LANES, q.dtype), np.zeros(LANES, q.dtype)
-    minus, zero, kept = dt(-np.inf), splat(dt(0)), splat(keep)
-    none = cos[:0]
+    qs, os = zeros(chunk * group * size, packed), zeros(chunk * group * size, packed)
+    ks, vs = zeros(chunk * size, packed), zeros(chunk * size, packed)
+    qT, oT = zeros((D + LANES) * LANES, packed), zeros((D + LANES) * LANES, packed)
+    p = zeros((T + KEYS) * LANES, packed)
+    minus, zero = dt(-np.inf), splat(dt(0))
+    table, none = rotary(cos, sin, dt(1)), p[:0]
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(q, b, c0 * group, c1 * group, cos, sin, qs, D)
-            load_heads(k, b, c0, c1, cos, sin, ks, D)
-            load_heads(v, b, c0, c1, none, none, vs, D)
+            load_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D)
+            load_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D)
+            load_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D)
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
-                    to_lanes(qs, qo, D, d, i0, scale * dt(LOG2E), qT)
+                    to_lanes(qs, qo + i0 * D, D, qT)
                     m = splat(minus)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
@@ -182,74 +244,78 @@ def attention(q, k, v, cos, sin, scale, window, causal, drop, keep, k0, k1):
                         l = l + (e + f)
                         if drop > 0:
                             r = bits(i0, j, T, h0, h1)
-                            e = pick(r << u32(16), splat(drop), e * kept, zero)
-                            f = pick(r, splat(drop), f * kept, zero)
+                            e = pick(r << u32(16), splat(drop), e, zero)
+                            f = pick(r, splat(drop), f, zero)
                         store(p, j * LANES, e)
                         store(p, (j + 1) * LANES, f)
-                    for n in range(0, D, KEYS):
+                    inverse = splat(keep) / l
+                    for n in range(0, d, KEYS):
                         o = tile(p, start * LANES, LANES, vs, ko + start * D + n, D, 1,
                                  stop - start)
                         for c in range(KEYS):
-                            store(oT, (n + c) * LANES, o[c])
-                    store(ms, 0, m)
-                    store(ls, 0, l)
-                    for lane in range(min(LANES, T - i0)):
-                        inverse = dt(1) / ls[lane]
-                        lse[b, h, i0 + lane] = ms[lane] * dt(LN2) + math.log(ls[lane])
-                        for n in range(U(d)):
-                            out[b, i0 + lane, h, n] = oT[n * U(LANES) + U(lane)] * inverse
-    return out, lse
+                            store(oT, (n + c) * LANES, o[c] * inverse)
+                    to_rows(oT, os, qo + i0 * D, D)
+                    store_part(lse, (b * H + h) * T + i0, (m + log2(l)) * dt(LN2), T - i0)
+            store_heads(os, D, none, dt(1), out, b, c0 * group, c1 * group)
+    return out, lse.reshape(B, H, T)
 
 
 @jit
-def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1,
-                       dq, dk, dv):
-    """Write the gradients of q, k and v into dq, dk and dv (which may be views of one array)."""
-    B, T, H, d = q.shape
-    K = k.shape[2]
-    group, D = H // K, (d + LANES - 1) // LANES * LANES  # a head's columns are lanes here as well
-    dt = q.dtype.type
+def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
+    """The gradient of `packed`."""
+    B, T, heads, d = packed.shape
+    K = (heads - H) // 2
+    group, D = H // K, width(d)
+    dt = packed.dtype.type
+    grads, flat = np.empty((B, T, heads, d), packed.dtype), lse.reshape(-1)
     size = (T + LANES) * D
+    paired = 2 * D == LANES  # dK and dV are summed over even and odd queries apart
+    E = LANES if paired else D
     chunk = chunk_of_heads(size, group, K)
     wide, narrow = chunk * group * size, chunk * size
-    qs, gs, dqs = np.zeros(wide, q.dtype), np.zeros(wide, q.dtype), np.zeros(wide, q.dtype)
-    ks, vs = np.zeros(narrow, q.dtype), np.zeros(narrow, q.dtype)
-    dks, dvs = np.zeros(narrow, q.dtype), np.zeros(narrow, q.dtype)
-    qT, gT = np.zeros(D * LANES, q.dtype), np.zeros(D * LANES, q.dtype)
-    dqT = np.zeros(D * LANES, q.dtype)
-    p, ds = np.zeros((T + KEYS) * LANES, q.dtype), np.zeros((T + KEYS) * LANES, q.dtype)
-    deltas, sums = np.zeros(LANES, q.dtype), np.zeros(LANES, q.dtype)
-    minus, zero, kept = dt(-np.inf), splat(dt(0)), splat(keep)
-    none = cos[:0]
+    qs, gs = zeros(wide, packed), zeros(wide, packed)
+    os, dqs = zeros(wide, packed), zeros(wide, packed)
+    ks, vs = zeros(narrow, packed), zeros(narrow, packed)
+    dks, dvs = zeros(chunk * (T + LANES) * E, packed), zeros(chunk * (T + LANES) * E, packed)
+    qT, gT = zeros((D + LANES) * LANES, packed), zeros((D + LANES) * LANES, packed)
+    oT, q2, g2 = zeros((D + LANES) * LANES, packed), zeros(D * LANES, packed), zeros(D * LANES, packed)
+    p, ds = zeros((T + KEYS) * LANES, packed), zeros((T + KEYS) * LANES, packed)
+    minus, zero = dt(-np.inf), splat(dt(0))
+    table, back, none = rotary(cos, sin, dt(1)), rotary(cos, sin, dt(-1)), p[:0]
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(q, b, c0 * group, c1 * group, cos, sin, qs, D)
-            load_heads(g, b, c0 * group, c1 * group, none, none, gs, D)
-            load_heads(k, b, c0, c1, cos, sin, ks, D)
-            load_heads(v, b, c0, c1, none, none, vs, D)
+            load_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D)
+            load_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D)
+            load_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D)
+            load_heads(g, b, c0 * group, c1 * group, none, keep, gs, D)
+            load_heads(out, b, c0 * group, c1 * group, none, dt(1) / keep, os, D)
             dks[:] = 0
             dvs[:] = 0
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
+                eo = (h // group - c0) * (T + LANES) * E
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
-                    count = min(LANES, T - i0)
-                    to_lanes(qs, qo, D, d, i0, scale * dt(LOG2E), qT)
-                    to_lanes(gs, qo, D, d, i0, dt(1), gT)
-                    for lane in range(count):
-                        total = dt(0)  # Σ_j P_ij dP_ij = g_i · o_i
-                        for n in range(U(d)):
-                            total += gT[n * U(LANES) + U(lane)] * out[b, i0 + lane, h, n]
-                        deltas[lane] = total
-                        sums[lane] = lse[b, h, i0 + lane] * dt(LOG2E)
-                    delta, logsum = load(deltas, 0), load(sums, 0)
+                    at = qo + i0 * D
+                    to_lanes(qs, at, D, qT)
+                    to_lanes(gs, at, D, gT)
+                    to_lanes(os, at, D, oT)
+                    if paired:
+                        for i in range(0, LANES, 2):
+                            store(q2, i * D, interleave(load(qs, at + i * D)))
+                            store(g2, i * D, interleave(load(gs, at + i * D)))
+                    delta = zero  # Σ_j P_ij dP_ij = g_i · o_i
+                    for n in range(0, d):
+                        delta = delta + load(gT, n * LANES) * load(oT, n * LANES)
+                    # Queries past the end have a log-sum-exp of infinity, so that no weight is left.
+                    logsum = load_part(flat, (b * H + h) * T + i0, T - i0, dt(np.inf)) * dt(LOG2E)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
                         dp = tile(gT, 0, LANES, vs, ko + j * D, 1, D, d)
                         edge = ragged(i0, j, T, window, causal)
-                        r = bits(i0, j, T, h0, h1)
+                        r = iota(u32(0))
                         for n in range(KEYS):
                             x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
                             e = exp2_negative(x - logsum)
@@ -258,26 +324,37 @@ def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, dr
                                 if n % 2 == 0:
                                     r = bits(i0, j + n, T, h0, h1)
                                 t = r << u32(16) if n % 2 == 0 else r
-                                f = pick(t, splat(drop), e * kept, zero)
-                                y = pick(t, splat(drop), y * kept, zero)
+                                f = pick(t, splat(drop), e, zero)
+                                y = pick(t, splat(drop), y, zero)
                             store(p, (j + n) * LANES, f)
                             store(ds, (j + n) * LANES, e * (y - delta))
                     for n in range(0, d, KEYS):
                         o = tile(ds, start * LANES, LANES, ks, ko + start * D + n, D, 1,
                                  stop - start)
                         for c in range(KEYS):
-                            store(dqT, (n + c) * LANES, o[c] * scale)
-                    for lane in range(U(LANES)):
-                        for n in range(U(d)):
-                            dqs[U(qo + i0 * D) + lane * U(D) + n] = dqT[n * U(LANES) + lane]
+                            store(oT, (n + c) * LANES, o[c])
+                    to_rows(oT, dqs, at, D)
                     for j in range(start, stop, KEYS):
-                        for n in range(0, D, LANES):
-                            o = tile(qs, qo + i0 * D + n, D, ds, j * LANES, 1, LANES, count)
-                            w = tile(gs, qo + i0 * D + n, D, p, j * LANES, 1, LANES, count)
+                        if paired:
+                            o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, LANES // 2, splat_pair)
+                            w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, LANES // 2, splat_pair)
                             for c in range(KEYS):
-                                at = ko + (j + c) * D + n
-                                store(dks, at, load(dks, at) + o[c] * scale)
-                                store(dvs, at, load(dvs, at) + w[c])
-            store_heads(dqs, D, cos, sin, dq, b, c0 * group, c1 * group)
-            store_heads(dks, D, cos, sin, dk, b, c0, c1)
-            store_heads(dvs, D, none, none, dv, b, c0, c1)
+                                to = eo + (j + c) * E
+                                store(dks, to, load(dks, to) + o[c])
+                                store(dvs, to, load(dvs, to) + w[c])
+                        else:
+                            for n in range(0, D, LANES):
+                                o = tile(qs, at + n, D, ds, j * LANES, 1, LANES, LANES)
+                                w = tile(gs, at + n, D, p, j * LANES, 1, LANES, LANES)
+                                for c in range(KEYS):
+                                    to = eo + (j + c) * E + n
+                                    store(dks, to, load(dks, to) + o[c])
+                                    store(dvs, to, load(dvs, to) + w[c])
+            if paired:
+                for i in range(0, dks.size, LANES):
+                    store(dks, i, sum_pairs(load(dks, i)))
+                    store(dvs, i, sum_pairs(load(dvs, i)))
+            store_heads(dqs, D, back, scale, grads, b, c0 * group, c1 * group)
+            store_heads(dks, E, back, dt(LN2), grads, b, H + c0, H + c1)
+            store_heads(dvs, E, none, dt(1), grads, b, H + K + c0, H + K + c1)
+    return grads
