@@ -269,14 +269,13 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
     dt = packed.dtype.type
     grads, flat = np.empty((B, T, heads, d), packed.dtype), lse.reshape(-1)
     size = (T + LANES) * D
-    paired = 2 * D == LANES  # dK and dV are summed over even and odd queries apart
-    E = LANES if paired else D
+    paired = 2 * D == LANES  # then the even and the odd queries of a block have sums of their own
     chunk = chunk_of_heads(size, group, K)
     wide, narrow = chunk * group * size, chunk * size
     qs, gs = zeros(wide, packed), zeros(wide, packed)
     os, dqs = zeros(wide, packed), zeros(wide, packed)
     ks, vs = zeros(narrow, packed), zeros(narrow, packed)
-    dks, dvs = zeros(chunk * (T + LANES) * E, packed), zeros(chunk * (T + LANES) * E, packed)
+    dks, dvs = zeros(narrow, packed), zeros(narrow, packed)
     qT, gT = zeros((D + LANES) * LANES, packed), zeros((D + LANES) * LANES, packed)
     oT, q2, g2 = zeros((D + LANES) * LANES, packed), zeros(D * LANES, packed), zeros(D * LANES, packed)
     p, ds = zeros((T + KEYS) * LANES, packed), zeros((T + KEYS) * LANES, packed)
@@ -295,7 +294,6 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
-                eo = (h // group - c0) * (T + LANES) * E
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
                     at = qo + i0 * D
@@ -336,25 +334,21 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
                     to_rows(oT, dqs, at, D)
                     for j in range(start, stop, KEYS):
                         if paired:
-                            o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, LANES // 2, splat_pair)
-                            w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, LANES // 2, splat_pair)
-                            for c in range(KEYS):
-                                to = eo + (j + c) * E
-                                store(dks, to, load(dks, to) + o[c])
-                                store(dvs, to, load(dvs, to) + w[c])
+                            o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, D, splat_pair)
+                            w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, D, splat_pair)
+                            for c in range(0, KEYS, 2):
+                                to = ko + (j + c) * D
+                                store(dks, to, load(dks, to) + sum_pairs(o[c], o[c + 1]))
+                                store(dvs, to, load(dvs, to) + sum_pairs(w[c], w[c + 1]))
                         else:
                             for n in range(0, D, LANES):
                                 o = tile(qs, at + n, D, ds, j * LANES, 1, LANES, LANES)
                                 w = tile(gs, at + n, D, p, j * LANES, 1, LANES, LANES)
                                 for c in range(KEYS):
-                                    to = eo + (j + c) * E + n
+                                    to = ko + (j + c) * D + n
                                     store(dks, to, load(dks, to) + o[c])
                                     store(dvs, to, load(dvs, to) + w[c])
-            if paired:
-                for i in range(0, dks.size, LANES):
-                    store(dks, i, sum_pairs(load(dks, i)))
-                    store(dvs, i, sum_pairs(load(dvs, i)))
             store_heads(dqs, D, back, scale, grads, b, c0 * group, c1 * group)
-            store_heads(dks, E, back, dt(LN2), grads, b, H + c0, H + c1)
-            store_heads(dvs, E, none, dt(1), grads, b, H + K + c0, H + K + c1)
+            store_heads(dks, D, back, dt(LN2), grads, b, H + c0, H + c1)
+            store_heads(dvs, D, none, dt(1), grads, b, H + K + c0, H + K + c1)
     return grads

@@ -141,22 +141,20 @@ def interleave(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def sum_pairs(typingctx: Any, x: Any) -> Any:
-    """Lanes 0 + 1, 2 + 3, …: half a vector, and then the same again."""
+def sum_pairs(typingctx: Any, a: Any, b: Any) -> Any:
+    """Lanes 0 + 1, 2 + 3, … of a, and then of b."""
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-        even, odd = (_shuffle(builder, args[0], args[0], [(2 * n + m) % LANES for n in range(LANES)])
-                     for m in (0, 1))
+        even, odd = (_shuffle(builder, *args, [2 * n + m for n in range(LANES)]) for m in (0, 1))
         return builder.fadd(even, odd)
-    return x(x), codegen
+    return a(a, b), codegen
 
 
 @intrinsic
 def splat_pair(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index], array[index + 1] in turns in all lanes."""
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        element = context.data_model_manager.lookup(array.dtype).get_value_type()
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.VectorType(element, 2).as_pointer())
+        vector = _pointer(context, builder, sig.args[0], *args)
+        pointer = builder.bitcast(vector, ir.VectorType(vector.type.pointee.element, 2).as_pointer())
         pair = builder.load(pointer, align=array.dtype.bitwidth // 8)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [n % 2 for n in range(LANES)])
         return builder.shuffle_vector(pair, pair, lanes)
