@@ -20,6 +20,7 @@ from minitensor.kernels.simd import (
     exp2_negative,
     interleave,
     iota,
+    larger,
     load,
     load_part,
     log2,
@@ -31,6 +32,8 @@ from minitensor.kernels.simd import (
     sum_pairs,
     swap_pairs,
     transpose,
+    whole,
+    zeros,
 )
 
 U = np.uintp  # unsigned indices need no check for negative ones
@@ -67,82 +70,47 @@ def tile(a, i, step, b, j, along, across, count, number=one):
 
 
 @inline
-def zeros(size, like):
-    """Flat scratch that begins at a cache line, so that no vector of it lies in two of them."""
-    x = np.zeros(size + 64, like.dtype)
-    skip = -x.ctypes.data % 64 // x.itemsize
-    return x[skip:skip + size]
-
-
-@inline
-def whole(d):
-    """d rounded up to whole vectors."""
-    return (d + LANES - 1) // LANES * LANES
-
-
-@inline
-def width(d):
-    """The scratch's row for a head of d: whole vectors, or a tile, of which two make a vector."""
-    return KEYS if d <= KEYS else whole(d)
-
-
-@inline
 def rotary(cos, sin, sign):
-    """RoPE for `turned`: c₀ c₀ c₁ c₁ … and −s₀ s₀ −s₁ s₁ … of each time, rows of whole vectors."""
+    """A table for RoPE on vectors: rows c₀ c₀ c₁ c₁ … and −s₀ s₀ −s₁ s₁ … for each time."""
     T, pairs = cos.shape
     D = whole(2 * pairs)
     table = zeros(2 * T * D, cos)
     for t in range(T):
         for n in range(pairs):
-            at = U(2 * t * D + 2 * n)
-            table[at] = table[at + U(1)] = cos[t, n]
-            table[at + U(D)], table[at + U(D + 1)] = -sin[t, n] * sign, sin[t, n] * sign
+            c, s = U(2 * t * D + 2 * n), U(2 * t * D + D + 2 * n)
+            table[c] = table[c + U(1)] = cos[t, n]
+            table[s], table[s + U(1)] = -sin[t, n] * sign, sin[t, n] * sign
     return table
 
 
 @inline
-def turned(v, table, at, D):
-    """A vector of a head, its pairs rotated: (a, b) becomes (a c − b s, b c + a s)."""
-    return v * load(table, at) + swap_pairs(v) * load(table, at + D)
+def copy_heads(x, b, h0, h1, table, scale, scratch, D, back):
+    """Copy heads h0..h1 of x[b] to flat scratch (heads, T + LANES, D), scaled; or `back` to x[b].
 
-
-@inline
-def load_heads(x, b, h0, h1, table, scale, out, D):
-    """Copy heads h0..h1 of x[b] to flat scratch (heads, T + LANES, D), scaled.
-
-    Token by token, since memory is read in that order: a head at a time would stride over it.
-    Pairs are rotated if the table has rows.
+    Token by token, since memory is read in that order: a head at a time would stride over it. If
+    the table has rows, pairs are rotated: (y, z) becomes (y c − z s, z c + y s).
     """
     T, H, d = x.shape[1:]
-    flat, turn = x.reshape(-1), whole(d)
+    flat, zero = x.reshape(-1), x.dtype.type(0)
     for t in range(T):
         for h in range(h0, h1):
             for n in range(0, d, LANES):
-                v = load_part(flat, ((b * T + t) * H + h) * d + n, d - n, x.dtype.type(0))
+                i, o = ((b * T + t) * H + h) * d + n, ((h - h0) * (T + LANES) + t) * D + n
+                v = load(scratch, o) if back else load_part(flat, i, d - n, zero)
                 if table.size > 0:
-                    v = turned(v, table, 2 * t * turn + n, turn)
-                store_part(out, ((h - h0) * (T + LANES) + t) * D + n, v * scale, D - n)
-
-
-@inline
-def store_heads(x, D, table, scale, out, b, h0, h1):
-    """The way back to heads h0..h1 of out[b]."""
-    T, H, d = out.shape[1:]
-    flat, turn = out.reshape(-1), whole(d)
-    for t in range(T):
-        for h in range(h0, h1):
-            for n in range(0, d, LANES):
-                v = load(x, ((h - h0) * (T + LANES) + t) * D + n)
-                if table.size > 0:
-                    v = turned(v, table, 2 * t * turn + n, turn)
-                store_part(flat, ((b * T + t) * H + h) * d + n, v * scale, d - n)
+                    c = 2 * t * whole(d) + n
+                    v = v * load(table, c) + swap_pairs(v) * load(table, c + whole(d))
+                if back:
+                    store_part(flat, i, v * scale, d - n)
+                else:
+                    store_part(scratch, o, v * scale, D - n)
 
 
 @inline
 def chunk_of_heads(size, group, K):
     """How many key/value heads to load together: up to 128 KB of scratch for their queries."""
     rounds = (K * group * size + 32767) // 32768
-    return max(1, (K + rounds - 1) // rounds)
+    return (K + rounds - 1) // rounds
 
 
 @inline
@@ -154,7 +122,7 @@ def to_lanes(x, i, D, out):
 
 @inline
 def to_rows(x, out, i, D):
-    """The way back. If D < LANES this also writes a part of the next row, which comes later."""
+    """The way back. Where D < LANES a row's end spoils the next row, which is written after it."""
     for n in range(0, D, LANES):
         transpose(x, n * LANES, LANES, out, i + n, D)
 
@@ -196,17 +164,12 @@ def bits(i0, j, T, h0, h1):
     return x ^ (x >> u32(16))
 
 
-@inline
-def larger(a, b):
-    return pick(a, b, a, b)
-
-
 @jit
 def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
     B, T, heads, d = packed.shape
     K = (heads - H) // 2
-    group, D = H // K, width(d)
+    group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
     dt = packed.dtype.type
     out, lse = np.empty((B, T, H, d), packed.dtype), np.empty(B * H * T, packed.dtype)
     size = (T + LANES) * D  # one head, with room for whole blocks and tiles at its end: zeros
@@ -220,9 +183,9 @@ def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D)
-            load_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D)
-            load_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D)
+            copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
+            copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
+            copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
@@ -248,7 +211,7 @@ def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
                             f = pick(r, splat(drop), f, zero)
                         store(p, j * LANES, e)
                         store(p, (j + 1) * LANES, f)
-                    inverse = splat(keep) / l
+                    inverse = splat(keep) / l  # dropout's factor, once for all keys
                     for n in range(0, d, KEYS):
                         o = tile(p, start * LANES, LANES, vs, ko + start * D + n, D, 1,
                                  stop - start)
@@ -256,41 +219,42 @@ def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
                             store(oT, (n + c) * LANES, o[c] * inverse)
                     to_rows(oT, os, qo + i0 * D, D)
                     store_part(lse, (b * H + h) * T + i0, (m + log2(l)) * dt(LN2), T - i0)
-            store_heads(os, D, none, dt(1), out, b, c0 * group, c1 * group)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1), os, D, True)
     return out, lse.reshape(B, H, T)
 
 
 @jit
 def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
-    """The gradient of `packed`."""
+    """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
     B, T, heads, d = packed.shape
     K = (heads - H) // 2
-    group, D = H // K, width(d)
+    group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
     dt = packed.dtype.type
     grads, flat = np.empty((B, T, heads, d), packed.dtype), lse.reshape(-1)
     size = (T + LANES) * D
-    paired = 2 * D == LANES  # then the even and the odd queries of a block have sums of their own
+    # A short head's columns fill half a vector. The other half is the next query: even and odd
+    # queries have sums of their own for dK and dV, which costs nothing until they are added up.
+    paired = 2 * D == LANES
     chunk = chunk_of_heads(size, group, K)
-    wide, narrow = chunk * group * size, chunk * size
+    wide, narrow, block = chunk * group * size, chunk * size, (D + LANES) * LANES
     qs, gs = zeros(wide, packed), zeros(wide, packed)
     os, dqs = zeros(wide, packed), zeros(wide, packed)
     ks, vs = zeros(narrow, packed), zeros(narrow, packed)
     dks, dvs = zeros(narrow, packed), zeros(narrow, packed)
-    qT, gT = zeros((D + LANES) * LANES, packed), zeros((D + LANES) * LANES, packed)
-    oT, q2, g2 = zeros((D + LANES) * LANES, packed), zeros(D * LANES, packed), zeros(D * LANES, packed)
+    qT, gT, oT = zeros(block, packed), zeros(block, packed), zeros(block, packed)
+    q2, g2 = zeros(block, packed), zeros(block, packed)
     p, ds = zeros((T + KEYS) * LANES, packed), zeros((T + KEYS) * LANES, packed)
     minus, zero = dt(-np.inf), splat(dt(0))
     table, back, none = rotary(cos, sin, dt(1)), rotary(cos, sin, dt(-1)), p[:0]
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D)
-            load_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D)
-            load_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D)
-            load_heads(g, b, c0 * group, c1 * group, none, keep, gs, D)
-            load_heads(out, b, c0 * group, c1 * group, none, dt(1) / keep, os, D)
-            dks[:] = 0
-            dvs[:] = 0
+            copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
+            copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
+            copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
+            copy_heads(g, b, c0 * group, c1 * group, none, keep, gs, D, False)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / keep, os, D, False)
+            dks[:] = dvs[:] = 0
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
@@ -300,20 +264,20 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
                     to_lanes(qs, at, D, qT)
                     to_lanes(gs, at, D, gT)
                     to_lanes(os, at, D, oT)
-                    if paired:
+                    if paired:  # lanes: column 0 of query i, of query i + 1, column 1 of query i, …
                         for i in range(0, LANES, 2):
                             store(q2, i * D, interleave(load(qs, at + i * D)))
                             store(g2, i * D, interleave(load(gs, at + i * D)))
                     delta = zero  # Σ_j P_ij dP_ij = g_i · o_i
                     for n in range(0, d):
                         delta = delta + load(gT, n * LANES) * load(oT, n * LANES)
-                    # Queries past the end have a log-sum-exp of infinity, so that no weight is left.
+                    # Queries past the end get a log-sum-exp of infinity, and so no weights.
                     logsum = load_part(flat, (b * H + h) * T + i0, T - i0, dt(np.inf)) * dt(LOG2E)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
                         dp = tile(gT, 0, LANES, vs, ko + j * D, 1, D, d)
                         edge = ragged(i0, j, T, window, causal)
-                        r = iota(u32(0))
+                        r = iota(u32(0))  # a name for the loop: bits are drawn for two keys
                         for n in range(KEYS):
                             x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
                             e = exp2_negative(x - logsum)
@@ -348,7 +312,7 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
                                     to = ko + (j + c) * D + n
                                     store(dks, to, load(dks, to) + o[c])
                                     store(dvs, to, load(dvs, to) + w[c])
-            store_heads(dqs, D, back, scale, grads, b, c0 * group, c1 * group)
-            store_heads(dks, D, back, dt(LN2), grads, b, H + c0, H + c1)
-            store_heads(dvs, D, none, dt(1), grads, b, H + K + c0, H + K + c1)
+            copy_heads(grads, b, c0 * group, c1 * group, back, scale, dqs, D, True)
+            copy_heads(grads, b, H + c0, H + c1, back, dt(LN2), dks, D, True)
+            copy_heads(grads, b, H + K + c0, H + K + c1, none, dt(1), dvs, D, True)
     return grads

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.typing import Signature
@@ -84,15 +85,17 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), codegen
 
 
-def _first(context: Any, builder: Any, count: Any) -> Any:
+def _first(builder: Any, count: Any) -> Any:
     """A mask of the first `count` lanes."""
     i32 = ir.IntType(32)
     steps = ir.Constant(ir.VectorType(i32, LANES), [ir.Constant(i32, n) for n in range(LANES)])
     return builder.icmp_signed("<", steps, _splat(builder, builder.trunc(count, i32)))
 
 
-def _masked(builder: Any, what: str, vector: Any, returns: Any, arguments: list[Any]) -> Any:
+def _masked(builder: Any, what: str, returns: Any, arguments: list[Any]) -> Any:
     """Call llvm.masked.load or .store: lanes outside of the mask do not touch the memory."""
+    vector = next(a.type for a in arguments if isinstance(a.type, ir.VectorType)
+                  and not isinstance(a.type.element, ir.IntType))
     kind = {"float": "f32", "double": "f64"}[str(vector.element)]
     name = f"llvm.masked.{what}.v{LANES}{kind}.p0v{LANES}{kind}"
     function = builder.module.globals.get(name) or ir.Function(
@@ -106,8 +109,8 @@ def load_part(typingctx: Any, array: Any, index: Any, count: Any, rest: Any) -> 
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         vector, align = pointer.type.pointee, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        return _masked(builder, "load", vector, vector, [
-            pointer, align, _first(context, builder, args[2]), _splat(builder, args[3])])
+        return _masked(builder, "load", vector, [
+            pointer, align, _first(builder, args[2]), _splat(builder, args[3])])
     return Vector(array.dtype)(array, types.intp, types.intp, array.dtype), codegen
 
 
@@ -117,8 +120,8 @@ def store_part(typingctx: Any, array: Any, index: Any, vector: Any, count: Any) 
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        _masked(builder, "store", args[2].type, ir.VoidType(), [
-            args[2], pointer, align, _first(context, builder, args[3])])
+        _masked(builder, "store", ir.VoidType(), [
+            args[2], pointer, align, _first(builder, args[3])])
         return context.get_dummy_value()
     return types.void(array, types.intp, vector, types.intp), codegen
 
@@ -144,7 +147,8 @@ def interleave(typingctx: Any, x: Any) -> Any:
 def sum_pairs(typingctx: Any, a: Any, b: Any) -> Any:
     """Lanes 0 + 1, 2 + 3, … of a, and then of b."""
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-        even, odd = (_shuffle(builder, *args, [2 * n + m for n in range(LANES)]) for m in (0, 1))
+        even, odd = (_shuffle(builder, args[0], args[1], [2 * n + m for n in range(LANES)])
+                     for m in (0, 1))
         return builder.fadd(even, odd)
     return a(a, b), codegen
 
@@ -154,7 +158,8 @@ def splat_pair(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index], array[index + 1] in turns in all lanes."""
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         vector = _pointer(context, builder, sig.args[0], *args)
-        pointer = builder.bitcast(vector, ir.VectorType(vector.type.pointee.element, 2).as_pointer())
+        two = ir.VectorType(vector.type.pointee.element, 2)
+        pointer = builder.bitcast(vector, two.as_pointer())
         pair = builder.load(pointer, align=array.dtype.bitwidth // 8)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [n % 2 for n in range(LANES)])
         return builder.shuffle_vector(pair, pair, lanes)
@@ -314,3 +319,23 @@ _binary(operator.lshift, "", "shl")
 def exp_negative(x):  # type: ignore[no-untyped-def]
     """e**x for x ≤ 0, lane by lane."""
     return exp2_negative(x * LOG2E)
+
+
+@inline
+def larger(a, b):  # type: ignore[no-untyped-def]
+    """The larger of two vectors, lane by lane; b where a is NaN."""
+    return pick(a, b, a, b)
+
+
+@inline
+def zeros(size, like):  # type: ignore[no-untyped-def]
+    """Flat scratch that begins at a cache line, so that no vector of it lies in two of them."""
+    x = np.zeros(size + 64, like.dtype)
+    skip = -x.ctypes.data % 64 // x.itemsize
+    return x[skip:skip + size]
+
+
+@inline
+def whole(d):  # type: ignore[no-untyped-def]
+    """A length rounded up to whole vectors."""
+    return (d + LANES - 1) // LANES * LANES
