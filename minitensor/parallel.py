@@ -195,7 +195,7 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
 
     workers.map(one, range(len(shards)))
     (value, grads), *other = tree.rest()
-    for more, right in other:  # all threads are free for the last sum, the one that nothing overlaps
+    for more, right in other:  # nothing else is left to do: all threads share the last sum
         value += more
         workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True))
     own, through = grads[:len(parameters)], grads[len(parameters):]

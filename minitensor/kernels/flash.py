@@ -18,12 +18,22 @@ from minitensor.kernels.simd import (
     LANES,
     LOG2E,
     exp2_negative,
+    interleave,
     iota,
     larger,
     load,
+    load_part,
+    log2,
     pick,
     splat,
+    splat_pair,
     store,
+    store_part,
+    sum_pairs,
+    swap_pairs,
+    transpose,
+    whole,
+    zeros,
 )
 
 U = np.uintp  # unsigned indices need no check for negative ones
@@ -32,78 +42,89 @@ KEYS = 8  # keys, or columns of a head, that a tile covers
 
 
 @inline
-def tile(a, i, step, b, j, along, across, count):
-    """Σ_t a[i + t step : … + LANES] b[j + t along + n across] for n = 0..7: eight vectors."""
+def one(b, j):
+    return splat(b[j])
+
+
+@inline
+def tile(a, i, step, b, j, along, across, count, number=one):
+    """Σ_t a[i + t step : … + LANES] b[j + t along + n across] for n = 0..7: eight vectors.
+
+    With `splat_pair` for `number`, even lanes are multiplied by that b and odd ones by the next.
+    """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(a.dtype.type(0))
     j, along, across = U(j), U(along), U(across)
     for _ in range(count):
         v = load(a, i)
-        s0 = s0 + v * b[j]
-        s1 = s1 + v * b[j + across]
-        s2 = s2 + v * b[j + U(2) * across]
-        s3 = s3 + v * b[j + U(3) * across]
-        s4 = s4 + v * b[j + U(4) * across]
-        s5 = s5 + v * b[j + U(5) * across]
-        s6 = s6 + v * b[j + U(6) * across]
-        s7 = s7 + v * b[j + U(7) * across]
+        s0 = s0 + v * number(b, j)
+        s1 = s1 + v * number(b, j + across)
+        s2 = s2 + v * number(b, j + U(2) * across)
+        s3 = s3 + v * number(b, j + U(3) * across)
+        s4 = s4 + v * number(b, j + U(4) * across)
+        s5 = s5 + v * number(b, j + U(5) * across)
+        s6 = s6 + v * number(b, j + U(6) * across)
+        s7 = s7 + v * number(b, j + U(7) * across)
         i += step
         j += along
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 
 @inline
-def load_heads(x, b, h0, h1, cos, sin, out, width):
-    """Copy heads h0..h1 of x[b] into the flat scratch (heads, T + LANES, width).
-
-    Row by row, since memory is read in that order: a head at a time would stride over it. Pairs
-    are rotated if cos has rows.
-    """
-    T, d, w, b = U(x.shape[1]), U(x.shape[3]), U(width), U(b)
-    size = (T + U(LANES)) * w
+def rotary(cos, sin, sign):
+    """A table for RoPE on vectors: rows c₀ c₀ c₁ c₁ … and −s₀ s₀ −s₁ s₁ … for each time."""
+    T, pairs = cos.shape
+    D = whole(2 * pairs)
+    table = zeros(2 * T * D, cos)
     for t in range(T):
-        for h in range(U(h0), U(h1)):
-            o = (h - U(h0)) * size + t * w
-            if cos.shape[0] > 0:
-                for n in range(d >> U(1)):
-                    y, z, c, s = x[b, t, h, n + n], x[b, t, h, n + n + U(1)], cos[t, n], sin[t, n]
-                    out[o + n + n] = y * c - z * s
-                    out[o + n + n + U(1)] = y * s + z * c
-            else:
-                for n in range(d):
-                    out[o + n] = x[b, t, h, n]
+        for n in range(pairs):
+            c, s = U(2 * t * D + 2 * n), U(2 * t * D + D + 2 * n)
+            table[c] = table[c + U(1)] = cos[t, n]
+            table[s], table[s + U(1)] = -sin[t, n] * sign, sin[t, n] * sign
+    return table
 
 
 @inline
-def store_heads(x, width, cos, sin, out, b, h0, h1):
-    """Store the gradients of loaded heads in out[b]: the transposed rotation."""
-    T, d, w, b = U(out.shape[1]), U(out.shape[3]), U(width), U(b)
-    size = (T + U(LANES)) * w
+def copy_heads(x, b, h0, h1, table, scale, scratch, D, back):
+    """Copy heads h0..h1 of x[b] to flat scratch (heads, T + LANES, D), scaled; or `back` to x[b].
+
+    Token by token, since memory is read in that order: a head at a time would stride over it. If
+    the table has rows, pairs are rotated: (y, z) becomes (y c − z s, z c + y s).
+    """
+    T, H, d = x.shape[1:]
+    flat, zero = x.reshape(-1), x.dtype.type(0)
     for t in range(T):
-        for h in range(U(h0), U(h1)):
-            o = (h - U(h0)) * size + t * w
-            if cos.shape[0] > 0:
-                for n in range(d >> U(1)):
-                    y, z, c, s = x[o + n + n], x[o + n + n + U(1)], cos[t, n], sin[t, n]
-                    out[b, t, h, n + n] = y * c + z * s
-                    out[b, t, h, n + n + U(1)] = z * c - y * s
-            else:
-                for n in range(d):
-                    out[b, t, h, n] = x[o + n]
+        for h in range(h0, h1):
+            for n in range(0, d, LANES):
+                i, o = ((b * T + t) * H + h) * d + n, ((h - h0) * (T + LANES) + t) * D + n
+                v = load(scratch, o) if back else load_part(flat, i, d - n, zero)
+                if table.size > 0:
+                    c = 2 * t * whole(d) + n
+                    v = v * load(table, c) + swap_pairs(v) * load(table, c + whole(d))
+                if back:
+                    store_part(flat, i, v * scale, d - n)
+                else:
+                    store_part(scratch, o, v * scale, D - n)
 
 
 @inline
 def chunk_of_heads(size, group, K):
-    """How many key/value heads to load together: about 64 KB of scratch for their queries."""
-    return max(1, min(K, 16384 // (size * group)))
+    """How many key/value heads to load together: up to 128 KB of scratch for their queries."""
+    rounds = (K * group * size + 32767) // 32768
+    return (K + rounds - 1) // rounds
 
 
 @inline
-def to_lanes(x, base, width, d, i0, scale, out):
-    """out[n, lane] = scale · x[i0 + lane, n]; the scratch has LANES rows to spare."""
-    w, i = U(width), U(base + i0 * width)
-    for n in range(U(d)):
-        for lane in range(U(LANES)):
-            out[n * U(LANES) + lane] = x[i + lane * w + n] * scale
+def to_lanes(x, i, D, out):
+    """out[n, lane] = x[i + lane D + n]: rows of the scratch become lanes."""
+    for n in range(0, D, LANES):
+        transpose(x, i + n, D, out, n * LANES, LANES)
+
+
+@inline
+def to_rows(x, out, i, D):
+    """The way back. Where D < LANES a row's end spoils the next row, which is written after it."""
+    for n in range(0, D, LANES):
+        transpose(x, n * LANES, LANES, out, i + n, D)
 
 
 @inline
@@ -144,34 +165,33 @@ def bits(i0, j, T, h0, h1):
 
 
 @jit
-def attention(q, k, v, cos, sin, scale, window, causal, drop, keep, k0, k1):
+def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
-    B, T, H, d = q.shape
-    K = k.shape[2]
-    group, D = H // K, (d + KEYS - 1) // KEYS * KEYS
-    dt = q.dtype.type
-    out, lse = np.empty((B, T, H, d), q.dtype), np.empty((B, H, T), q.dtype)
+    B, T, heads, d = packed.shape
+    K = (heads - H) // 2
+    group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
+    dt = packed.dtype.type
+    out, lse = np.empty((B, T, H, d), packed.dtype), np.empty(B * H * T, packed.dtype)
     size = (T + LANES) * D  # one head, with room for whole blocks and tiles at its end: zeros
     chunk = chunk_of_heads(size, group, K)
-    qs = np.zeros(chunk * group * size, q.dtype)
-    ks, vs = np.zeros(chunk * size, q.dtype), np.zeros(chunk * size, q.dtype)
-    qT, oT = np.zeros(D * LANES, q.dtype), np.zeros(D * LANES, q.dtype)
-    p = np.zeros((T + KEYS) * LANES, q.dtype)
-    ms, ls = np.zeros(LANES, q.dtype), np.zeros(LANES, q.dtype)
-    minus, zero, kept = dt(-np.inf), splat(dt(0)), splat(keep)
-    none = cos[:0]
+    qs, os = zeros(chunk * group * size, packed), zeros(chunk * group * size, packed)
+    ks, vs = zeros(chunk * size, packed), zeros(chunk * size, packed)
+    qT, oT = zeros((D + LANES) * LANES, packed), zeros((D + LANES) * LANES, packed)
+    p = zeros((T + KEYS) * LANES, packed)
+    minus, zero = dt(-np.inf), splat(dt(0))
+    table, none = rotary(cos, sin, dt(1)), p[:0]
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(q, b, c0 * group, c1 * group, cos, sin, qs, D)
-            load_heads(k, b, c0, c1, cos, sin, ks, D)
-            load_heads(v, b, c0, c1, none, none, vs, D)
+            copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
+            copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
+            copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
-                    to_lanes(qs, qo, D, d, i0, scale * dt(LOG2E), qT)
+                    to_lanes(qs, qo + i0 * D, D, qT)
                     m = splat(minus)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
@@ -187,74 +207,77 @@ def attention(q, k, v, cos, sin, scale, window, causal, drop, keep, k0, k1):
                         l = l + (e + f)
                         if drop > 0:
                             r = bits(i0, j, T, h0, h1)
-                            e = pick(r << u32(16), splat(drop), e * kept, zero)
-                            f = pick(r, splat(drop), f * kept, zero)
+                            e = pick(r << u32(16), splat(drop), e, zero)
+                            f = pick(r, splat(drop), f, zero)
                         store(p, j * LANES, e)
                         store(p, (j + 1) * LANES, f)
-                    for n in range(0, D, KEYS):
+                    inverse = splat(keep) / l  # dropout's factor, once for all keys
+                    for n in range(0, d, KEYS):
                         o = tile(p, start * LANES, LANES, vs, ko + start * D + n, D, 1,
                                  stop - start)
                         for c in range(KEYS):
-                            store(oT, (n + c) * LANES, o[c])
-                    store(ms, 0, m)
-                    store(ls, 0, l)
-                    for lane in range(min(LANES, T - i0)):
-                        inverse = dt(1) / ls[lane]
-                        lse[b, h, i0 + lane] = ms[lane] * dt(LN2) + math.log(ls[lane])
-                        for n in range(U(d)):
-                            out[b, i0 + lane, h, n] = oT[n * U(LANES) + U(lane)] * inverse
-    return out, lse
+                            store(oT, (n + c) * LANES, o[c] * inverse)
+                    to_rows(oT, os, qo + i0 * D, D)
+                    store_part(lse, (b * H + h) * T + i0, (m + log2(l)) * dt(LN2), T - i0)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1), os, D, True)
+    return out, lse.reshape(B, H, T)
 
 
 @jit
-def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1,
-                       dq, dk, dv):
-    """Write the gradients of q, k and v into dq, dk and dv (which may be views of one array)."""
-    B, T, H, d = q.shape
-    K = k.shape[2]
-    group, D = H // K, (d + LANES - 1) // LANES * LANES  # a head's columns are lanes here as well
-    dt = q.dtype.type
+def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
+    """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
+    B, T, heads, d = packed.shape
+    K = (heads - H) // 2
+    group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
+    dt = packed.dtype.type
+    grads, flat = np.empty((B, T, heads, d), packed.dtype), lse.reshape(-1)
     size = (T + LANES) * D
+    # A short head's columns fill half a vector. The other half is the next query: even and odd
+    # queries have sums of their own for dK and dV, which costs nothing until they are added up.
+    paired = 2 * D == LANES
     chunk = chunk_of_heads(size, group, K)
-    wide, narrow = chunk * group * size, chunk * size
-    qs, gs, dqs = np.zeros(wide, q.dtype), np.zeros(wide, q.dtype), np.zeros(wide, q.dtype)
-    ks, vs = np.zeros(narrow, q.dtype), np.zeros(narrow, q.dtype)
-    dks, dvs = np.zeros(narrow, q.dtype), np.zeros(narrow, q.dtype)
-    qT, gT = np.zeros(D * LANES, q.dtype), np.zeros(D * LANES, q.dtype)
-    dqT = np.zeros(D * LANES, q.dtype)
-    p, ds = np.zeros((T + KEYS) * LANES, q.dtype), np.zeros((T + KEYS) * LANES, q.dtype)
-    deltas, sums = np.zeros(LANES, q.dtype), np.zeros(LANES, q.dtype)
-    minus, zero, kept = dt(-np.inf), splat(dt(0)), splat(keep)
-    none = cos[:0]
+    wide, narrow, block = chunk * group * size, chunk * size, (D + LANES) * LANES
+    qs, gs = zeros(wide, packed), zeros(wide, packed)
+    os, dqs = zeros(wide, packed), zeros(wide, packed)
+    ks, vs = zeros(narrow, packed), zeros(narrow, packed)
+    dks, dvs = zeros(narrow, packed), zeros(narrow, packed)
+    qT, gT, oT = zeros(block, packed), zeros(block, packed), zeros(block, packed)
+    q2, g2 = zeros(block, packed), zeros(block, packed)
+    p, ds = zeros((T + KEYS) * LANES, packed), zeros((T + KEYS) * LANES, packed)
+    minus, zero = dt(-np.inf), splat(dt(0))
+    table, back, none = rotary(cos, sin, dt(1)), rotary(cos, sin, dt(-1)), p[:0]
     for b in range(B):
         for c0 in range(0, K, chunk):
             c1 = min(K, c0 + chunk)
-            load_heads(q, b, c0 * group, c1 * group, cos, sin, qs, D)
-            load_heads(g, b, c0 * group, c1 * group, none, none, gs, D)
-            load_heads(k, b, c0, c1, cos, sin, ks, D)
-            load_heads(v, b, c0, c1, none, none, vs, D)
-            dks[:] = 0
-            dvs[:] = 0
+            copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
+            copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
+            copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
+            copy_heads(g, b, c0 * group, c1 * group, none, keep, gs, D, False)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / keep, os, D, False)
+            dks[:] = dvs[:] = 0
             for h in range(c0 * group, c1 * group):
                 h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
-                    count = min(LANES, T - i0)
-                    to_lanes(qs, qo, D, d, i0, scale * dt(LOG2E), qT)
-                    to_lanes(gs, qo, D, d, i0, dt(1), gT)
-                    for lane in range(count):
-                        total = dt(0)  # Σ_j P_ij dP_ij = g_i · o_i
-                        for n in range(U(d)):
-                            total += gT[n * U(LANES) + U(lane)] * out[b, i0 + lane, h, n]
-                        deltas[lane] = total
-                        sums[lane] = lse[b, h, i0 + lane] * dt(LOG2E)
-                    delta, logsum = load(deltas, 0), load(sums, 0)
+                    at = qo + i0 * D
+                    to_lanes(qs, at, D, qT)
+                    to_lanes(gs, at, D, gT)
+                    to_lanes(os, at, D, oT)
+                    if paired:  # lanes: column 0 of query i, of query i + 1, column 1 of query i, …
+                        for i in range(0, LANES, 2):
+                            store(q2, i * D, interleave(load(qs, at + i * D)))
+                            store(g2, i * D, interleave(load(gs, at + i * D)))
+                    delta = zero  # Σ_j P_ij dP_ij = g_i · o_i
+                    for n in range(0, d):
+                        delta = delta + load(gT, n * LANES) * load(oT, n * LANES)
+                    # Queries past the end get a log-sum-exp of infinity, and so no weights.
+                    logsum = load_part(flat, (b * H + h) * T + i0, T - i0, dt(np.inf)) * dt(LOG2E)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
                         dp = tile(gT, 0, LANES, vs, ko + j * D, 1, D, d)
                         edge = ragged(i0, j, T, window, causal)
-                        r = bits(i0, j, T, h0, h1)
+                        r = iota(u32(0))  # a name for the loop: bits are drawn for two keys
                         for n in range(KEYS):
                             x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
                             e = exp2_negative(x - logsum)
@@ -263,26 +286,33 @@ def attention_backward(g, q, k, v, out, lse, cos, sin, scale, window, causal, dr
                                 if n % 2 == 0:
                                     r = bits(i0, j + n, T, h0, h1)
                                 t = r << u32(16) if n % 2 == 0 else r
-                                f = pick(t, splat(drop), e * kept, zero)
-                                y = pick(t, splat(drop), y * kept, zero)
+                                f = pick(t, splat(drop), e, zero)
+                                y = pick(t, splat(drop), y, zero)
                             store(p, (j + n) * LANES, f)
                             store(ds, (j + n) * LANES, e * (y - delta))
                     for n in range(0, d, KEYS):
                         o = tile(ds, start * LANES, LANES, ks, ko + start * D + n, D, 1,
                                  stop - start)
                         for c in range(KEYS):
-                            store(dqT, (n + c) * LANES, o[c] * scale)
-                    for lane in range(U(LANES)):
-                        for n in range(U(d)):
-                            dqs[U(qo + i0 * D) + lane * U(D) + n] = dqT[n * U(LANES) + lane]
+                            store(oT, (n + c) * LANES, o[c])
+                    to_rows(oT, dqs, at, D)
                     for j in range(start, stop, KEYS):
-                        for n in range(0, D, LANES):
-                            o = tile(qs, qo + i0 * D + n, D, ds, j * LANES, 1, LANES, count)
-                            w = tile(gs, qo + i0 * D + n, D, p, j * LANES, 1, LANES, count)
-                            for c in range(KEYS):
-                                at = ko + (j + c) * D + n
-                                store(dks, at, load(dks, at) + o[c] * scale)
-                                store(dvs, at, load(dvs, at) + w[c])
-            store_heads(dqs, D, cos, sin, dq, b, c0 * group, c1 * group)
-            store_heads(dks, D, cos, sin, dk, b, c0, c1)
-            store_heads(dvs, D, none, none, dv, b, c0, c1)
+                        if paired:
+                            o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, D, splat_pair)
+                            w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, D, splat_pair)
+                            for c in range(0, KEYS, 2):
+                                to = ko + (j + c) * D
+                                store(dks, to, load(dks, to) + sum_pairs(o[c], o[c + 1]))
+                                store(dvs, to, load(dvs, to) + sum_pairs(w[c], w[c + 1]))
+                        else:
+                            for n in range(0, D, LANES):
+                                o = tile(qs, at + n, D, ds, j * LANES, 1, LANES, LANES)
+                                w = tile(gs, at + n, D, p, j * LANES, 1, LANES, LANES)
+                                for c in range(KEYS):
+                                    to = ko + (j + c) * D + n
+                                    store(dks, to, load(dks, to) + o[c])
+                                    store(dvs, to, load(dvs, to) + w[c])
+            copy_heads(grads, b, c0 * group, c1 * group, back, scale, dqs, D, True)
+            copy_heads(grads, b, H + c0, H + c1, back, dt(LN2), dks, D, True)
+            copy_heads(grads, b, H + K + c0, H + K + c1, none, dt(1), dvs, D, True)
+    return grads

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from minitensor.kernels import reference
 from minitensor.kernels._jit import inline, jit, outlined
-from minitensor.kernels.simd import CONTRACT, LANES, _splat, load, store, transpose
+from minitensor.kernels.simd import CONTRACT, LANES, _splat, aligned, load, store, transpose
 
 ROWS = 12 if LANES == 16 else 6  # with two vectors each: 24 of 32 registers, or 12 of 16
 WIDTH = 2 * LANES  # columns of a panel
@@ -138,14 +138,6 @@ def copy_columns(b, i, step, count, columns, panel, j):
 
 
 @inline
-def aligned(size, dtype):
-    """An array that begins at a multiple of a vector's size: no vector takes two lines of cache."""
-    spare = np.empty(size + LANES, dtype)
-    first = -(spare.ctypes.data // spare.itemsize) % LANES
-    return spare[first:first + size]
-
-
-@inline
 def part(length, limit):
     """The length of the equal parts, none above the limit, that `length` is cut into."""
     number = (length + limit - 1) // limit
@@ -163,7 +155,7 @@ def _product(a, b, turned, bias, out):
     a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     depth = part(K, DEPTH)
     width = (part(N, max(WIDTH, PANELS // depth)) + WIDTH - 1) // WIDTH * WIDTH
-    panels, begin = aligned(depth * width, a.dtype), np.zeros(width, a.dtype)
+    panels, begin = aligned(depth * width, a), np.zeros(width, a.dtype)
     for k in range(0, K, depth):
         count = min(depth, K - k)
         for n0 in range(0, N, width):

@@ -181,40 +181,49 @@ def _attention_mask(shape: tuple[int, ...], drop: np.uint32, keep: float, k0: np
     return ((bits >= drop) * dtype.type(keep)).reshape(shape)
 
 
-def attention(q: Array, k: Array, v: Array, cos: Array, sin: Array, scale: float, window: int,
+def _split(packed: Array, H: int) -> list[Array]:
+    """Views of q (B, T, H, d), k and v (B, T, K, d) in packed heads (B, T, H + 2 K, d)."""
+    return np.split(packed, [H, (packed.shape[2] + H) // 2], axis=2)
+
+
+def attention(packed: Array, H: int, cos: Array, sin: Array, scale: float, window: int,
               causal: bool, drop: np.uint32, keep: float, k0: np.uint32,
               k1: np.uint32) -> tuple[Array, Array]:
-    """dropout(softmax(scale q kᵀ)) v. q (B, T, H, d), k and v (B, T, K, d) -> o (B, T, H, d), lse.
+    """dropout(softmax(scale q kᵀ)) v (B, T, H, d) and the log-sum-exp of the scores (B, H, T).
 
     q and k are rotated by RoPE first; a group of H/K query heads shares a key/value head.
     """
-    group = q.shape[2] // k.shape[2]
+    q, k, v = _split(packed, H)
+    group = H // k.shape[2]
     k, v = np.repeat(rotate(k, cos, sin), group, axis=2), np.repeat(v, group, axis=2)
     p, lse = attention_weights(rotate(q, cos, sin), k, scale, window, causal)
     p = p * _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
     return np.einsum("bhij,bjhd->bihd", p, v), lse
 
 
-def attention_backward(g: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, cos: Array,
+def attention_backward(g: Array, packed: Array, H: int, out: Array, lse: Array, cos: Array,
                        sin: Array, scale: float, window: int, causal: bool, drop: np.uint32,
-                       keep: float, k0: np.uint32, k1: np.uint32, dq: Array, dk: Array,
-                       dv: Array) -> None:
-    """Write dq, dk, dv. With P the weights, M the dropout factors, S the scaled scores:
+                       keep: float, k0: np.uint32, k1: np.uint32) -> Array:
+    """dq, dk, dv, packed. With P the weights, M the dropout factors, S the scaled scores:
 
     dV = (P∘M)ᵀ g;  dP = M ∘ (g Vᵀ);  dS = P ∘ (dP − rowsum(P ∘ dP));  dQ = scale dS K,
     dK = scale dSᵀ Q. rowsum(P ∘ dP) = g · o, so the output is enough to get it.
     """
+    q, k, v = _split(packed, H)
     B, T, K, d = k.shape
-    group = q.shape[2] // K
+    group = H // K
     qr, kr = rotate(q, cos, sin), np.repeat(rotate(k, cos, sin), group, axis=2)
     p, _ = attention_weights(qr, kr, scale, window, causal)
     m = _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
     dp = m * np.einsum("bihd,bjhd->bhij", g, np.repeat(v, group, axis=2))
     ds = p * (dp - np.einsum("bihd,bihd->bhi", g, out)[..., None]) * scale
+    grads = np.empty_like(packed)
+    dq, dk, dv = _split(grads, H)
     dq[...] = rotate(np.einsum("bhij,bjhd->bihd", ds, kr), cos, sin, inverse=True)
     dk_heads = rotate(np.einsum("bhij,bihd->bjhd", ds, qr), cos, sin, inverse=True)
     dk[...] = dk_heads.reshape(B, T, K, group, d).sum(axis=3)
     dv[...] = np.einsum("bhij,bihd->bjhd", p * m, g).reshape(B, T, K, group, d).sum(axis=3)
+    return grads
 
 
 # --------------------------------------------------------------------------- loss, embedding

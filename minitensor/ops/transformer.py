@@ -272,30 +272,24 @@ def _attend(name: str, packed: Array, H: int, rope: Any, window: int, scale: flo
     Returns the output (B, T, H, d) and the function from its gradient to that of `packed`.
     """
     T, heads, d = packed.shape[1:]
-
-    def parts(x: Array) -> list[Array]:
-        return np.split(x, [H, (heads + H) // 2], axis=2)
-
-    q, k, v = parts(packed)
-    if k.shape[2] == 0 or H % k.shape[2]:
-        raise ValueError(f"{name}: {k.shape[2]} key/value heads do not divide {H} query heads")
+    K = (heads - H) // 2
+    if K == 0 or H % K:
+        raise ValueError(f"{name}: {K} key/value heads do not divide {H} query heads")
     if window < 0:
         raise ValueError(f"{name}: window is {window}; it must be positive, or 0 for none")
-    empty = np.empty((0, 0), q.dtype)
-    cos, sin = (t[:T].astype(q.dtype, copy=False) for t in rope) if rope else (empty, empty)
+    dt = packed.dtype.type
+    empty = np.empty((0, 0), dt)
+    cos, sin = (t[:T].astype(dt, copy=False) for t in rope) if rope else (empty, empty)
     if rope and cos.shape != (T, d // 2):
         raise ValueError(f"{name}: the rope table {rope[0].shape} does not fit {T} positions of "
                          f"heads of {d}")
-    dt = q.dtype.type
     args = (cos, sin, dt(1 / math.sqrt(d) if scale is None else scale), window, causal,
-            *_dropped(p, key, q.dtype))
-    out, lse = kernels.attention(q, k, v, *args)
+            *_dropped(p, key, packed.dtype))
+    out, lse = kernels.attention(packed, H, *args)
 
     def backward(g: Array) -> Array:
-        grads = np.empty(packed.shape, packed.dtype)
         g = np.ascontiguousarray(g).reshape(out.shape)
-        kernels.attention_backward(g, q, k, v, out, lse, *args, *parts(grads))
-        return grads
+        return kernels.attention_backward(g, packed, H, out, lse, *args)
 
     return out, backward
 

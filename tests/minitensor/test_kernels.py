@@ -14,8 +14,8 @@ def n(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape)
 
 
-def table(dtype):
-    return mt.rope_table(37, 8, dtype=dtype)
+def table(dtype, head=8):
+    return mt.rope_table(37, head, dtype=dtype)
 
 
 IDS = np.random.default_rng(0).integers(0, 29, (3, 37))
@@ -44,9 +44,14 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
     "attention": lambda d: (mt.attention, [n(2, 4, 37, 8), n(2, 2, 37, 8), n(2, 2, 37, 8)], {}),
     "attention to all": lambda d: (mt.attention, [n(1, 2, 19, 5), n(1, 2, 19, 5), n(1, 2, 19, 5)],
                                    {"causal": False, "dropout": 0.2, "key": 3}),
+    "attention of wide heads": lambda d: (
+        mt.attention, [n(2, 6, 43, 20), n(2, 3, 43, 20), n(2, 3, 43, 20)],
+        {"dropout": 0.3, "key": 4, "window": 21}),
     "attention of one": lambda d: (mt.attention, [n(2, 1, 1, 3), n(2, 1, 1, 3), n(2, 1, 1, 3)], {}),
     "self_attention": lambda d: (mt.self_attention, [n(2, 37, 96)],
                                  {"n_head": 4, "rope": table(d), "dropout": 0.15, "key": 9}),
+    "self_attention wide": lambda d: (mt.self_attention, [n(2, 37, 40 * 5)], {
+        "n_head": 3, "n_kv_head": 1, "rope": table(d, 40)}),
     "self_attention local": lambda d: (mt.self_attention, [n(2, 37, 64)], {
         "n_head": 4, "n_kv_head": 2, "rope": table(d), "window": 5, "scale": 1.0}),
 }
