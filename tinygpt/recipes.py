@@ -100,8 +100,22 @@ SHAKESPEARE = Config(
     eval_interval=250, eval_batches=200, sample_interval=1000, checkpoint_interval=250,
 )
 
+# The same text, split and context, and nanoGPT's 1.88 in the least time that two cores take: with
+# few parameters a second holds more text, and it is text that is short. 157,344 parameters.
+# Published: Muon (Jordan et al., 2024) and one key/value head for all queries (Shazeer, 2019,
+# arXiv:1911.02150). Ours: the rest, chosen on the last tenth of the training text, but for the
+# number of steps, which leaves a margin below 1.88 on the validation text for four seeds.
+SHAKESPEARE_FAST = SHAKESPEARE.replace(
+    name="shakespeare-fast",
+    n_layer=2, n_kv_head=1, d_model=96, d_ff=256, windows=(4, 0),
+    norm="rms", positions="rope", rope_theta=100.0, head="untied", init="unit",
+    optimizer="muon", lr=6e-3, min_lr=0.0, warmup=5, schedule="linear", max_iters=280,
+    beta2=0.98, batch_size=24, shard_tokens=768,
+    eval_interval=0, eval_batches=73, sample_interval=0, checkpoint_interval=0,
+)
+
 RECIPES = {recipe.name: recipe for recipe in (
-    QUICK, PINV, MINI_1M, MINI_3M, MINI_7M, PRETRAIN, NEO, SHAKESPEARE)}
+    QUICK, PINV, MINI_1M, MINI_3M, MINI_7M, PRETRAIN, NEO, SHAKESPEARE, SHAKESPEARE_FAST)}
 
 
 def get(name: str) -> Config:

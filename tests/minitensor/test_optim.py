@@ -123,6 +123,22 @@ def test_muon_makes_updates_orthogonal():
     np.testing.assert_allclose(optim.orthogonal(g.T), optim.orthogonal(g).T, rtol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(48, 12), (12, 30), (20, 16), (16, 16), (1, 5)])
+@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-9), ("float32", 2e-4)])
+def test_orthogonal_is_the_newton_schulz_iteration(dtype, close, shape, steps):
+    decay = np.exp(-np.linspace(0, 12, shape[1]))  # singular values down to 1e-5 of the first
+    u = np.random.default_rng(0).normal(size=shape) * decay
+    before, x = u.copy(), u / np.linalg.norm(u)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.775 * gram @ x + 2.0315 * gram @ gram @ x
+    result = optim.orthogonal(u.astype(dtype), steps)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, x, rtol=0, atol=close)
+    np.testing.assert_array_equal(u, before)
+
+
 def test_wrong_calls_are_explained():
     ps = parameters()
     opt = optim.AdamW(ps)

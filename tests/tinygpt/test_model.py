@@ -15,7 +15,8 @@ from tinygpt.config import Config
 from tinygpt.model import GPT, attention_weights, components, count, init_std, layout, sinusoids
 
 COUNTS = {"pinv-0.8m": 834_644, "mini-1m": 1_046_656, "mini-3m": 3_404_032, "mini-7m": 7_072_128,
-          "pretrain-2m": 1_850_112, "neo-41m": 41_026_560, "shakespeare-char": 804_096}
+          "pretrain-2m": 1_850_112, "neo-41m": 41_026_560, "shakespeare-char": 804_096,
+          "shakespeare-fast": 157_344}
 SMALL = [name for name in recipes.RECIPES if name not in ("neo-41m", "mini-7m")]
 
 
