@@ -1,10 +1,10 @@
-"""The products of a linear map with its weight, for weights that fit a core's cache (twins:
-reference.py). The third, gᵀ x, is left to BLAS, which is as fast.
+"""The products of a linear map with its weight (twins: reference.py); the third, gᵀ x, is left to
+BLAS, which is as fast.
 
-BLAS is made for matrices of thousands: on the 128 x 512 of a small model it spends a quarter of its
-time on copying both operands into the order it likes. Here only the smaller one is copied, a panel
-of 2 LANES columns at a time, and `tile` keeps ROWS x 2 LANES sums in registers while it walks down
-that panel: each step multiplies ROWS numbers of one operand with two vectors of the other.
+BLAS copies both operands into the order it likes before it multiplies: a sixth of its time at the
+sizes of a small model. Here only the weight is copied, a panel of 2 LANES columns at a time, and
+`tile` keeps ROWS x 2 LANES sums in registers while it walks down a panel: each step multiplies ROWS
+numbers of one operand with two vectors of the other.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from minitensor.kernels.simd import CONTRACT, LANES, _splat, aligned, load, stor
 
 ROWS = 12 if LANES == 16 else 6  # with two vectors each: 24 of 32 registers, or 12 of 16
 WIDTH = 2 * LANES  # columns of a panel
-DEPTH = 384  # terms that are summed in one go; their strip of ROWS stays in the L1 cache
-PANELS = 2**16  # numbers in the panels in use at a time, 256 KB of float32: for the L2 cache
+DEPTH = 768  # terms that are summed in one go: 36 KB of ROWS rows, for the L1 cache
+PANELS = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for the L2 cache
 
 
 @intrinsic
@@ -178,10 +178,10 @@ def _product(a, b, turned, bias, out):
 
 
 def suits(x: np.ndarray, outputs: int) -> bool:
-    """Whether a product of x (N, I) with I x O numbers is faster here than with BLAS."""
-    rows, inputs = x.shape
-    return (x.dtype == np.float32 and min(rows, inputs, outputs) >= LANES
-            and min(inputs, outputs) <= 512 and inputs * outputs <= 2**20)
+    """Whether a product of x (N, I) with I x O numbers is done here. The smallest would be all
+    edges; the largest are left to BLAS, which takes several threads for them if it may."""
+    return (x.dtype == np.float32 and min(*x.shape, outputs) >= LANES
+            and x.size * outputs <= 2**32)
 
 
 def empty(*shape: int) -> np.ndarray:

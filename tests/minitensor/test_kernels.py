@@ -23,8 +23,8 @@ MASKED = np.where(IDS % 5 == 0, -100, IDS)
 CASES = {  # odd sizes: several vectors or blocks, and a rest
     "linear": lambda d: (mt.linear, [n(5, 7, 67), n(45, 67), n(45)], {}),
     "linear of whole tiles": lambda d: (mt.linear, [n(48, 64), n(32, 64)], {}),
-    "linear, a long sum": lambda d: (mt.linear, [n(25, 801), n(50, 801), n(50)], {}),
-    "linear, several blocks": lambda d: (mt.linear, [n(29, 40), n(3301, 40)], {}),
+    "linear, a long sum": lambda d: (mt.linear, [n(25, 1601), n(50, 1601), n(50)], {}),
+    "linear, several blocks": lambda d: (mt.linear, [n(29, 40), n(6601, 40)], {}),
     "linear, too small": lambda d: (mt.linear, [n(3, 5), n(4, 5), n(4)], {}),
     "rms_norm": lambda d: (mt.rms_norm, [n(5, 7, 67), n(67)], {}),
     "layer_norm": lambda d: (mt.layer_norm, [n(5, 7, 67), n(67), n(67)], {"eps": 1e-3}),
