@@ -11,7 +11,7 @@ What this file is not: there are no closures, no sparse gradients, no AMSGrad.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,7 @@ class Optimizer:
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
+    light: ClassVar[int] = 2**20  # elements below which threads are not worth waking
 
     def __init__(self, params: Iterable[Any], **defaults: Any):
         name, groups = type(self).__name__, list(params)
@@ -91,8 +92,7 @@ class Optimizer:
                 arrays = [p._array, np.ascontiguousarray(g, p.dtype),
                           *(state[name] for name in self.moments)]
                 jobs += ((group, state["step"], scale, piece) for piece in self.pieces(arrays))
-        run = workers.map if workers is not None else map
-        for _ in run(lambda job: self.update(*job), jobs):
+        for _ in _spread(workers, self.parameters, self.light)(lambda job: self.update(*job), jobs):
             pass
 
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
@@ -211,6 +211,7 @@ class Muon(Optimizer):
     """
 
     moments = ("momentum_buffer",)
+    light = 0
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.1,
                  momentum: float = 0.95, nesterov: bool = True, ns_steps: int = 5):
@@ -269,12 +270,18 @@ def _quintic(gram: Array) -> Array:
 # --------------------------------------------------------------------------------------- clipping
 
 
+def _spread(workers: Any, arrays: Iterable[Any], light: int) -> Callable[..., Iterable[Any]]:
+    """`workers.map`, or `map` for so few elements that waking threads would take longer."""
+    if workers is None or sum(a.size for a in arrays) < light:
+        return map
+    return workers.map  # type: ignore[no-any-return]
+
+
 def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
     """The 2-norm of all gradients as one vector, added up in float64 in a fixed order."""
     pieces = [flat[i:i + PIECE] for flat in (np.ravel(g) for g in grads)
               for i in range(0, flat.size, PIECE)]
-    run = workers.map if workers is not None else map
-    return math.sqrt(math.fsum(run(kernels.sum_of_squares, pieces)))
+    return math.sqrt(math.fsum(_spread(workers, pieces, 2**22)(kernels.sum_of_squares, pieces)))
 
 
 def clip_grad_norm_(params: Iterable[Tensor], max_norm: float) -> float:
