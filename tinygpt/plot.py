@@ -134,6 +134,8 @@ def training_curves(run: Path, name: str, out: Path) -> Path:
         left.plot(valid["step"], valid["valid_loss"], label="validation", **dots)
         right.plot(valid["step"], np.exp(valid["valid_loss"]), **dots)
         plain_log(right)
+    if max(train["loss"]) > 4 * min(train["loss"]) > 0:
+        plain_log(left)  # or the fall of the first steps leaves no room for the rest
     left.legend(frameon=False)
     return save(picture, out / "training_curves.png")
 
@@ -144,7 +146,8 @@ def plain_log(axes: Any) -> None:
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(
+        lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.4g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
