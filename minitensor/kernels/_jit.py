@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -106,14 +105,14 @@ class Kernel:
         try:
             return self.call(*args)
         except Exception as error:
-            # A broken cache file can surface as nearly any exception of pickle or LLVM. Drop the
-            # cache and compile once more: a real fault of the kernel then shows itself again.
-            if not FOLDER.exists() or not any(FOLDER.rglob(f"*{self.__name__}*.nb*")):
+            # A broken cache file can surface as nearly any exception of pickle or LLVM. Drop this
+            # kernel's files and compile once more: a real fault then shows itself again. The
+            # folders stay, since other kernels have looked them up already.
+            files = list(FOLDER.rglob(f"*.{self.__name__}-*.nb*"))
+            if not files or isinstance(error, numba.core.errors.TypingError):
                 raise
-            if isinstance(error, numba.core.errors.TypingError):
-                raise
-            shutil.rmtree(FOLDER, ignore_errors=True)
-            FOLDER.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                file.unlink(missing_ok=True)
             self.call = self._compile()
             return self.call(*args)
 

@@ -1,5 +1,9 @@
 """Every numba kernel against its NumPy twin, in both precisions, through the ops that use it."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -108,6 +112,31 @@ def test_an_inner_product_meets_nothing_but_its_own_numbers():
     x, w = clean[0, :1665].reshape(37, 45), clean[1, :1485].reshape(33, 45)
     assert np.isfinite(kernels.twin("linear", "numba")(x, w, clean[2, :33])).all()
     assert np.isfinite(kernels.twin("linear_dx", "numba")(x @ w.T, w)).all()
+
+
+def test_a_broken_cache_is_compiled_anew(tmp_path):
+    """And what other kernels have there is left alone, compiled already or not."""
+    code = ("import minitensor as mt, numpy as np; x = mt.Tensor(np.ones(8, np.float32)); "
+            "print(mt.gelu(x).data[0], mt.swiglu(x, x).data[0], end=' '); "
+            "print(mt.dropout(x, 0.5, 1).shape)")
+    folder = {**os.environ, "MINITENSOR_CACHE": str(tmp_path)}
+
+    def run():
+        done = subprocess.run([sys.executable, "-c", code], env=folder, capture_output=True,
+                              text=True, timeout=300, check=True)
+        return done.stdout
+
+    first = run()
+    kept = [f for f in tmp_path.rglob("*.nb*") if ".swiglu-" in f.name]
+    before = [f.stat().st_mtime_ns for f in kept]
+    assert kept
+    for file in tmp_path.rglob("*.nb*"):
+        if ".gelu-" in file.name:
+            file.write_bytes(b"no such thing")
+        elif ".dropout-" in file.name:
+            file.unlink()
+    assert run() == first
+    assert [f.stat().st_mtime_ns for f in kept] == before
 
 
 def test_no_kernel_is_left_out(monkeypatch):
