@@ -122,7 +122,8 @@ def evaluate_stream(model: GPT, tokenizer: Tokenizer, stream: Array, size: int, 
     context = model.config.context
     stride = stride or max(1, context // 2)
     with tqdm(total=len(windows(len(stream), min(context, len(stream) - 1), stride)), unit="window",
-              file=sys.stderr, disable=not progress, leave=False) as bar:
+              file=sys.stderr, disable=not progress, leave=False,
+              mininterval=0.2 if sys.stderr.isatty() else 10) as bar:
         nats = stream_loss(model, stream, stride=stride, batch_size=batch_size, workers=workers,
                            progress=bar.update)
     n = len(stream) - 1

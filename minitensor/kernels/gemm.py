@@ -177,10 +177,10 @@ def _product(a, b, turned, bias, out):
 # ------------------------------------------------------------------------ what the ops call
 
 
-def suits(x: np.ndarray, outputs: int) -> bool:
-    """Whether a product of x (N, I) with I x O numbers is done here. The smallest would be all
-    edges; the largest are left to BLAS, which takes several threads for them if it may."""
-    return (x.dtype == np.float32 and min(*x.shape, outputs) >= LANES
+def suits(x: np.ndarray, weight: np.ndarray, outputs: int) -> bool:
+    """Whether a product of x (N, I) with a weight of I x O numbers is done here. The smallest would
+    be all edges; the largest are left to BLAS, which takes several threads for them if it may."""
+    return (x.dtype == weight.dtype == np.float32 and min(*x.shape, outputs) >= LANES
             and x.size * outputs <= 2**32)
 
 
@@ -192,7 +192,7 @@ def empty(*shape: int) -> np.ndarray:
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    if not suits(x, len(weight)):
+    if not suits(x, weight, len(weight)):
         return reference.linear(x, weight, bias)
     y = empty(len(x), len(weight))
     _product(x, weight, True, np.empty(0, x.dtype) if bias is None else bias, y)
@@ -200,7 +200,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
 
 
 def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    if not suits(g, weight.shape[1]):
+    if not suits(g, weight, weight.shape[1]):
         return reference.linear_dx(g, weight)
     dx = empty(len(g), weight.shape[1])
     _product(g, weight, False, np.empty(0, g.dtype), dx)
