@@ -22,8 +22,8 @@ import minitensor as mt
 from tinygpt import bench, recipes
 
 TOKENS = 4096
-BASE = recipes.get("quick").replace(vocab_size=512, context=128, n_layer=4, d_model=128, n_head=4,
-                                    d_ff=352, batch_size=TOKENS // 128)
+BASE = recipes.get("quick").replace(windows=(0,), vocab_size=512, context=128, n_layer=4,
+                                    d_model=128, n_head=4, d_ff=352, batch_size=TOKENS // 128)
 LINES = {  # what is changed: (its values, the configuration of a value, the slope to expect)
     "tokens per step": ([512, 1024, 2048, 4096, 8192, 16384],
                         lambda n: BASE.replace(batch_size=n // 128), "1: all work is by token"),
