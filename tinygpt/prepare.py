@@ -372,6 +372,8 @@ def _tokenizer(corpus: Corpus, processes: int) -> Any:
     splits, so that no character of the validation text is unknown.
     """
     kind, size = corpus.options.tokenizer, corpus.options.vocab_size
+    if not any(piece.end > piece.start for piece in corpus.pieces):
+        raise Error("the sources are empty; there is nothing to prepare")
     if kind not in ("bpe", "char", "char-plain"):
         return bpe.load(kind)
     total = sum(piece.end - piece.start for piece in corpus.pieces)

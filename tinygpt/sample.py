@@ -214,6 +214,11 @@ def main(args: argparse.Namespace) -> int:
         prompt = prompt_ids(tokenizer, args.prompt)
     except ValueError as error:
         raise Error(f"--prompt: {error}") from error
+    if kernels.backend() == "numba":
+        from minitensor.kernels import _jit  # imports numba
+
+        if not any(_jit.FOLDER.rglob("decode.*.nbc")):
+            print("tinygpt: compiling kernels, which is done once…", file=sys.stderr, flush=True)
     stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
     pairs = generate_many(
         saved, [prompt] * args.num_samples, max_new_tokens=args.max_new_tokens,

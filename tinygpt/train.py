@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -239,10 +240,10 @@ class Run:
         """Write the configuration, and open the log: a new one unless the run goes on."""
         with replacing(self.out / "config.json") as handle:
             handle.write(config.dumps(self.config, ".json").encode())
-        mode = "a" if self.step or self.shown else "w"
-        if mode == "w":
-            (self.out / "samples.txt").unlink(missing_ok=True)
-        self.log_file = (self.out / "log.jsonl").open(mode, encoding="utf-8", newline="\n")
+        if not (self.step or self.shown):
+            for name in ("samples.txt", "log.jsonl"):
+                (self.out / name).unlink(missing_ok=True)
+        self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
 
     def log(self, **record: Any) -> None:
         """One line of log.jsonl, on its way to disk at once."""
@@ -361,7 +362,7 @@ class Run:
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
         self.save()
         tell(f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
-            f"go on with: tinygpt train --resume --out {self.out}")
+            f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}")
         return 128 + number
 
     def finish(self, times: StepTimes) -> int:
@@ -370,7 +371,7 @@ class Run:
         times.remember()
         tell(f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
-            f"tinygpt generate {self.out / 'model.npz'}")
+            f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}")
         return 0
 
 
@@ -600,11 +601,14 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
         return c, new_folder(args.out, c.name), None
     if args.config:
         raise UsageError("--config: a run goes on with its own configuration; --resume needs none")
-    out = args.out or latest_folder(recipes.get(args.recipe or "quick").name)
+    name = recipes.get(args.recipe).name if args.recipe else None
+    out = args.out or latest_folder(name)
     if not (out / "config.json").is_file():
         raise Error(f"{out}: no run to go on with (there is no config.json)")
     saved = checkpoint.load_latest(out / "checkpoint.npz", tell)
     before = saved.config if saved else config.load(out / "config.json")
+    if name and before.name != name:
+        raise UsageError(f"--resume: the run in {out} is of {before.name}, not of {name}")
     c = overrides(args, before)
     changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
     if changed - CHANGEABLE:
@@ -625,8 +629,13 @@ def new_folder(out: Path | None, name: str) -> Path:
     return out
 
 
-def latest_folder(name: str) -> Path:
-    """The highest-numbered run of a recipe."""
+def latest_folder(name: str | None) -> Path:
+    """The highest-numbered run of a recipe, or of all in runs/ the one that was at work last."""
+    if name is None:
+        every = [path for path in Path("runs").glob("*") if (path / "config.json").is_file()]
+        if not every:
+            raise Error("runs: no run to go on with; give its folder with --out")
+        return max(every, key=lambda path: max(f.stat().st_mtime for f in path.iterdir()))
     found = None
     for path in _numbered(name):
         if not _holds_run(path):
@@ -635,6 +644,27 @@ def latest_folder(name: str) -> Path:
     if found is None:
         raise Error(f"runs/{name}: no run to go on with; give its folder with --out")
     return found
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"{out}: another process is training here") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def _numbered(name: str) -> Iterator[Path]:
@@ -674,9 +704,18 @@ def check_folder(out: Path) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
+    if args.profile is not None:
+        c, _, saved = resolve(args)
+        return run_or_profile(args, c, None, saved)
     c, out, saved = resolve(args)
-    if args.profile is None:
-        check_folder(out)
+    check_folder(out)
+    with alone(out):
+        return run_or_profile(args, c, out, saved)
+
+
+def run_or_profile(args: argparse.Namespace, c: Config, out: Path | None,
+                   saved: Saved | None) -> int:
+    """Train in the folder `out`, or, without one, profile some steps."""
     dataset = data.load(c, tell, saved.tokenizer if saved else None)
     c = fit_vocabulary(c, dataset)
     threads = 1 if args.profile else args.threads or cores()
@@ -685,7 +724,7 @@ def main(args: argparse.Namespace) -> int:
             tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
         trainer = Trainer(c, dataset, workers)
         compile_kernels(trainer)
-        if args.profile is not None:
+        if out is None:
             from tinygpt.profile import profile
 
             profile(trainer, max(1, args.profile))

@@ -272,7 +272,7 @@ def test_errors_of_a_worker_arrive(make, small_pieces, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no text is left for train"), ("\n \n", "no text"), ("x", "no text is left for train")],
+    [("", "the sources are empty"), ("\n \n", "no text"), ("x", "no text is left for train")],
 )
 def test_too_little_text(make, text, message, tmp_path):
     tokenizer = tmp_path / "t.json"
@@ -284,6 +284,9 @@ def test_too_little_text(make, text, message, tmp_path):
 def test_wrong_calls(tmp_path, make):
     with pytest.raises(UsageError, match="no such file"):
         prepare([tmp_path / "nothing.txt"], tmp_path / "out")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(Error, match="the sources are empty"):  # with a tokenizer to be learnt
+        prepare([tmp_path / "empty.txt"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(Error, match="no file in this folder"):
         prepare([tmp_path / "empty"], tmp_path / "out")

@@ -90,6 +90,25 @@ def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
     assert not same(params(tmp_path / "one"), params(tmp_path / "other"))
 
 
+def test_a_run_has_its_folder_to_itself(recipe, tmp_path):
+    pytest.importorskip("fcntl")
+    run(recipe, tmp_path / "run")
+    with train.alone(tmp_path / "run"), pytest.raises(Error, match="another process is training"):
+        cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--debug"])
+
+
+def test_resume_takes_the_run_that_was_at_work_last(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "my first"):
+        run(recipe, Path("runs") / name)
+    for path in Path("runs/old").iterdir():
+        os.utime(path, (1, 1))
+    assert "runs/my first" in str(train.latest_folder(None))
+    assert "tinygpt generate 'runs/my first/model.npz'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="not of mini-1m"):
+        cli.main(["train", "mini-1m", "--resume", "--out", "runs/old", "--debug"])
+
+
 def test_accumulation_gives_the_bits_of_one_large_batch(recipe, tmp_path):
     run(recipe, tmp_path / "large", "--set", "batch_size=8")
     run(recipe, tmp_path / "small", "--set", "batch_size=2", "--set", "accumulation=4")
