@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bpe
@@ -113,6 +113,16 @@ def test_greedy_is_the_argmax_of_the_model_and_what_top_k_1_gives(model):
             ids.append(int(model(np.array([ids])).numpy()[0, -1].argmax()))
     assert list(generate(model, [1], max_new_tokens=C.context - 1, temperature=0)) == ids[1:]
     assert list(generate(model, [1], max_new_tokens=C.context - 1, top_k=1, seed=5)) == ids[1:]
+
+
+@given(**OPTIONS)
+@settings(max_examples=20, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_seed_gives_the_same_sequence(model, temperature, top_k, top_p, seed):
+    def run():
+        return list(generate(model, [1], max_new_tokens=20, temperature=temperature, top_k=top_k,
+                             top_p=top_p, seed=seed))
+    assert run() == run()
 
 
 def test_the_seed_decides_the_sequence(model):
