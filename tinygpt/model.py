@@ -20,7 +20,6 @@ from minitensor import Tensor, nn
 from tinygpt.config import Config
 
 Array = np.ndarray
-ATTENTION, OUT, FFN = range(3)  # sites of dropout inside a block
 
 # ----------------------------------------------------------------------- what it is made of
 
@@ -107,49 +106,31 @@ def sinusoids(length: int, width: int, dtype: Any) -> Array:
 # ----------------------------------------------------------------------------------- modules
 
 
-def _norm(c: Config) -> nn.Module:
+def _norm(c: Config) -> nn.RMSNorm | nn.LayerNorm:
     if c.norm == "rms":
         return nn.RMSNorm(c.d_model, eps=c.norm_eps)
     return nn.LayerNorm(c.d_model, eps=c.norm_eps, bias=c.norm_bias)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with dropout on the weights; keys and values may be fewer heads."""
+    """The linear maps around attention; keys and values may be fewer heads than queries."""
 
-    def __init__(self, c: Config, layer: int, rng: np.random.Generator):
+    def __init__(self, c: Config, rng: np.random.Generator):
         super().__init__()
-        self.c, self.layer = c, layer
         width = (c.n_head + 2 * c.kv_heads) * c.head_dim
         self.qkv = nn.Linear(c.d_model, width, bias=c.qkv_bias, rng=rng)
         self.out = nn.Linear(c.d_model, c.d_model, bias=c.out_bias, rng=rng)
 
-    def forward(self, x: Tensor, rope: tuple[Array, Array] | None, p: float, key: int,
-                maps: list[Array] | None) -> Tensor:
-        c = self.c
-        qkv = self.qkv(x)  # (B, T, (H + 2 KV) hd)
-        if maps is not None:
-            maps.append(attention_weights(c, self.layer, qkv.numpy(), rope))
-        y = mt.self_attention(qkv, c.n_head, c.kv_heads, rope=rope, window=c.window(self.layer),
-                              scale=None if c.scale_attention else 1.0, dropout=p,
-                              key=mt.fold(key, self.layer, ATTENTION) if p else 0)
-        return self.out(y)
-
 
 class FeedForward(nn.Module):
-    """``down(gelu(up(x)))``, or SwiGLU's ``down(silu(gate(x)) * up(x))`` (Shazeer, 2020)."""
+    """The linear maps of the feed-forward network; SwiGLU has a gate (Shazeer, 2020)."""
 
     def __init__(self, c: Config, rng: np.random.Generator):
         super().__init__()
-        self.kind = c.ffn
         if c.ffn == "swiglu":
             self.gate = nn.Linear(c.d_model, c.d_ff, bias=c.gate_bias or c.ffn_bias, rng=rng)
         self.up = nn.Linear(c.d_model, c.d_ff, bias=c.ffn_bias, rng=rng)
         self.down = nn.Linear(c.d_ff, c.d_model, bias=c.ffn_bias, rng=rng)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "swiglu":
-            return self.down(mt.swiglu(self.gate(x), self.up(x)))
-        return self.down(mt.gelu(self.up(x), "tanh" if self.kind == "gelu_tanh" else "none"))
 
 
 class Block(nn.Module):
@@ -157,21 +138,32 @@ class Block(nn.Module):
 
     def __init__(self, c: Config, layer: int, rng: np.random.Generator):
         super().__init__()
-        self.layer = layer
+        self.c, self.layer = c, layer
         self.attn_norm = _norm(c)
-        self.attn = Attention(c, layer, rng)
+        self.attn = Attention(c, rng)
         self.ffn_norm = _norm(c)
         self.ffn = FeedForward(c, rng)
 
     def forward(self, x: Tensor, rope: tuple[Array, Array] | None, p: float, key: int,
                 maps: list[Array] | None) -> Tensor:
-        branch = self.attn(self.attn_norm(x), rope, p, key, maps)
-        x = _add(x, branch, p, key, self.layer, OUT)
-        return _add(x, self.ffn(self.ffn_norm(x)), p, key, self.layer, FFN)
+        c, layer, norm, attn, ffn = self.c, self.layer, self.attn_norm, self.attn, self.ffn
+        if maps is not None:
+            maps.append(attention_weights(c, layer, attn.qkv(norm(x)).numpy(), rope))
+        weights_key, attn_key, ffn_key = (mt.fold(key, layer, n) if p else 0 for n in range(3))
+        x = mt.attention_sublayer(
+            x, norm.weight, _bias(norm), attn.qkv.weight, attn.qkv.bias, attn.out.weight,
+            attn.out.bias, n_head=c.n_head, n_kv_head=c.kv_heads, norm=c.norm, eps=c.norm_eps,
+            rope=rope, window=c.window(layer), scale=None if c.scale_attention else 1.0,
+            dropout=p, keys=(weights_key, attn_key))
+        norm, gate = self.ffn_norm, getattr(ffn, "gate", None)
+        return mt.feed_forward_sublayer(
+            x, norm.weight, _bias(norm), gate and gate.weight, gate and gate.bias, ffn.up.weight,
+            ffn.up.bias, ffn.down.weight, ffn.down.bias, activation=c.ffn, norm=c.norm,
+            eps=c.norm_eps, dropout=p, key=ffn_key)
 
 
-def _add(x: Tensor, branch: Tensor, p: float, key: int, layer: int, site: int) -> Tensor:
-    return mt.dropout_add(x, branch, p, mt.fold(key, layer, site)) if p else x + branch
+def _bias(norm: nn.RMSNorm | nn.LayerNorm) -> Tensor | None:
+    return getattr(norm, "bias", None)
 
 
 class GPT(nn.Module):

@@ -46,6 +46,10 @@ def flops(op: str, phase: str, arrays: Sequence[Array], last: Array) -> int:
         return sum(2 * last.size * a.shape[-1] for a in arrays if a.ndim > 1)  # not the bias
     if op == "linear_cross_entropy":  # its forward makes the gradients too, its backward scales
         return 6 * arrays[0].size * len(arrays[1]) if forward else 0
+    if op.endswith("_sublayer"):  # each weight is one product forward, two backward
+        rows = last.size // last.shape[-1]
+        work = (2 if forward else 4) * rows * sum(a.size for a in arrays if a.ndim == 2)
+        return work + flops("self_attention", phase, [], last) * (op == "attention_sublayer")
     if op == "self_attention":  # two products forward, four backward, half of each is masked
         return (2 if forward else 4) * last.size * (last.shape[1] + 1)
     return 0

@@ -19,6 +19,9 @@ NAMES = {  # kernel -> the file that holds its numba twin
     "swiglu": "elementwise", "swiglu_backward": "elementwise",
     "dropout": "elementwise", "dropout_add": "elementwise",
     "cross_entropy": "loss", "embedding_backward": "loss",
+    "norm_linear": "sublayer", "norm_linear_backward": "sublayer",
+    "linear_add": "sublayer", "linear_add_backward": "sublayer",
+    "feed_forward": "sublayer", "feed_forward_backward": "sublayer",
     "adamw": "optimizer", "sum_of_squares": "optimizer",
     "decode": "decode", "choose": "decode",  # their NumPy twins are in tinygpt
 }

@@ -168,6 +168,17 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return impl
 
 
+def typed(like: Any, value: float) -> Any:
+    """The number `value` in the type of `like`: a float64 constant would widen float32."""
+    return type(like)(value)
+
+
+@overload(typed, jit_options=INLINE)
+def _typed(like, value):  # type: ignore[no-untyped-def]
+    number = np.float32 if like == types.float32 else np.float64
+    return lambda like, value: number(value)
+
+
 @inline
 def hash32(c, k0, k1):  # type: ignore[no-untyped-def]
     """32 well-mixed bits of a counter and a 64-bit key given in halves (see random.py)."""

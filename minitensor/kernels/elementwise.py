@@ -9,53 +9,67 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import erf, exp, hash32, jit, u32
+from minitensor.kernels._jit import erf, exp, hash32, inline, jit, typed, u32
 from minitensor.kernels.reference import SQRT_2_PI
+
+
+@inline
+def sigmoid(z):
+    one = typed(z, 1)
+    return one / (one + exp(-z))
+
+
+@inline
+def gelu_of(z, tanh):
+    """x Φ(x) of a number."""
+    one = typed(z, 1)
+    if tanh:
+        u = typed(z, SQRT_2_PI) * (z + typed(z, 0.044715) * z * z * z)
+        return z - z / (exp(u + u) + one)  # 0.5 z (1 + tanh u)
+    return typed(z, 0.5) * z * (one + erf(z * typed(z, math.sqrt(0.5))))
+
+
+@inline
+def gelu_slope(z, tanh):
+    """The derivative of `gelu_of`."""
+    half, one, c = typed(z, 0.5), typed(z, 1), typed(z, SQRT_2_PI)
+    if tanh:
+        u = c * (z + typed(z, 0.044715) * z * z * z)
+        s = one - one / (exp(u + u) + one)  # σ(2u) = (1 + tanh u) / 2
+        return s + (z + z) * s * (one - s) * c * (one + typed(z, 3 * 0.044715) * z * z)
+    return (half * (one + erf(z * typed(z, math.sqrt(0.5))))
+            + z * typed(z, 1 / math.sqrt(2 * math.pi)) * exp(-half * z * z))
 
 
 @jit
 def gelu(x, tanh):
     y = np.empty_like(x)
-    c, a, half, one = (x.dtype.type(SQRT_2_PI), x.dtype.type(0.044715), x.dtype.type(0.5),
-                       x.dtype.type(1))
-    root = x.dtype.type(math.sqrt(0.5))
-    if tanh:
+    if tanh:  # decided outside of the loops, which are then simple enough for vectors
         for i in range(x.size):
-            z = x[i]
-            u = c * (z + a * z * z * z)
-            y[i] = z - z / (exp(u + u) + one)  # 0.5 z (1 + tanh u)
+            y[i] = gelu_of(x[i], True)
     else:
         for i in range(x.size):
-            y[i] = half * x[i] * (one + erf(x[i] * root))
+            y[i] = gelu_of(x[i], False)
     return y
 
 
 @jit
 def gelu_backward(g, x, tanh):
     dx = np.empty_like(x)
-    c, a, half, one = (x.dtype.type(SQRT_2_PI), x.dtype.type(0.044715), x.dtype.type(0.5),
-                       x.dtype.type(1))
-    root, norm = x.dtype.type(math.sqrt(0.5)), x.dtype.type(1 / math.sqrt(2 * math.pi))
-    three = x.dtype.type(3 * 0.044715)
     if tanh:
         for i in range(x.size):
-            z = x[i]
-            u = c * (z + a * z * z * z)
-            s = one - one / (exp(u + u) + one)  # σ(2u) = (1 + tanh u) / 2
-            dx[i] = g[i] * (s + (z + z) * s * (one - s) * c * (one + three * z * z))
+            dx[i] = g[i] * gelu_slope(x[i], True)
     else:
         for i in range(x.size):
-            z = x[i]
-            dx[i] = g[i] * (half * (one + erf(z * root)) + z * norm * exp(-half * z * z))
+            dx[i] = g[i] * gelu_slope(x[i], False)
     return dx
 
 
 @jit
 def swiglu(a, b):
     y = np.empty_like(a)
-    one = a.dtype.type(1)
     for i in range(a.size):
-        y[i] = a[i] / (one + exp(-a[i])) * b[i]
+        y[i] = a[i] * sigmoid(a[i]) * b[i]
     return y
 
 
@@ -64,7 +78,7 @@ def swiglu_backward(g, a, b):
     da, db = np.empty_like(a), np.empty_like(b)
     one = a.dtype.type(1)
     for i in range(a.size):
-        s = one / (one + exp(-a[i]))
+        s = sigmoid(a[i])
         gs = g[i] * s
         da[i] = gs * b[i] * (one + a[i] * (one - s))
         db[i] = gs * a[i]

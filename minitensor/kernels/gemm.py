@@ -1,10 +1,11 @@
-"""The products of a linear map with its weight (twins: reference.py); the third, gᵀ x, is left to
-BLAS, which is as fast.
+"""Matrix products: x Wᵀ and g W of a linear map (twins: reference.py). The third, gᵀ x, is left to
+BLAS, which is as fast where the operands come from memory; sublayer.py, which has them in cache,
+uses `multiply_turned`.
 
 BLAS copies both operands into the order it likes before it multiplies: a sixth of its time at the
-sizes of a small model. Here only the weight is copied, a panel of 2 LANES columns at a time, and
-`tile` keeps ROWS x 2 LANES sums in registers while it walks down a panel: each step multiplies ROWS
-numbers of one operand with two vectors of the other.
+sizes of a small model. Here one is copied, in panels of 2 LANES columns, and `tile` keeps ROWS x 2
+LANES sums in registers while it walks down a panel: each step multiplies ROWS numbers of the other
+operand with two vectors of the panel.
 """
 
 from __future__ import annotations
@@ -19,24 +20,34 @@ from numba.extending import intrinsic
 
 from minitensor.kernels import reference
 from minitensor.kernels._jit import inline, jit, outlined
-from minitensor.kernels.simd import CONTRACT, LANES, _splat, aligned, load, store, transpose
+from minitensor.kernels.simd import (
+    CONTRACT,
+    LANES,
+    _splat,
+    aligned,
+    load,
+    load_part,
+    store,
+    transpose,
+)
 
 ROWS = 12 if LANES == 16 else 6  # with two vectors each: 24 of 32 registers, or 12 of 16
 WIDTH = 2 * LANES  # columns of a panel
 DEPTH = 768  # terms that are summed in one go: 36 KB of ROWS rows, for the L1 cache
+STRIPS = 8  # strips of ROWS columns that are copied together
 PANELS = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for the L2 cache
 
 
 @intrinsic
-def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: Any, bias: Any,
-         n: Any, out: Any, o: Any, step: Any, add: Any) -> Any:
-    """out[o + r step + c] = bias[n + c] + Σ_k a[i + r down + k] panel[j + k WIDTH + c], for r
-    below ROWS and c below WIDTH; with `add`, that is added to out. All arrays are flat.
+def tile(typingctx: Any, a: Any, i: Any, down: Any, across: Any, panel: Any, j: Any, count: Any,
+         bias: Any, n: Any, out: Any, o: Any, step: Any, add: Any) -> Any:
+    """out[o + r step + c] = bias[n + c] + Σ_k a[i + r down + k across] panel[j + k WIDTH + c], for
+    r below ROWS and c below WIDTH; with `add`, that is added to out. All arrays are flat.
 
     Written in LLVM's language, since nothing else keeps this many sums in registers.
     """
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        _, i, down, _, j, count, _, n, _, o, step, add = args
+        _, i, down, across, _, j, count, _, n, _, o, step, add = args
         align = a.dtype.bitwidth // 8
         constant = i.type  # called with a number it makes one
 
@@ -49,7 +60,7 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: A
             kind = ir.VectorType(p.type.pointee, LANES).as_pointer()
             return [b.bitcast(b.gep(p, [constant(c * LANES)]), kind) for c in range(2)]
 
-        first, numbers, top = start(8, o), start(0, i), start(3, j)
+        first, numbers, top = start(9, o), start(0, i), start(4, j)
         rows = [vectors(b.gep(first, [b.mul(step, constant(r))])) for r in range(ROWS)]
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         prefetch = b.module.declare_intrinsic(
@@ -57,7 +68,7 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: A
         outs = [p for row in rows for p in row]
         for p in outs:  # sent for early: to be written, kept in every cache, data
             b.call(prefetch, [b.bitcast(p, byte), word(1), word(3), word(1)])
-        begin = [b.load(p, align=align) for p in vectors(start(6, n))]
+        begin = [b.load(p, align=align) for p in vectors(start(7, n))]
         before, loop, after = b.block, b.append_basic_block("walk"), b.append_basic_block("walked")
         b.branch(loop)  # count is at least 1
         b.position_at_end(loop)
@@ -67,7 +78,7 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: A
         following = b.add(k, constant(1))
         k.add_incoming(constant(0), before)
         k.add_incoming(following, loop)
-        here = b.gep(numbers, [k])
+        here = b.gep(numbers, [b.mul(k, across)])
         for r in range(ROWS):
             x = _splat(b, b.load(b.gep(here, [b.mul(down, constant(r))]), align=align))
             for c in range(2):
@@ -84,14 +95,14 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, panel: Any, j: Any, count: A
                         b.store(b.fadd(x, b.load(p, align=align)) if old else x, p, align=align)
         return context.get_dummy_value()
     i = types.intp
-    return types.void(a, i, i, panel, i, i, bias, i, out, i, i, types.boolean), codegen
+    return types.void(a, i, i, i, panel, i, i, bias, i, out, i, i, types.boolean), codegen
 
 
 @outlined
-def edge(a, i, down, panel, j, count, bias, n, out, o, step, add, skip, columns):
+def edge(a, i, down, across, panel, j, count, bias, n, out, o, step, add, skip, columns):
     """A `tile` of which only rows from `skip` on and `columns` columns are stored."""
     spare = np.empty(ROWS * WIDTH, a.dtype)
-    tile(a, i, down, panel, j, count, bias, n, spare, 0, WIDTH, False)
+    tile(a, i, down, across, panel, j, count, bias, n, spare, 0, WIDTH, False)
     for r in range(skip, ROWS):
         for c in range(columns):
             x = spare[r * WIDTH + c]
@@ -99,14 +110,15 @@ def edge(a, i, down, panel, j, count, bias, n, out, o, step, add, skip, columns)
 
 
 @inline
-def sweep(a, i, down, panels, count, bias, out, o, columns, step, add, skip):
-    """ROWS rows of `out` from o on: tile by tile over the panels, which are count x WIDTH each."""
+def sweep(a, i, down, across, panels, j, height, count, bias, out, o, columns, step, add, skip):
+    """ROWS rows of `out` from o on: tile by tile over panels of `height` rows, of which `count`
+    from j on are used."""
     whole = columns // WIDTH * WIDTH if skip == 0 or not add else 0
     for n in range(0, whole, WIDTH):
-        tile(a, i, down, panels, n * count, count, bias, n, out, o + n, step, add)
+        tile(a, i, down, across, panels, j + n * height, count, bias, n, out, o + n, step, add)
     for n in range(whole, columns, WIDTH):
-        edge(a, i, down, panels, n * count, count, bias, n, out, o + n, step, add, skip,
-             min(WIDTH, columns - n))
+        edge(a, i, down, across, panels, j + n * height, count, bias, n, out, o + n, step, add,
+             skip, min(WIDTH, columns - n))
 
 
 @inline
@@ -138,10 +150,58 @@ def copy_columns(b, i, step, count, columns, panel, j):
 
 
 @inline
+def pack(b, i, wide, turned, count, columns, panels, j, height):
+    """Copy count x columns numbers of b, whose rows are `wide`, into panels of `height` rows from
+    j on; or, if `turned`, of its transpose. Columns that are wanting in the last panel are 0."""
+    for n in range(0, columns, WIDTH):
+        some = min(WIDTH, columns - n)
+        if turned:
+            copy_columns(b, i + n * wide, wide, count, some, panels, j + n * height)
+        else:
+            copy_rows(b, i + n, wide, count, some, panels, j + n * height)
+
+
+@inline
+def up_to(columns):
+    """`columns` rounded up to whole panels."""
+    return (columns + WIDTH - 1) // WIDTH * WIDTH
+
+
+@inline
 def part(length, limit):
     """The length of the equal parts, none above the limit, that `length` is cut into."""
     number = (length + limit - 1) // limit
     return (length + number - 1) // number
+
+
+@outlined
+def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
+    """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
+    for m in range(0, rows, ROWS):
+        r = min(m, rows - ROWS)  # the last strip goes back, to be whole
+        sweep(a, i + r * down, down, 1, panels, 0, count, count, bias, out, o + r * step, columns,
+              step, add, m - r)
+
+
+@outlined
+def multiply_turned(a, i, M, rows, panels, bias, out, N, add):
+    """out[m, n] = bias[n] + Σ_k a[i + k M + m] panels[k, n], k below `rows`; or added to out.
+
+    Columns for a few strips of ROWS rows of aᵀ are copied at a time: so lines of cache are read
+    whole, and what a tile reads lies side by side.
+    """
+    size = rows * ROWS + LANES
+    strips = aligned(STRIPS * size, a)
+    for first in range(0, M, STRIPS * ROWS):
+        last = min(first + STRIPS * ROWS, M)
+        for k in range(rows):
+            for m in range(first, last, ROWS):  # a vector; the next row covers its surplus
+                store(strips, (m - first) // ROWS * size + k * ROWS,
+                      load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0)))
+        for m in range(first, last, ROWS):
+            r = min(m, M - ROWS)
+            sweep(strips, (m - first) // ROWS * size, 1, ROWS, panels, 0, rows, rows, bias, out,
+                  r * N, N, N, add, m - r)
 
 
 @jit
@@ -154,24 +214,17 @@ def _product(a, b, turned, bias, out):
     (M, K), N, wide = a.shape, out.shape[1], b.shape[1]
     a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     depth = part(K, DEPTH)
-    width = (part(N, max(WIDTH, PANELS // depth)) + WIDTH - 1) // WIDTH * WIDTH
+    width = up_to(part(N, max(WIDTH, PANELS // depth)))
     panels, begin = aligned(depth * width, a), np.zeros(width, a.dtype)
     for k in range(0, K, depth):
         count = min(depth, K - k)
-        for n0 in range(0, N, width):
-            columns = min(width, N - n0)
-            for n in range(0, columns, WIDTH):
-                some = min(WIDTH, columns - n)
-                if turned:
-                    copy_columns(b, (n0 + n) * wide + k, wide, count, some, panels, n * count)
-                else:
-                    copy_rows(b, k * wide + n0 + n, wide, count, some, panels, n * count)
-            for n in range(columns):
-                begin[n] = bias[n0 + n] if bias.size and k == 0 else 0
-            for m in range(0, M, ROWS):
-                i = min(m, M - ROWS)  # the last strip goes back, to be whole
-                sweep(a, i * K + k, K, panels, count, begin, out, i * N + n0, columns, N, k > 0,
-                      m - i)
+        for n in range(0, N, width):
+            columns = min(width, N - n)
+            pack(b, n * wide + k if turned else k * wide + n, wide, turned, count, columns, panels,
+                 0, count)
+            for c in range(columns):
+                begin[c] = bias[n + c] if bias.size and k == 0 else 0
+            multiply(a, k, K, M, panels, count, begin, out, n, columns, N, k > 0)
 
 
 # ------------------------------------------------------------------------ what the ops call
@@ -205,3 +258,4 @@ def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
     dx = empty(len(g), weight.shape[1])
     _product(g, weight, False, np.empty(0, g.dtype), dx)
     return dx
+

@@ -43,6 +43,7 @@ from minitensor.ops.shape import (
     tril,
     unsqueeze,
 )
+from minitensor.ops.sublayer import attention_sublayer, feed_forward_sublayer
 from minitensor.ops.transformer import (
     attention,
     cross_entropy,
@@ -63,12 +64,12 @@ from minitensor.ops.transformer import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "astype", "attention", "binary_cross_entropy_with_logits", "clip",
-    "concat", "cos", "cross_entropy", "div", "dropout", "dropout_add", "einsum", "embedding",
-    "erf", "exp", "expand", "gelu", "getitem", "layer_norm", "linear", "linear_cross_entropy",
-    "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum",
-    "mse_loss", "mul", "neg", "outer", "pad", "pinv", "pow", "relu", "reshape", "rms_norm", "rope",
-    "rope_table", "rsqrt", "self_attention", "sigmoid", "silu", "sin", "softmax", "softplus",
-    "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "tanh",
-    "transpose", "tril", "unsqueeze", "var", "where",
+    "abs", "add", "argmax", "astype", "attention", "attention_sublayer",
+    "binary_cross_entropy_with_logits", "clip", "concat", "cos", "cross_entropy", "div", "dropout",
+    "dropout_add", "einsum", "embedding", "erf", "exp", "expand", "feed_forward_sublayer", "gelu",
+    "getitem", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp",
+    "matmul", "max", "maximum", "mean", "min", "minimum", "mse_loss", "mul", "neg", "outer", "pad",
+    "pinv", "pow", "relu", "reshape", "rms_norm", "rope", "rope_table", "rsqrt", "self_attention",
+    "sigmoid", "silu", "sin", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "std",
+    "sub", "sum", "swapaxes", "swiglu", "tanh", "transpose", "tril", "unsqueeze", "var", "where",
 ]

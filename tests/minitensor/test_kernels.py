@@ -58,6 +58,28 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
         "n_head": 3, "n_kv_head": 1, "rope": table(d, 40)}),
     "self_attention local": lambda d: (mt.self_attention, [n(2, 37, 64)], {
         "n_head": 4, "n_kv_head": 2, "rope": table(d), "window": 5, "scale": 1.0}),
+    "attention_sublayer": lambda d: (mt.attention_sublayer, [
+        n(3, 37, 34), n(34), None, n(64, 34) / 6, None, n(34, 32) / 6, None],
+        {"n_head": 4, "n_kv_head": 2, "norm": "rms", "rope": table(d), "dropout": 0.2,
+         "keys": (5, 6)}),
+    "attention_sublayer with biases": lambda d: (mt.attention_sublayer, [
+        n(2, 97, 32), n(32), n(32), n(96, 32) / 6, n(96), n(32, 32) / 6, n(32)], {"n_head": 2}),
+    "attention_sublayer, too large": lambda d: (mt.attention_sublayer, [
+        n(1, 17, 272), n(272), n(272), n(816, 272) / 16, None, n(272, 272) / 16, None],
+        {"n_head": 2, "dropout": 0.1, "keys": (7, 8)}),
+    "feed_forward_sublayer": lambda d: (mt.feed_forward_sublayer, [
+        n(205, 33), n(33), None, None, None, n(70, 33) / 4, None, n(33, 70), None], {}),
+    "feed_forward_sublayer with biases": lambda d: (mt.feed_forward_sublayer, [
+        n(2, 37, 32), n(32), n(32), None, None, n(64, 32) / 4, n(64), n(32, 64), n(32)],
+        {"activation": "gelu_tanh", "dropout": 0.2, "key": 9}),
+    "feed_forward_sublayer with a gate": lambda d: (mt.feed_forward_sublayer, [
+        n(3, 37, 40), n(40), None, n(45, 40) / 4, n(45), n(45, 40) / 4, n(45), n(40, 45), n(40)],
+        {"activation": "swiglu", "norm": "rms", "dropout": 0.1, "key": 3}),
+    "feed_forward_sublayer, too large": lambda d: (mt.feed_forward_sublayer, [
+        n(18, 32), n(32), None, None, None, n(777, 32) / 4, None, n(32, 777), n(32)], {}),
+    "feed_forward_sublayer with a gate, too small": lambda d: (mt.feed_forward_sublayer, [
+        n(18, 8), n(8), n(8), n(20, 8), None, n(20, 8), n(20), n(8, 20), n(8)],
+        {"activation": "swiglu"}),
 }
 
 
@@ -72,7 +94,7 @@ def compute(name, dtype, backend, monkeypatch, used=None):
             return twin(*args)
         monkeypatch.setitem(vars(kernels), kernel, spy)
     op, inputs, options = CASES[name](dtype)
-    xs = [x if x.dtype.kind == "i" else mt.Tensor(x, dtype=dtype, requires_grad=True)
+    xs = [x if x is None or x.dtype.kind == "i" else mt.Tensor(x, dtype=dtype, requires_grad=True)
           for x in inputs]
     y = op(*xs, **options)
     weights = np.cos(np.arange(y.size)).reshape(y.shape)

@@ -303,7 +303,7 @@ def test_matrices_decay_and_vectors_do_not(tiny):
 def test_profile_prints_where_the_time_goes(recipe, tmp_path, capsys):
     assert run(recipe, tmp_path / "run", "--profile", "2") == 0
     told = capsys.readouterr().out
-    assert "self_attention" in told and "everything else" in told
+    assert "attention_sublayer" in told and "everything else" in told
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,397 @@
+"""The two sublayers of a transformer block in blocks of rows (twins: reference.py).
+
+One op after the other, every array of a block is written to memory and read again, and each call
+takes its turns at Python's lock. Here a block of rows goes from the norm to the residual sum while
+it lies in the L2 cache, beside the weights; only what the backward needs is written out whole. That
+pays while the weights fit in there; larger ones go through the separate kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minitensor import kernels
+from minitensor.kernels import reference
+from minitensor.kernels._jit import hash32, inline, jit, u32
+from minitensor.kernels.elementwise import gelu_of, gelu_slope, sigmoid
+from minitensor.kernels.gemm import (
+    DEPTH,
+    LANES,
+    PANELS,
+    ROWS,
+    multiply,
+    multiply_turned,
+    pack,
+    up_to,
+)
+from minitensor.kernels.simd import aligned, zeros
+
+BLOCK = 96  # rows at a time: 200 KB of 512 columns
+
+# ---------------------------------------------------------------------- parts: weights and blocks
+
+
+@inline
+def packed(weight, turned):
+    """The panels of a matrix, or of its transpose."""
+    rows, columns = weight.shape
+    K, N = (columns, rows) if turned else (rows, columns)
+    panels = aligned(K * up_to(N), weight)
+    pack(weight.reshape(-1), 0, columns, turned, K, N, panels, 0, K)
+    return panels
+
+
+@inline
+def padded(bias, size):
+    """The bias, or zeros if there is none, up to whole panels."""
+    full = zeros(up_to(size), bias)
+    full[:bias.size] = bias
+    return full
+
+
+@inline
+def height(n, N):
+    """Rows of the block that begins at n: the last one takes in what is too few for a tile."""
+    return BLOCK if N - n >= BLOCK + ROWS else N - n
+
+
+# Rows are taken as x[n + m, d], and runs of numbers as slices, because a sum in the inner index
+# might be negative for all the compiler knows, and then nothing is vectorised.
+
+
+@inline
+def normalise(x, n, rows, scale, shift, centred, eps, mean, r, h):
+    """h = norm(x) of the rows from n on; mean and r are kept."""
+    D = x.shape[1]
+    for m in range(n, n + rows):
+        total = x.dtype.type(0)
+        if centred:
+            for d in range(D):
+                total += x[m, d]
+        mean[m] = mu = x.dtype.type(total / D)
+        total = x.dtype.type(0)
+        for d in range(D):
+            total += (x[m, d] - mu) * (x[m, d] - mu)
+        r[m] = 1 / math.sqrt(total / D + eps)
+    normalise_again(x, n, rows, scale, shift, mean, r, h)
+
+
+@inline
+def normalise_again(x, n, rows, scale, shift, mean, r, h):
+    for m in range(rows):
+        mu, rm = mean[n + m], r[n + m]
+        for d in range(x.shape[1]):
+            h[m, d] = (x[n + m, d] - mu) * rm * scale[d] + shift[d]
+
+
+@inline
+def norm_backward(dh, g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift):
+    """dx = g + the norm's gradient, for the rows from n on."""
+    D = x.shape[1]
+    for m in range(rows):
+        mu, rm = mean[n + m], r[n + m]
+        s = t = x.dtype.type(0)
+        for d in range(D):
+            w = dh[m, d] * scale[d]
+            s += w
+            t += w * ((x[n + m, d] - mu) * rm)
+        a = x.dtype.type(s / D) if centred else x.dtype.type(0)
+        b = x.dtype.type(t / D)
+        for d in range(D):
+            dx[n + m, d] = g[n + m, d] + rm * (
+                dh[m, d] * scale[d] - a - (x[n + m, d] - mu) * rm * b)
+        for d in range(D):
+            dscale[d] += dh[m, d] * ((x[n + m, d] - mu) * rm)
+            dshift[d] += dh[m, d]
+
+
+@inline
+def dropped(g, n, drop, keep, k0, k1, out):
+    """out = dropout(g), numbers of which n come before."""
+    zero = g.dtype.type(0)
+    for i in range(g.size):
+        out[i] = g[i] * keep if hash32(u32(n + i), k0, k1) >= drop else g[i] * zero
+
+
+@inline
+def join(x, y, n, drop, keep, k0, k1):
+    """y = x + dropout(y), numbers of which n come before."""
+    zero = x.dtype.type(0)
+    if drop == 0:
+        for i in range(x.size):
+            y[i] += x[i]
+    else:
+        for i in range(x.size):
+            y[i] = x[i] + (y[i] * keep if hash32(u32(n + i), k0, k1) >= drop else y[i] * zero)
+
+
+@inline
+def add_rows(g, n, rows, width, total):
+    """total += the sum of the rows of g from n on, where it is wanted: a bias's gradient."""
+    if total.size:
+        for m in range(n, n + rows):
+            row = g[m * width:(m + 1) * width]
+            for d in range(width):
+                total[d] += row[d]
+
+
+# ---------------------------------------------------------------------- the ends of both sublayers
+
+
+@jit
+def _norm_linear(x, scale, shift, centred, eps, weight, bias):
+    (N, D), W = x.shape, len(weight)
+    y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
+    panels, begin, h = packed(weight, True), padded(bias, W), aligned((BLOCK + ROWS) * D, x)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        normalise(x, n, rows, scale, shift, centred, eps, mean, r, h.reshape(-1, D))
+        multiply(h, 0, D, rows, panels, D, begin, y, n * W, W, W, False)
+        n += rows
+    return y.reshape(N, W), mean, r
+
+
+@jit
+def _norm_linear_backward(dy, g, x, scale, shift, mean, r, centred, weight, biased):
+    (N, D), W = x.shape, len(weight)
+    dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
+    dw, db = aligned(W * D, x), np.zeros(W if biased else 0, x.dtype)
+    panels, nothing, h = packed(weight, False), zeros(up_to(D), x), aligned((BLOCK + ROWS) * D, x)
+    hs, dy = aligned((BLOCK + ROWS) * up_to(D), x), dy.reshape(-1)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
+        pack(h, 0, D, False, rows, D, hs, 0, rows)
+        multiply_turned(dy, n * W, W, rows, hs, nothing, dw, D, n > 0)
+        multiply(dy, n * W, W, rows, panels, W, nothing, h, 0, D, D, False)
+        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
+        add_rows(dy, n, rows, W, db)
+        n += rows
+    return dx, dscale, dshift, dw.reshape(W, D), db
+
+
+@jit
+def _linear_add(a, weight, bias, x, drop, keep, k0, k1):
+    (N, F), D = a.shape, len(weight)
+    y, panels, begin = aligned(N * D, x), packed(weight, True), padded(bias, D)
+    a, x = a.reshape(-1), x.reshape(-1)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        begun, end = n * D, (n + rows) * D
+        multiply(a, n * F, F, rows, panels, F, begin, y, begun, D, D, False)
+        join(x[begun:end], y[begun:end], begun, drop, keep, k0, k1)
+        n += rows
+    return y.reshape(N, D)
+
+
+@jit
+def _linear_add_backward(g, a, weight, drop, keep, k0, k1, biased):
+    (N, F), D = a.shape, len(weight)
+    da, dw, db = aligned(N * F, g), aligned(D * F, g), np.zeros(D if biased else 0, g.dtype)
+    panels, nothing, size = packed(weight, False), zeros(up_to(F), g), BLOCK + ROWS
+    part, a, g = aligned(size * up_to(F), g), a.reshape(-1), g.reshape(-1)
+    back = aligned(N * D, g) if drop else g  # the gradient of the branch
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        i, j = n * D, (n + rows) * D
+        if drop:
+            dropped(g[i:j], i, drop, keep, k0, k1, back[i:j])
+        multiply(back, i, D, rows, panels, D, nothing, da, n * F, F, F, False)
+        pack(a, n * F, F, False, rows, F, part, 0, rows)
+        multiply_turned(back, i, D, rows, part, nothing, dw, F, n > 0)
+        add_rows(back, n, rows, D, db)
+        n += rows
+    return da.reshape(N, F), dw.reshape(D, F), db
+
+
+# ----------------------------------------------------------------------------- the feed-forward
+
+
+@inline
+def activate(a, b, tanh, c):
+    """c = silu(a) b, or gelu(b) where there is no a."""
+    if a.size:
+        for i in range(b.size):
+            c[i] = a[i] * sigmoid(a[i]) * b[i]
+    elif tanh:  # decided outside of the loops, which are then simple enough for vectors
+        for i in range(b.size):
+            c[i] = gelu_of(b[i], True)
+    else:
+        for i in range(b.size):
+            c[i] = gelu_of(b[i], False)
+
+
+@inline
+def activate_backward(a, b, tanh, c, da, db):
+    """`activate` again, and the gradients of a and b; that of c comes in db."""
+    one = db.dtype.type(1)
+    if a.size:
+        for i in range(b.size):
+            s = sigmoid(a[i])
+            silu = a[i] * s
+            c[i] = silu * b[i]
+            da[i] = db[i] * b[i] * s * (one + a[i] * (one - s))
+            db[i] *= silu
+    elif tanh:
+        for i in range(b.size):
+            c[i] = gelu_of(b[i], True)
+            db[i] *= gelu_slope(b[i], True)
+    else:
+        for i in range(b.size):
+            c[i] = gelu_of(b[i], False)
+            db[i] *= gelu_slope(b[i], False)
+
+
+@jit
+def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, down, down_bias,
+                  tanh, drop, keep, k0, k1):
+    (N, D), F = x.shape, len(up)
+    y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
+    a, b = aligned(N * F if gate.size else 0, x), aligned(N * F, x)
+    gates, ups, downs = packed(gate, True), packed(up, True), packed(down, True)
+    gate_begin, up_begin = padded(gate_bias, F), padded(up_bias, F)
+    down_begin, size = padded(down_bias, D), BLOCK + ROWS
+    h, c, flat = aligned(size * D, x), aligned(size * F, x), x.reshape(-1)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
+        normalise(x, n, rows, scale, shift, centred, eps, mean, r, h.reshape(-1, D))
+        multiply(h, 0, D, rows, ups, D, up_begin, b, begun, F, F, False)
+        if gate.size:
+            multiply(h, 0, D, rows, gates, D, gate_begin, a, begun, F, F, False)
+        activate(a[begun:end], b[begun:end], tanh, c)
+        multiply(c, 0, F, rows, downs, F, down_begin, y, i, D, D, False)
+        join(flat[i:j], y[i:j], i, drop, keep, k0, k1)
+        n += rows
+    return y.reshape(N, D), mean, r, a, b
+
+
+@jit
+def _feed_forward_backward(g, x, scale, shift, mean, r, a, b, centred, gate, up, down, tanh, drop,
+                           keep, k0, k1, gate_biased, up_biased, down_biased):
+    (N, D), F = x.shape, len(up)
+    dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
+    dgate, dup, ddown = aligned(gate.size, x), aligned(F * D, x), aligned(F * D, x)
+    dgate_bias = np.zeros(F if gate_biased else 0, x.dtype)
+    dup_bias = np.zeros(F if up_biased else 0, x.dtype)
+    ddown_bias = np.zeros(D if down_biased else 0, x.dtype)
+    gates, ups, downs = packed(gate, False), packed(up, False), packed(down, False)
+    size, nothing = BLOCK + ROWS, zeros(up_to(max(D, F)), x)
+    h, c = aligned(size * D, x), aligned(size * F, x)
+    da, db = aligned(size * F if gate.size else 0, x), aligned(size * F, x)
+    panels, flat = aligned(size * up_to(max(D, F)), x), g.reshape(-1)
+    back = aligned(N * D, x) if drop else flat  # the gradient of the branch
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
+        if drop:
+            dropped(flat[i:j], i, drop, keep, k0, k1, back[i:j])
+        multiply(back, i, D, rows, downs, D, nothing, db, 0, F, F, False)
+        activate_backward(a[begun:end], b[begun:end], tanh, c, da, db)
+        pack(c, 0, F, False, rows, F, panels, 0, rows)
+        multiply_turned(back, i, D, rows, panels, nothing, ddown, F, n > 0)
+        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
+        pack(h, 0, D, False, rows, D, panels, 0, rows)
+        multiply_turned(db, 0, F, rows, panels, nothing, dup, D, n > 0)
+        multiply(db, 0, F, rows, ups, F, nothing, h, 0, D, D, False)
+        if gate.size:
+            multiply_turned(da, 0, F, rows, panels, nothing, dgate, D, n > 0)
+            multiply(da, 0, F, rows, gates, F, nothing, h, 0, D, D, True)
+            add_rows(da, 0, rows, F, dgate_bias)
+        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
+        add_rows(db, 0, rows, F, dup_bias)
+        add_rows(back, n, rows, D, ddown_bias)
+        n += rows
+    return (dx, dscale, dshift, dgate.reshape(gate.shape), dgate_bias, dup.reshape(F, D), dup_bias,
+            ddown.reshape(D, F), ddown_bias)
+
+
+# ------------------------------------------------------------------------ what the ops call
+
+Array = np.ndarray
+
+
+def suits(x: Array, *weights: Array) -> bool:
+    """Whether the weights fit in the L2 cache, and nothing is too small for a tile."""
+    return (all(a.dtype == np.float32 and min(a.shape) >= LANES and a.shape[1] <= DEPTH
+                for a in (x, *weights))
+            and max(len(w) for w in weights) <= DEPTH
+            and sum(w.size for w in weights) <= 2 * PANELS)
+
+
+def vector(x: Array | None, like: Array) -> Array:
+    """A bias, of no elements if there is none."""
+    return np.empty(0, like.dtype) if x is None else x
+
+
+def unpack(norm: reference.Norm) -> tuple[Any, ...]:
+    weight, bias, centred, eps = norm
+    return weight, np.zeros_like(weight) if bias is None else bias, centred, eps
+
+
+def norm_linear(x: Array, norm: reference.Norm, linear: reference.Map) -> tuple[Array, ...]:
+    weight, bias = linear
+    if not suits(x, weight):
+        return reference.norm_linear(x, norm, linear, kernels)
+    return _norm_linear(x, *unpack(norm), weight, vector(bias, x))  # type: ignore[no-any-return]
+
+
+def norm_linear_backward(dy: Array, g: Array, x: Array, norm: reference.Norm, mean: Array,
+                         r: Array, linear: reference.Map) -> tuple[Array, ...]:
+    weight, bias = linear
+    if not suits(x, weight):
+        return reference.norm_linear_backward(dy, g, x, norm, mean, r, linear, kernels)
+    scale, shift, centred, _ = unpack(norm)
+    return _norm_linear_backward(  # type: ignore[no-any-return]
+        dy, g, x, scale, shift, mean, r, centred, weight, bias is not None)
+
+
+def linear_add(a: Array, linear: reference.Map, x: Array, drop: tuple[Any, ...]) -> Array:
+    weight, bias = linear
+    if not suits(a, weight):
+        return reference.linear_add(a, linear, x, drop, kernels)
+    return _linear_add(a, weight, vector(bias, a), x, *drop)  # type: ignore[no-any-return]
+
+
+def linear_add_backward(g: Array, a: Array, linear: reference.Map,
+                        drop: tuple[Any, ...]) -> tuple[Array, ...]:
+    weight, bias = linear
+    if not suits(a, weight):
+        return reference.linear_add_backward(g, a, linear, drop, kernels)
+    return _linear_add_backward(  # type: ignore[no-any-return]
+        g, a, weight, *drop, bias is not None)
+
+
+def feed_forward(x: Array, norm: reference.Norm, gate: reference.Map | None, up: reference.Map,
+                 down: reference.Map, tanh: bool, drop: tuple[Any, ...]) -> tuple[Array, ...]:
+    weights = [w for w, _ in (up, down) + ((gate,) if gate else ())]
+    if not suits(x, *weights):
+        return reference.feed_forward(x, norm, gate, up, down, tanh, drop, kernels)
+    gate_weight, gate_bias = gate or (up[0][:0], None)
+    return _feed_forward(  # type: ignore[no-any-return]
+        x, *unpack(norm), gate_weight, vector(gate_bias, x), up[0], vector(up[1], x), down[0],
+        vector(down[1], x), tanh, *drop)
+
+
+def feed_forward_backward(g: Array, x: Array, norm: reference.Norm, mean: Array, r: Array,
+                          a: Array, b: Array, gate: reference.Map | None, up: reference.Map,
+                          down: reference.Map, tanh: bool,
+                          drop: tuple[Any, ...]) -> tuple[Array | None, ...]:
+    weights = [w for w, _ in (up, down) + ((gate,) if gate else ())]
+    if not suits(x, *weights):
+        return reference.feed_forward_backward(g, x, norm, mean, r, a, b, gate, up, down, tanh,
+                                               drop, kernels)
+    scale, shift, centred, _ = unpack(norm)
+    gate_weight, gate_bias = gate or (up[0][:0], None)
+    return _feed_forward_backward(  # type: ignore[no-any-return]
+        g, x, scale, shift, mean, r, a, b, centred, gate_weight, up[0], down[0], tanh, *drop,
+        gate_bias is not None, up[1] is not None, down[1] is not None)
