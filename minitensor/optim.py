@@ -33,7 +33,7 @@ class Optimizer:
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
-    light: ClassVar[int] = 2**20  # elements below which threads are not worth waking
+    light: ClassVar[int] = 2**19  # elements below which threads are not worth waking
 
     def __init__(self, params: Iterable[Any], **defaults: Any):
         name, groups = type(self).__name__, list(params)
@@ -92,8 +92,8 @@ class Optimizer:
                 arrays = [p._array, np.ascontiguousarray(g, p.dtype),
                           *(state[name] for name in self.moments)]
                 jobs += ((group, state["step"], scale, piece) for piece in self.pieces(arrays))
-        for _ in _spread(workers, self.parameters, self.light)(lambda job: self.update(*job), jobs):
-            pass
+        _spread(workers, lambda job: self.update(*job), jobs, lambda job: job[3][0].size,
+                self.light)
 
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
         """Equal pieces of the flattened arrays; a subclass that needs the whole says so here."""
@@ -270,18 +270,19 @@ def _quintic(gram: Array) -> Array:
 # --------------------------------------------------------------------------------------- clipping
 
 
-def _spread(workers: Any, arrays: Iterable[Any], light: int) -> Callable[..., Iterable[Any]]:
-    """`workers.map`, or `map` for so few elements that waking threads would take longer."""
-    if workers is None or sum(a.size for a in arrays) < light:
-        return map
-    return workers.map  # type: ignore[no-any-return]
+def _spread(workers: Any, fn: Callable[[Any], Any], items: Sequence[Any],
+            size: Callable[[Any], int], light: int) -> list[Any]:
+    """`workers.map`, or a loop for so few elements that waking threads would take longer."""
+    if workers is None or sum(map(size, items)) < light:
+        return [fn(item) for item in items]
+    return workers.map(fn, items, size)  # type: ignore[no-any-return]
 
 
 def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
     """The 2-norm of all gradients as one vector, added up in float64 in a fixed order."""
     pieces = [flat[i:i + PIECE] for flat in (np.ravel(g) for g in grads)
               for i in range(0, flat.size, PIECE)]
-    return math.sqrt(math.fsum(_spread(workers, pieces, 2**22)(kernels.sum_of_squares, pieces)))
+    return math.sqrt(math.fsum(_spread(workers, kernels.sum_of_squares, pieces, np.size, 2**22)))
 
 
 def clip_grad_norm_(params: Iterable[Tensor], max_norm: float) -> float:

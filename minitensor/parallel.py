@@ -84,9 +84,17 @@ class Workers:
             if error is not None:
                 raise error
 
-    def map(self, fn: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """[fn(item) for item in items], spread over the threads; the order is kept."""
+    def map(self, fn: Callable[[T], R], items: Iterable[T],
+            size: Callable[[T], int] | None = None) -> list[R]:
+        """[fn(item) for item in items], spread over the threads; the order is kept.
+
+        A thread takes the next item when it is free; given `size`, for many short items, each
+        takes but one run of neighbours, the runs of about the same size in all.
+        """
         todo = list(items)
+        if size is not None:
+            runs = _runs(todo, [size(item) for item in todo], self.threads)
+            return [y for ys in self.map(lambda run: [fn(x) for x in run], runs) for y in ys]
         results: list[Any] = [None] * len(todo)
         take = _Counter(len(todo))
 
@@ -100,6 +108,16 @@ class Workers:
 
         self.run(work, len(todo))
         return results
+
+
+def _runs(items: list[T], sizes: list[int], count: int) -> list[list[T]]:
+    """The items in `count` runs of about the same size."""
+    runs: list[list[T]] = [[] for _ in range(count)]
+    total, done = max(sum(sizes), 1), 0
+    for item, size in zip(items, sizes, strict=True):
+        runs[min((2 * done + size) * count // (2 * total), count - 1)].append(item)  # its middle
+        done += size
+    return runs
 
 
 def _keep_freed_memory() -> None:
@@ -197,7 +215,8 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
     (value, grads), *other = tree.rest()
     for more, right in other:  # nothing else is left to do: all threads share the last sum
         value += more
-        workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True))
+        workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True),
+                    lambda pair: pair[0].size)
     own, through = grads[:len(parameters)], grads[len(parameters):]
     if derived:
         for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):

@@ -505,8 +505,8 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outp
                 raise ValueError(f"grad: input {i} (shape {x.shape}) has no part in the outputs; "
                                  "pass allow_unused=True for a gradient of zeros")
             g = np.zeros(x.shape, x.dtype)
-        elif not (g.flags.owndata and g.flags.c_contiguous) or id(g) in seen:
-            g = np.array(g, order="C")  # never hand out a view or the same array twice
+        elif isinstance(g.base, np.ndarray) or not g.flags.c_contiguous or id(g) in seen:
+            g = np.array(g, order="C")  # never hand out a view of an array or the same one twice
         seen.add(id(g))
         result.append(g)
     return result

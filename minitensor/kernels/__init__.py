@@ -22,6 +22,7 @@ NAMES = {  # kernel -> the file that holds its numba twin
     "norm_linear": "sublayer", "norm_linear_backward": "sublayer",
     "linear_add": "sublayer", "linear_add_backward": "sublayer",
     "feed_forward": "sublayer", "feed_forward_backward": "sublayer",
+    "linear_cross_entropy": "sublayer",
     "adamw": "optimizer", "sum_of_squares": "optimizer",
     "decode": "decode", "choose": "decode",  # their NumPy twins are in tinygpt
 }

@@ -17,8 +17,9 @@ def across(v, spare):
     return spare
 
 
-@jit
-def cross_entropy(logits, targets, ignore_index, smoothing, weight):
+@inline
+def entropy(logits, targets, ignore_index, smoothing, weight):
+    """The losses of the rows of logits, which become their gradient."""
     N, V = logits.shape
     dt = logits.dtype.type
     whole = V // LANES * LANES  # the rest of a row goes one by one
@@ -62,6 +63,11 @@ def cross_entropy(logits, targets, ignore_index, smoothing, weight):
         else:
             loss[n] = 0
     return loss
+
+
+@jit
+def cross_entropy(logits, targets, ignore_index, smoothing, weight):
+    return entropy(logits, targets, ignore_index, smoothing, weight)
 
 
 @jit

@@ -15,6 +15,7 @@ import numpy as np
 from minitensor.random import hash32
 
 Array = np.ndarray
+HERE: Any = sys.modules[__name__]  # the kernels that are made of others take those from here
 
 
 # ------------------------------------------------------------------------------------- linear
@@ -253,6 +254,26 @@ def cross_entropy(logits: Array, targets: Array, ignore_index: int, smoothing: f
     return np.where(used, loss, 0).astype(logits.dtype)
 
 
+def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: int, scale: float,
+                         wanted: bool, k: Any = HERE) -> tuple[float, Array, Array]:
+    """Σ of the losses of the logits z = x Wᵀ, and with `wanted` their gradients times `scale`:
+    dx = dz W and dW = dzᵀ x. x (N, D), W (V, D). The logits are made a block of rows at a time."""
+    (N, _), V = x.shape, len(weight)
+    dx, dw, total = np.empty_like(x), np.zeros_like(weight), 0.0
+    # About 1 MB of logits, which stay in cache; yet enough rows for the sums of dw to be worth
+    # reading and writing all of it.
+    block = max(256, min(N, 2**20 // (V * x.itemsize) // 64 * 64))
+    for n in range(0, N, block):
+        part = x[n:n + block]
+        logits = k.linear(part, weight, None)  # (block, V)
+        total += float(k.cross_entropy(logits, targets[n:n + block], ignore_index, 0.0,
+                                       x.dtype.type(scale)).sum(dtype=np.float64))
+        if wanted:
+            dx[n:n + block] = k.linear_dx(logits, weight)
+            dw += logits.T @ part
+    return total, dx, dw
+
+
 def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
     """dW[v] = Σ of the rows of g (N, D) whose id is v, in order: repeated ids add up."""
     out = np.zeros((rows, g.shape[1]), g.dtype)
@@ -269,7 +290,6 @@ def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
 
 Norm = tuple[Array, Array | None, bool, float]
 Map = tuple[Array, Array | None]
-HERE: Any = sys.modules[__name__]
 
 
 def _norm(x: Array, norm: Norm, k: Any) -> tuple[Array, Array, Array]:

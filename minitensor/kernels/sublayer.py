@@ -1,4 +1,4 @@
-"""The two sublayers of a transformer block in blocks of rows (twins: reference.py).
+"""The two sublayers of a transformer block, and its loss, in blocks of rows (twins: reference.py).
 
 One op after the other, every array of a block is written to memory and read again, and each call
 takes its turns at Python's lock. Here a block of rows goes from the norm to the residual sum while
@@ -27,6 +27,7 @@ from minitensor.kernels.gemm import (
     pack,
     up_to,
 )
+from minitensor.kernels.loss import entropy
 from minitensor.kernels.simd import aligned, zeros
 
 BLOCK = 96  # rows at a time: 200 KB of 512 columns
@@ -144,6 +145,7 @@ def add_rows(g, n, rows, width, total):
 @jit
 def _norm_linear(x, scale, shift, centred, eps, weight, bias):
     (N, D), W = x.shape, len(weight)
+    shift = padded(shift, D)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     panels, begin, h = packed(weight, True), padded(bias, W), aligned((BLOCK + ROWS) * D, x)
     n = 0
@@ -158,6 +160,7 @@ def _norm_linear(x, scale, shift, centred, eps, weight, bias):
 @jit
 def _norm_linear_backward(dy, g, x, scale, shift, mean, r, centred, weight, biased):
     (N, D), W = x.shape, len(weight)
+    shift = padded(shift, D)
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dw, db = aligned(W * D, x), np.zeros(W if biased else 0, x.dtype)
     panels, nothing, h = packed(weight, False), zeros(up_to(D), x), aligned((BLOCK + ROWS) * D, x)
@@ -253,6 +256,7 @@ def activate_backward(a, b, tanh, c, da, db):
 def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, down, down_bias,
                   tanh, drop, keep, k0, k1):
     (N, D), F = x.shape, len(up)
+    shift = padded(shift, D)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     a, b = aligned(N * F if gate.size else 0, x), aligned(N * F, x)
     gates, ups, downs = packed(gate, True), packed(up, True), packed(down, True)
@@ -278,6 +282,7 @@ def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, d
 def _feed_forward_backward(g, x, scale, shift, mean, r, a, b, centred, gate, up, down, tanh, drop,
                            keep, k0, k1, gate_biased, up_biased, down_biased):
     (N, D), F = x.shape, len(up)
+    shift = padded(shift, D)
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dgate, dup, ddown = aligned(gate.size, x), aligned(F * D, x), aligned(F * D, x)
     dgate_bias = np.zeros(F if gate_biased else 0, x.dtype)
@@ -315,34 +320,61 @@ def _feed_forward_backward(g, x, scale, shift, mean, r, a, b, centred, gate, up,
             ddown.reshape(D, F), ddown_bias)
 
 
+# -------------------------------------------------------------------------------------- the loss
+
+
+@jit
+def _linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted):
+    (N, D), V = x.shape, len(weight)
+    dx, dw = aligned(N * D if wanted else 0, x), aligned(V * D if wanted else 0, x)
+    turned, panels, size = packed(weight, True), packed(weight, False), BLOCK + ROWS
+    nothing, z, part = zeros(up_to(max(D, V)), x), aligned(size * V, x), aligned(size * up_to(D), x)
+    x, total, n = x.reshape(-1), 0.0, 0
+    while n < N:
+        rows = height(n, N)
+        multiply(x, n * D, D, rows, turned, D, nothing, z, 0, V, V, False)
+        logits = z[:rows * V].reshape(rows, V)
+        for loss in entropy(logits, targets[n:n + rows], ignore_index, 0.0, scale):
+            total += loss
+        if wanted:
+            multiply(z, 0, V, rows, panels, V, nothing, dx, n * D, D, D, False)
+            pack(x, n * D, D, False, rows, D, part, 0, rows)
+            multiply_turned(z, 0, V, rows, part, nothing, dw, D, n > 0)
+        n += rows
+    return total, dx, dw
+
+
 # ------------------------------------------------------------------------ what the ops call
 
 Array = np.ndarray
 
 
+NONE = np.empty(0, np.float32)  # a bias that is not there
+NO_WEIGHT = np.empty((0, 0), np.float32)
+
+
 def suits(x: Array, *weights: Array) -> bool:
     """Whether the weights fit in the L2 cache, and nothing is too small for a tile."""
-    return (all(a.dtype == np.float32 and min(a.shape) >= LANES and a.shape[1] <= DEPTH
-                for a in (x, *weights))
-            and max(len(w) for w in weights) <= DEPTH
-            and sum(w.size for w in weights) <= 2 * PANELS)
+    size = 0
+    for w in weights:
+        outputs, inputs = w.shape
+        if not (LANES <= outputs <= DEPTH and LANES <= inputs <= DEPTH and w.dtype == np.float32):
+            return False
+        size += w.size
+    return len(x) >= LANES and x.dtype == np.float32 and size <= 2 * PANELS
 
 
-def vector(x: Array | None, like: Array) -> Array:
-    """A bias, of no elements if there is none."""
-    return np.empty(0, like.dtype) if x is None else x
-
-
-def unpack(norm: reference.Norm) -> tuple[Any, ...]:
-    weight, bias, centred, eps = norm
-    return weight, np.zeros_like(weight) if bias is None else bias, centred, eps
+def vector(bias: Array | None) -> Array:
+    return NONE if bias is None else bias
 
 
 def norm_linear(x: Array, norm: reference.Norm, linear: reference.Map) -> tuple[Array, ...]:
     weight, bias = linear
     if not suits(x, weight):
         return reference.norm_linear(x, norm, linear, kernels)
-    return _norm_linear(x, *unpack(norm), weight, vector(bias, x))  # type: ignore[no-any-return]
+    scale, shift, centred, eps = norm
+    return _norm_linear(  # type: ignore[no-any-return]
+        x, scale, vector(shift), centred, eps, weight, vector(bias))
 
 
 def norm_linear_backward(dy: Array, g: Array, x: Array, norm: reference.Norm, mean: Array,
@@ -350,16 +382,16 @@ def norm_linear_backward(dy: Array, g: Array, x: Array, norm: reference.Norm, me
     weight, bias = linear
     if not suits(x, weight):
         return reference.norm_linear_backward(dy, g, x, norm, mean, r, linear, kernels)
-    scale, shift, centred, _ = unpack(norm)
+    scale, shift, centred, _ = norm
     return _norm_linear_backward(  # type: ignore[no-any-return]
-        dy, g, x, scale, shift, mean, r, centred, weight, bias is not None)
+        dy, g, x, scale, vector(shift), mean, r, centred, weight, bias is not None)
 
 
 def linear_add(a: Array, linear: reference.Map, x: Array, drop: tuple[Any, ...]) -> Array:
     weight, bias = linear
     if not suits(a, weight):
         return reference.linear_add(a, linear, x, drop, kernels)
-    return _linear_add(a, weight, vector(bias, a), x, *drop)  # type: ignore[no-any-return]
+    return _linear_add(a, weight, vector(bias), x, *drop)  # type: ignore[no-any-return]
 
 
 def linear_add_backward(g: Array, a: Array, linear: reference.Map,
@@ -373,25 +405,34 @@ def linear_add_backward(g: Array, a: Array, linear: reference.Map,
 
 def feed_forward(x: Array, norm: reference.Norm, gate: reference.Map | None, up: reference.Map,
                  down: reference.Map, tanh: bool, drop: tuple[Any, ...]) -> tuple[Array, ...]:
-    weights = [w for w, _ in (up, down) + ((gate,) if gate else ())]
-    if not suits(x, *weights):
+    if not suits(x, up[0], down[0], *(gate or ())[:1]):
         return reference.feed_forward(x, norm, gate, up, down, tanh, drop, kernels)
-    gate_weight, gate_bias = gate or (up[0][:0], None)
+    scale, shift, centred, eps = norm
+    gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward(  # type: ignore[no-any-return]
-        x, *unpack(norm), gate_weight, vector(gate_bias, x), up[0], vector(up[1], x), down[0],
-        vector(down[1], x), tanh, *drop)
+        x, scale, vector(shift), centred, eps, gate_weight, vector(gate_bias), up[0],
+        vector(up[1]), down[0], vector(down[1]), tanh, *drop)
 
 
 def feed_forward_backward(g: Array, x: Array, norm: reference.Norm, mean: Array, r: Array,
                           a: Array, b: Array, gate: reference.Map | None, up: reference.Map,
                           down: reference.Map, tanh: bool,
                           drop: tuple[Any, ...]) -> tuple[Array | None, ...]:
-    weights = [w for w, _ in (up, down) + ((gate,) if gate else ())]
-    if not suits(x, *weights):
+    if not suits(x, up[0], down[0], *(gate or ())[:1]):
         return reference.feed_forward_backward(g, x, norm, mean, r, a, b, gate, up, down, tanh,
                                                drop, kernels)
-    scale, shift, centred, _ = unpack(norm)
-    gate_weight, gate_bias = gate or (up[0][:0], None)
+    scale, shift, centred, _ = norm
+    gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward_backward(  # type: ignore[no-any-return]
-        g, x, scale, shift, mean, r, a, b, centred, gate_weight, up[0], down[0], tanh, *drop,
-        gate_bias is not None, up[1] is not None, down[1] is not None)
+        g, x, scale, vector(shift), mean, r, a, b, centred, gate_weight, up[0], down[0], tanh,
+        *drop, gate_bias is not None, up[1] is not None, down[1] is not None)
+
+
+def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: int, scale: float,
+                         wanted: bool) -> tuple[float, Array, Array]:
+    if not suits(x, weight):
+        return reference.linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted,
+                                              kernels)
+    total, dx, dw = _linear_cross_entropy(x, weight, targets, ignore_index, x.dtype.type(scale),
+                                          wanted)
+    return total, dx.reshape(x.shape) if wanted else dx, dw.reshape(weight.shape) if wanted else dw

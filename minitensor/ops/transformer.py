@@ -455,23 +455,9 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, ignore_inde
         raise ValueError(f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or "
                          "'sum'")
     rows, weight = _rows(x), np.ascontiguousarray(weight)
-    N, V = len(rows), len(weight)
-    t = _check_targets("linear_cross_entropy", targets, N, V, ignore_index)
+    t = _check_targets("linear_cross_entropy", targets, len(rows), len(weight), ignore_index)
     scale = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
-    wanted = recording()
-    dx, dw = np.empty_like(rows), np.zeros((V, rows.shape[1]), x.dtype)
-    # About 1 MB of logits, which stay in cache; yet enough rows for the sums of dw to be worth
-    # reading and writing all of it.
-    block = max(256, min(N, 2**20 // (V * x.itemsize) // 64 * 64))
-    loss = 0.0
-    for n in range(0, N, block):
-        part = rows[n:n + block]
-        logits = kernels.linear(part, weight, None)  # (block, V)
-        loss += float(kernels.cross_entropy(logits, t[n:n + block], ignore_index, 0.0,
-                                            x.dtype.type(scale)).sum(dtype=np.float64))
-        if wanted:
-            dx[n:n + block] = kernels.linear_dx(logits, weight)
-            dw += logits.T @ part
+    loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, scale, recording())
     return np.asarray(loss * scale, x.dtype), (
         lambda g: (dx * g).reshape(x.shape), lambda g: dw * g, None)
 
