@@ -19,9 +19,8 @@ NAMES = {  # kernel -> the file that holds its numba twin
     "swiglu": "elementwise", "swiglu_backward": "elementwise",
     "dropout": "elementwise", "dropout_add": "elementwise",
     "cross_entropy": "loss", "embedding_backward": "loss",
-    "norm_linear": "sublayer", "norm_linear_backward": "sublayer",
-    "linear_add": "sublayer", "linear_add_backward": "sublayer",
-    "feed_forward": "sublayer", "feed_forward_backward": "sublayer",
+    "attention_sublayer": "sublayer", "attention_sublayer_backward": "sublayer",
+    "feed_forward_sublayer": "sublayer", "feed_forward_sublayer_backward": "sublayer",
     "linear_cross_entropy": "sublayer",
     "adamw": "optimizer", "sum_of_squares": "optimizer",
     "decode": "decode", "choose": "decode",  # their NumPy twins are in tinygpt

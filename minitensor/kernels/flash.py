@@ -164,8 +164,8 @@ def bits(i0, j, T, h0, h1):
     return x ^ (x >> u32(16))
 
 
-@jit
-def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
+@inline
+def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
     B, T, heads, d = packed.shape
     K = (heads - H) // 2
@@ -223,8 +223,8 @@ def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     return out, lse.reshape(B, H, T)
 
 
-@jit
-def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
+@inline
+def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
     B, T, heads, d = packed.shape
     K = (heads - H) // 2
@@ -316,3 +316,13 @@ def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, 
             copy_heads(grads, b, H + c0, H + c1, back, dt(LN2), dks, D, True)
             copy_heads(grads, b, H + K + c0, H + K + c1, none, dt(1), dvs, D, True)
     return grads
+
+
+@jit
+def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
+    return forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1)
+
+
+@jit
+def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
+    return backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1)

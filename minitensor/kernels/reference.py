@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -283,10 +284,10 @@ def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
 
 # ---------------------------------------------------------------------------------- sublayers
 #
-# The two sublayers of a block, y = x + dropout(linear(f(linear(norm(x))))), and their ends: f is
-# attention or an activation. `norm` is (weight, bias or None, centred: LayerNorm or RMSNorm, eps),
-# a linear map is (W, bias or None), `drop` what `dropout` takes after x. `k` holds the kernels to
-# use: this file, or the numba twins where the weights are too large for theirs.
+# y = x + dropout(linear(f(linear(norm(x))))), f being attention or an activation. `norm` is
+# (weight, bias or None, centred: LayerNorm or RMSNorm, eps), a linear map is (W, bias or None),
+# `drop` what `dropout` takes after x. `k` holds the kernels to use: those here, or the numba twins
+# where the weights are too large for theirs.
 
 Norm = tuple[Array, Array | None, bool, float]
 Map = tuple[Array, Array | None]
@@ -301,21 +302,10 @@ def _norm(x: Array, norm: Norm, k: Any) -> tuple[Array, Array, Array]:
     return y, np.zeros_like(r), r
 
 
-def norm_linear(x: Array, norm: Norm, linear: Map, k: Any = HERE) -> tuple[Array, Array, Array]:
-    """norm(x) Wᵀ + b (N, O), and what the norm's backward needs: means and factors (N,)."""
-    h, mean, r = _norm(x, norm, k)
-    return k.linear(h, *linear), mean, r
-
-
-def norm_linear_backward(dy: Array, g: Array, x: Array, norm: Norm, mean: Array, r: Array,
-                         linear: Map, k: Any = HERE) -> tuple[Array, ...]:
-    """dx = g + what comes through the map and the norm; then d of the norm's weight and bias, dW
-    and db. g is the gradient of the residual stream, and norm(x) is computed again."""
-    return _norm_linears_backward([(dy, linear)], g, x, norm, mean, r, k)
-
-
-def _norm_linears_backward(maps: list[tuple[Array, Map]], g: Array, x: Array, norm: Norm,
-                           mean: Array, r: Array, k: Any) -> tuple[Array, ...]:
+def _enter_backward(maps: list[tuple[Array, Map]], g: Array, x: Array, norm: Norm, mean: Array,
+                    r: Array, k: Any) -> tuple[Array, ...]:
+    """Backward of linear(norm(x)), for every map with the gradient dy of its result: dx = g + what
+    comes through norm and maps, d of the norm's weight and bias, and dW and db of each map."""
     h, dh = _norm(x, norm, k)[0], sum(k.linear_dx(dy, weight) for dy, (weight, _) in maps)
     if norm[2]:
         dx, dscale, dshift = k.layer_norm_backward(dh, x, norm[0], mean, r)
@@ -324,31 +314,54 @@ def _norm_linears_backward(maps: list[tuple[Array, Map]], g: Array, x: Array, no
     return g + dx, dscale, dshift, *(d for dy, _ in maps for d in (dy.T @ h, dy.sum(axis=0)))
 
 
-def linear_add(a: Array, linear: Map, x: Array, drop: tuple[Any, ...], k: Any = HERE) -> Array:
-    """x + dropout(a Wᵀ + b). a (N, F), x (N, D)."""
+def _leave(a: Array, linear: Map, x: Array, drop: tuple[Any, ...], k: Any) -> Array:
+    """x + dropout(linear(a))."""
     y = k.linear(a, *linear)
     if not drop[0]:
         return np.asarray(x + y)
     return np.asarray(k.dropout_add(x.reshape(-1), y.reshape(-1), *drop)).reshape(x.shape)
 
 
-def linear_add_backward(g: Array, a: Array, linear: Map, drop: tuple[Any, ...],
-                        k: Any = HERE) -> tuple[Array, Array, Array]:
+def _leave_backward(g: Array, a: Array, linear: Map, drop: tuple[Any, ...],
+                    k: Any) -> tuple[Array, Array, Array]:
     """da, dW and db; x gets g as it is."""
     if drop[0]:
         g = k.dropout(g.reshape(-1), *drop).reshape(g.shape)
     return k.linear_dx(g, linear[0]), g.T @ a, g.sum(axis=0)
 
 
-def feed_forward(x: Array, norm: Norm, gate: Map | None, up: Map, down: Map, tanh: bool,
-                 drop: tuple[Any, ...], k: Any = HERE) -> tuple[Any, ...]:
-    """x + dropout(down(f(up(norm(x))))), f = gelu; or with a gate, f(z) = silu(gate(norm(x))) z.
+def attention_sublayer(x: Array, norm: Norm, qkv: Map, out: Map, heads: tuple[int, ...], H: int,
+                       attend: tuple[Any, ...], drop: tuple[Any, ...],
+                       k: Any = HERE) -> tuple[Array, ...]:
+    """x + dropout(out(attention(qkv(norm(x))))), x (N, D), with N = B T; then what the backward
+    keeps. `heads` is the shape (B, T, H + 2 K, d) of q|k|v, `attend` what attention takes after H.
+    """
+    h, mean, r = _norm(x, norm, k)
+    packed = k.linear(h, *qkv).reshape(heads)
+    a, lse = k.attention(packed, H, *attend)
+    return _leave(a.reshape(len(x), -1), out, x, drop, k), mean, r, packed, a, lse
 
-    Also the norm's means and factors, and what went into f: the gate's part (None without), up's.
+
+def attention_sublayer_backward(g: Array, x: Array, norm: Norm, qkv: Map, out: Map,
+                                kept: Sequence[Array], H: int, attend: tuple[Any, ...],
+                                drop: tuple[Any, ...], k: Any = HERE) -> tuple[Array, ...]:
+    """dx, then d of the norm's weight and bias, and of weight and bias of qkv and out."""
+    mean, r, packed, a, lse = kept
+    da, *dout = _leave_backward(g, a.reshape(len(x), -1), out, drop, k)
+    dpacked = k.attention_backward(da.reshape(a.shape), packed, H, a, lse, *attend)
+    maps = [(dpacked.reshape(len(x), -1), qkv)]
+    return *_enter_backward(maps, g, x, norm, mean, r, k), *dout
+
+
+def feed_forward_sublayer(x: Array, norm: Norm, gate: Map | None, up: Map, down: Map, tanh: bool,
+                          drop: tuple[Any, ...], k: Any = HERE) -> tuple[Any, ...]:
+    """x + dropout(down(f(up(norm(x))))), x (N, D), f = gelu; or with a gate f(z) = silu(gate(…)) z.
+
+    Then what the backward keeps: means, factors, and what went into f: the gate's part, and up's.
     """
     h, mean, r = _norm(x, norm, k)
     a, b = None if gate is None else k.linear(h, *gate), k.linear(h, *up)
-    return linear_add(_activate(a, b, tanh, k), down, x, drop, k), mean, r, a, b
+    return _leave(_activate(a, b, tanh, k), down, x, drop, k), mean, r, a, b
 
 
 def _activate(a: Array | None, b: Array, tanh: bool, k: Any) -> Array:
@@ -356,18 +369,20 @@ def _activate(a: Array | None, b: Array, tanh: bool, k: Any) -> Array:
     return np.asarray(c).reshape(b.shape)
 
 
-def feed_forward_backward(g: Array, x: Array, norm: Norm, mean: Array, r: Array, a: Array | None,
-                          b: Array, gate: Map | None, up: Map, down: Map, tanh: bool,
-                          drop: tuple[Any, ...], k: Any = HERE) -> tuple[Array | None, ...]:
+def feed_forward_sublayer_backward(g: Array, x: Array, norm: Norm, gate: Map | None, up: Map,
+                                   down: Map, kept: Sequence[Any], tanh: bool,
+                                   drop: tuple[Any, ...],
+                                   k: Any = HERE) -> tuple[Array | None, ...]:
     """dx, then d of the norm's weight and bias, and of weight and bias of gate, up and down."""
-    dc, *ddown = linear_add_backward(g, _activate(a, b, tanh, k), down, drop, k)
+    mean, r, a, b = kept
+    dc, *ddown = _leave_backward(g, _activate(a, b, tanh, k), down, drop, k)
     dc = dc.reshape(-1)
-    if gate is None or a is None:
+    if gate is None:
         db = k.gelu_backward(dc, b.reshape(-1), tanh).reshape(b.shape)
-        dx, dscale, dshift, *dup = _norm_linears_backward([(db, up)], g, x, norm, mean, r, k)
+        dx, dscale, dshift, *dup = _enter_backward([(db, up)], g, x, norm, mean, r, k)
         return dx, dscale, dshift, None, None, *dup, *ddown
     da, db = (d.reshape(b.shape) for d in k.swiglu_backward(dc, a.reshape(-1), b.reshape(-1)))
-    return *_norm_linears_backward([(da, gate), (db, up)], g, x, norm, mean, r, k), *ddown
+    return *_enter_backward([(da, gate), (db, up)], g, x, norm, mean, r, k), *ddown
 
 
 # ---------------------------------------------------------------------------------- optimiser

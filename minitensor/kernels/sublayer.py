@@ -9,6 +9,7 @@ pays while the weights fit in there; larger ones go through the separate kernels
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from minitensor import kernels
 from minitensor.kernels import reference
 from minitensor.kernels._jit import hash32, inline, jit, u32
 from minitensor.kernels.elementwise import gelu_of, gelu_slope, sigmoid
+from minitensor.kernels.flash import backward, forward
 from minitensor.kernels.gemm import (
     DEPTH,
     LANES,
@@ -139,79 +141,74 @@ def add_rows(g, n, rows, width, total):
                 total[d] += row[d]
 
 
-# ---------------------------------------------------------------------- the ends of both sublayers
+# -------------------------------------------------------------------------------- attention
 
 
 @jit
-def _norm_linear(x, scale, shift, centred, eps, weight, bias):
-    (N, D), W = x.shape, len(weight)
-    shift = padded(shift, D)
+def _attention(x, scale, shift, centred, eps, qkv, qkv_bias, out, out_bias, heads, H, cos, sin,
+               factor, window, causal, p, kept, k0, k1, drop, keep, o0, o1):
+    (N, D), W = x.shape, len(qkv)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
-    panels, begin, h = packed(weight, True), padded(bias, W), aligned((BLOCK + ROWS) * D, x)
+    panels, begin, shift = packed(qkv, True), padded(qkv_bias, W), padded(shift, D)
+    h = aligned((BLOCK + ROWS) * D, x)
     n = 0
     while n < N:
         rows = height(n, N)
         normalise(x, n, rows, scale, shift, centred, eps, mean, r, h.reshape(-1, D))
         multiply(h, 0, D, rows, panels, D, begin, y, n * W, W, W, False)
         n += rows
-    return y.reshape(N, W), mean, r
+    y = y.reshape(heads)
+    a, lse = forward(y, H, cos, sin, factor, window, causal, p, kept, k0, k1)
+    F = out.shape[1]
+    z, panels, begin = aligned(N * D, x), packed(out, True), padded(out_bias, D)
+    flat, x = a.reshape(-1), x.reshape(-1)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        i, j = n * D, (n + rows) * D
+        multiply(flat, n * F, F, rows, panels, F, begin, z, i, D, D, False)
+        join(x[i:j], z[i:j], i, drop, keep, o0, o1)
+        n += rows
+    return z.reshape(N, D), mean, r, y, a, lse
 
 
 @jit
-def _norm_linear_backward(dy, g, x, scale, shift, mean, r, centred, weight, biased):
-    (N, D), W = x.shape, len(weight)
-    shift = padded(shift, D)
+def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, lse, H, cos, sin,
+                        factor, window, causal, p, kept, k0, k1, drop, keep, o0, o1, qkv_biased,
+                        out_biased):
+    (N, D), W, F = x.shape, len(qkv), out.shape[1]
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
-    dw, db = aligned(W * D, x), np.zeros(W if biased else 0, x.dtype)
-    panels, nothing, h = packed(weight, False), zeros(up_to(D), x), aligned((BLOCK + ROWS) * D, x)
-    hs, dy = aligned((BLOCK + ROWS) * up_to(D), x), dy.reshape(-1)
-    n = 0
-    while n < N:
-        rows = height(n, N)
-        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
-        pack(h, 0, D, False, rows, D, hs, 0, rows)
-        multiply_turned(dy, n * W, W, rows, hs, nothing, dw, D, n > 0)
-        multiply(dy, n * W, W, rows, panels, W, nothing, h, 0, D, D, False)
-        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
-        add_rows(dy, n, rows, W, db)
-        n += rows
-    return dx, dscale, dshift, dw.reshape(W, D), db
-
-
-@jit
-def _linear_add(a, weight, bias, x, drop, keep, k0, k1):
-    (N, F), D = a.shape, len(weight)
-    y, panels, begin = aligned(N * D, x), packed(weight, True), padded(bias, D)
-    a, x = a.reshape(-1), x.reshape(-1)
-    n = 0
-    while n < N:
-        rows = height(n, N)
-        begun, end = n * D, (n + rows) * D
-        multiply(a, n * F, F, rows, panels, F, begin, y, begun, D, D, False)
-        join(x[begun:end], y[begun:end], begun, drop, keep, k0, k1)
-        n += rows
-    return y.reshape(N, D)
-
-
-@jit
-def _linear_add_backward(g, a, weight, drop, keep, k0, k1, biased):
-    (N, F), D = a.shape, len(weight)
-    da, dw, db = aligned(N * F, g), aligned(D * F, g), np.zeros(D if biased else 0, g.dtype)
-    panels, nothing, size = packed(weight, False), zeros(up_to(F), g), BLOCK + ROWS
-    part, a, g = aligned(size * up_to(F), g), a.reshape(-1), g.reshape(-1)
-    back = aligned(N * D, g) if drop else g  # the gradient of the branch
+    dqkv, dqkv_bias = aligned(W * D, x), np.zeros(W if qkv_biased else 0, x.dtype)
+    dout, dout_bias = aligned(D * F, x), np.zeros(D if out_biased else 0, x.dtype)
+    qkvs, outs, size = packed(qkv, False), packed(out, False), BLOCK + ROWS
+    nothing, da = zeros(up_to(max(D, F)), x), aligned(N * F, x)
+    panels, h, shift = aligned(size * up_to(max(D, F)), x), aligned(size * D, x), padded(shift, D)
+    flat, flat_a = g.reshape(-1), a.reshape(-1)
+    back = aligned(N * D, x) if drop else flat  # the gradient of the branch
     n = 0
     while n < N:
         rows = height(n, N)
         i, j = n * D, (n + rows) * D
         if drop:
-            dropped(g[i:j], i, drop, keep, k0, k1, back[i:j])
-        multiply(back, i, D, rows, panels, D, nothing, da, n * F, F, F, False)
-        pack(a, n * F, F, False, rows, F, part, 0, rows)
-        multiply_turned(back, i, D, rows, part, nothing, dw, F, n > 0)
-        add_rows(back, n, rows, D, db)
+            dropped(flat[i:j], i, drop, keep, o0, o1, back[i:j])
+        multiply(back, i, D, rows, outs, D, nothing, da, n * F, F, F, False)
+        pack(flat_a, n * F, F, False, rows, F, panels, 0, rows)
+        multiply_turned(back, i, D, rows, panels, nothing, dout, F, n > 0)
+        add_rows(back, n, rows, D, dout_bias)
         n += rows
-    return da.reshape(N, F), dw.reshape(D, F), db
+    dy = backward(da.reshape(a.shape), y, H, a, lse, cos, sin, factor, window, causal, p, kept, k0,
+                  k1).reshape(-1)
+    n = 0
+    while n < N:
+        rows = height(n, N)
+        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
+        pack(h, 0, D, False, rows, D, panels, 0, rows)
+        multiply_turned(dy, n * W, W, rows, panels, nothing, dqkv, D, n > 0)
+        multiply(dy, n * W, W, rows, qkvs, W, nothing, h, 0, D, D, False)
+        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
+        add_rows(dy, n, rows, W, dqkv_bias)
+        n += rows
+    return (dx, dscale, dshift, dqkv.reshape(W, D), dqkv_bias, dout.reshape(D, F), dout_bias)
 
 
 # ----------------------------------------------------------------------------- the feed-forward
@@ -279,7 +276,7 @@ def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, d
 
 
 @jit
-def _feed_forward_backward(g, x, scale, shift, mean, r, a, b, centred, gate, up, down, tanh, drop,
+def _feed_forward_backward(g, x, scale, shift, centred, gate, up, down, mean, r, a, b, tanh, drop,
                            keep, k0, k1, gate_biased, up_biased, down_biased):
     (N, D), F = x.shape, len(up)
     shift = padded(shift, D)
@@ -368,45 +365,35 @@ def vector(bias: Array | None) -> Array:
     return NONE if bias is None else bias
 
 
-def norm_linear(x: Array, norm: reference.Norm, linear: reference.Map) -> tuple[Array, ...]:
-    weight, bias = linear
-    if not suits(x, weight):
-        return reference.norm_linear(x, norm, linear, kernels)
+def attention_sublayer(x: Array, norm: reference.Norm, qkv: reference.Map, out: reference.Map,
+                       heads: tuple[int, ...], H: int, attend: tuple[Any, ...],
+                       drop: tuple[Any, ...]) -> tuple[Array, ...]:
+    if not suits(x, qkv[0], out[0]):
+        return reference.attention_sublayer(x, norm, qkv, out, heads, H, attend, drop, kernels)
     scale, shift, centred, eps = norm
-    return _norm_linear(  # type: ignore[no-any-return]
-        x, scale, vector(shift), centred, eps, weight, vector(bias))
+    return _attention(  # type: ignore[no-any-return]
+        x, scale, vector(shift), centred, eps, qkv[0], vector(qkv[1]), out[0], vector(out[1]),
+        heads, H, *attend, *drop)
 
 
-def norm_linear_backward(dy: Array, g: Array, x: Array, norm: reference.Norm, mean: Array,
-                         r: Array, linear: reference.Map) -> tuple[Array, ...]:
-    weight, bias = linear
-    if not suits(x, weight):
-        return reference.norm_linear_backward(dy, g, x, norm, mean, r, linear, kernels)
+def attention_sublayer_backward(g: Array, x: Array, norm: reference.Norm, qkv: reference.Map,
+                                out: reference.Map, kept: Sequence[Array], H: int,
+                                attend: tuple[Any, ...],
+                                drop: tuple[Any, ...]) -> tuple[Array, ...]:
+    if not suits(x, qkv[0], out[0]):
+        return reference.attention_sublayer_backward(g, x, norm, qkv, out, kept, H, attend, drop,
+                                                     kernels)
     scale, shift, centred, _ = norm
-    return _norm_linear_backward(  # type: ignore[no-any-return]
-        dy, g, x, scale, vector(shift), mean, r, centred, weight, bias is not None)
+    return _attention_backward(  # type: ignore[no-any-return]
+        g, x, scale, vector(shift), centred, qkv[0], out[0], *kept, H, *attend, *drop,
+        qkv[1] is not None, out[1] is not None)
 
 
-def linear_add(a: Array, linear: reference.Map, x: Array, drop: tuple[Any, ...]) -> Array:
-    weight, bias = linear
-    if not suits(a, weight):
-        return reference.linear_add(a, linear, x, drop, kernels)
-    return _linear_add(a, weight, vector(bias), x, *drop)  # type: ignore[no-any-return]
-
-
-def linear_add_backward(g: Array, a: Array, linear: reference.Map,
-                        drop: tuple[Any, ...]) -> tuple[Array, ...]:
-    weight, bias = linear
-    if not suits(a, weight):
-        return reference.linear_add_backward(g, a, linear, drop, kernels)
-    return _linear_add_backward(  # type: ignore[no-any-return]
-        g, a, weight, *drop, bias is not None)
-
-
-def feed_forward(x: Array, norm: reference.Norm, gate: reference.Map | None, up: reference.Map,
-                 down: reference.Map, tanh: bool, drop: tuple[Any, ...]) -> tuple[Array, ...]:
+def feed_forward_sublayer(x: Array, norm: reference.Norm, gate: reference.Map | None,
+                          up: reference.Map, down: reference.Map, tanh: bool,
+                          drop: tuple[Any, ...]) -> tuple[Any, ...]:
     if not suits(x, up[0], down[0], *(gate or ())[:1]):
-        return reference.feed_forward(x, norm, gate, up, down, tanh, drop, kernels)
+        return reference.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop, kernels)
     scale, shift, centred, eps = norm
     gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward(  # type: ignore[no-any-return]
@@ -414,18 +401,18 @@ def feed_forward(x: Array, norm: reference.Norm, gate: reference.Map | None, up:
         vector(up[1]), down[0], vector(down[1]), tanh, *drop)
 
 
-def feed_forward_backward(g: Array, x: Array, norm: reference.Norm, mean: Array, r: Array,
-                          a: Array, b: Array, gate: reference.Map | None, up: reference.Map,
-                          down: reference.Map, tanh: bool,
-                          drop: tuple[Any, ...]) -> tuple[Array | None, ...]:
+def feed_forward_sublayer_backward(g: Array, x: Array, norm: reference.Norm,
+                                   gate: reference.Map | None, up: reference.Map,
+                                   down: reference.Map, kept: Sequence[Any], tanh: bool,
+                                   drop: tuple[Any, ...]) -> tuple[Array | None, ...]:
     if not suits(x, up[0], down[0], *(gate or ())[:1]):
-        return reference.feed_forward_backward(g, x, norm, mean, r, a, b, gate, up, down, tanh,
-                                               drop, kernels)
+        return reference.feed_forward_sublayer_backward(g, x, norm, gate, up, down, kept, tanh,
+                                                        drop, kernels)
     scale, shift, centred, _ = norm
     gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward_backward(  # type: ignore[no-any-return]
-        g, x, scale, vector(shift), mean, r, a, b, centred, gate_weight, up[0], down[0], tanh,
-        *drop, gate_bias is not None, up[1] is not None, down[1] is not None)
+        g, x, scale, vector(shift), centred, gate_weight, up[0], down[0], *kept, tanh, *drop,
+        gate_bias is not None, up[1] is not None, down[1] is not None)
 
 
 def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: int, scale: float,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
-from minitensor.ops.transformer import _attend, _dropped, _rows, rope_table
+from minitensor.ops.transformer import _attention_options, _dropped, _rows, rope_table
 from minitensor.tape import Array
 from minitensor.tensor import op
 
@@ -69,21 +69,18 @@ def attention_sublayer(x: Array, norm_weight: Array, norm_bias: Array | None, qk
                          "key/value heads do not divide")
     _check("qkv", D, len(qkv), qkv)
     _check("out", n_head * d, D, out)
-    rows, normed = _rows(x), _norm(norm, norm_weight, norm_bias, eps)
+    heads = B, T, n_head + 2 * K, d
+    attend = _attention_options("attention_sublayer", heads, n_head, rope, window, scale, True,
+                                dropout, keys[0], x.dtype)
+    drop, normed = _dropped(dropout, keys[1], x.dtype), _norm(norm, norm_weight, norm_bias, eps)
     into, back = (np.ascontiguousarray(qkv), qkv_bias), (np.ascontiguousarray(out), out_bias)
-    drop = _dropped(dropout, keys[1], x.dtype)
-    packed, mean, r = kernels.norm_linear(rows, normed, into)
-    a, attend_backward = _attend("attention_sublayer", packed.reshape(B, T, -1, d), n_head, rope,
-                                 window, scale, True, dropout, keys[0])
-    a = a.reshape(len(rows), -1)
-    y = kernels.linear_add(a, back, rows, drop)
+    rows = _rows(x)
+    y, *kept = kernels.attention_sublayer(rows, normed, into, back, heads, n_head, attend, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
-        g = _rows(g)
-        da, dout, dout_bias = kernels.linear_add_backward(g, a, back, drop)
-        dpacked = attend_backward(da).reshape(packed.shape)
-        dx, *others = kernels.norm_linear_backward(dpacked, g, rows, normed, mean, r, into)
-        return dx.reshape(x.shape), *others, dout, dout_bias
+        dx, *others = kernels.attention_sublayer_backward(_rows(g), rows, normed, into, back, kept,
+                                                          n_head, attend, drop)
+        return dx.reshape(x.shape), *others
 
     return y.reshape(x.shape), backward
 
@@ -128,11 +125,11 @@ def feed_forward_sublayer(x: Array, norm_weight: Array, norm_bias: Array | None,
     rows, normed = _rows(x), _norm(norm, norm_weight, norm_bias, eps)
     into, back = (np.ascontiguousarray(up), up_bias), (np.ascontiguousarray(down), down_bias)
     tanh, drop = activation == "gelu_tanh", _dropped(dropout, key, x.dtype)
-    y, mean, r, a, b = kernels.feed_forward(rows, normed, gated, into, back, tanh, drop)
+    y, *kept = kernels.feed_forward_sublayer(rows, normed, gated, into, back, tanh, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
-        dx, *others = kernels.feed_forward_backward(_rows(g), rows, normed, mean, r, a, b, gated,
-                                                    into, back, tanh, drop)
+        dx, *others = kernels.feed_forward_sublayer_backward(_rows(g), rows, normed, gated, into,
+                                                             back, kept, tanh, drop)
         return dx.reshape(x.shape), *others
 
     return y.reshape(x.shape), backward

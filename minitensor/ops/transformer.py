@@ -7,14 +7,14 @@ Each op is a forward and its backward; the loops behind them are in `minitensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from minitensor import kernels
 from minitensor.random import halves, threshold
-from minitensor.tape import Array, recording
+from minitensor.tape import Array, Vjp, recording
 from minitensor.tensor import op
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -265,26 +265,31 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
     return turn(x, s), (lambda g: turn(g, -s),)
 
 
-def _attend(name: str, packed: Array, H: int, rope: Any, window: int, scale: float | None,
-            causal: bool, p: float, key: int) -> tuple[Array, Callable[[Array], Array]]:
-    """Run the kernel on packed heads (B, T, H + 2 K, d): q, k and v side by side.
-
-    Returns the output (B, T, H, d) and the function from its gradient to that of `packed`.
-    """
-    T, heads, d = packed.shape[1:]
+def _attention_options(name: str, shape: tuple[int, ...], H: int, rope: Any, window: int,
+                       scale: float | None, causal: bool, p: float, key: int,
+                       dtype: np.dtype) -> tuple[Any, ...]:
+    """What a kernel takes after packed heads (B, T, H + 2 K, d), q, k and v side by side, and H."""
+    _, T, heads, d = shape
     K = (heads - H) // 2
     if K == 0 or H % K:
         raise ValueError(f"{name}: {K} key/value heads do not divide {H} query heads")
     if window < 0:
         raise ValueError(f"{name}: window is {window}; it must be positive, or 0 for none")
-    dt = packed.dtype.type
+    dt = dtype.type
     empty = np.empty((0, 0), dt)
     cos, sin = (t[:T].astype(dt, copy=False) for t in rope) if rope else (empty, empty)
     if rope and cos.shape != (T, d // 2):
         raise ValueError(f"{name}: the rope table {rope[0].shape} does not fit {T} positions of "
                          f"heads of {d}")
-    args = (cos, sin, dt(1 / math.sqrt(d) if scale is None else scale), window, causal,
-            *_dropped(p, key, packed.dtype))
+    return (cos, sin, dt(1 / math.sqrt(d) if scale is None else scale), window, causal,
+            *_dropped(p, key, dtype))
+
+
+def _attend(name: str, packed: Array, H: int, rope: Any, window: int, scale: float | None,
+            causal: bool, p: float, key: int) -> tuple[Array, Vjp]:
+    """Output (B, T, H, d), and the function from its gradient to that of `packed`."""
+    args = _attention_options(name, packed.shape, H, rope, window, scale, causal, p, key,
+                              packed.dtype)
     out, lse = kernels.attention(packed, H, *args)
 
     def backward(g: Array) -> Array:
