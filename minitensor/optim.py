@@ -272,10 +272,10 @@ def _quintic(gram: Array) -> Array:
 
 def _spread(workers: Any, fn: Callable[[Any], Any], items: Sequence[Any],
             size: Callable[[Any], int], light: int) -> list[Any]:
-    """`workers.map`, or a loop for so few elements that waking threads would take longer."""
-    if workers is None or sum(map(size, items)) < light:
+    """`workers.map` where there are workers."""
+    if workers is None:
         return [fn(item) for item in items]
-    return workers.map(fn, items, size)  # type: ignore[no-any-return]
+    return workers.map(fn, items, size, light)  # type: ignore[no-any-return]
 
 
 def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:

@@ -85,15 +85,19 @@ class Workers:
                 raise error
 
     def map(self, fn: Callable[[T], R], items: Iterable[T],
-            size: Callable[[T], int] | None = None) -> list[R]:
+            size: Callable[[T], int] | None = None, light: int = 0) -> list[R]:
         """[fn(item) for item in items], spread over the threads; the order is kept.
 
         A thread takes the next item when it is free; given `size`, for many short items, each
-        takes but one run of neighbours, the runs of about the same size in all.
+        takes but one run of neighbours, the runs of about the same size in all. If all together
+        are smaller than `light`, waking threads would take longer: the calling one does it alone.
         """
         todo = list(items)
         if size is not None:
-            runs = _runs(todo, [size(item) for item in todo], self.threads)
+            sizes = [size(item) for item in todo]
+            if sum(sizes) < light:
+                return [fn(item) for item in todo]
+            runs = _runs(todo, sizes, self.threads)
             return [y for ys in self.map(lambda run: [fn(x) for x in run], runs) for y in ys]
         results: list[Any] = [None] * len(todo)
         take = _Counter(len(todo))
@@ -216,7 +220,7 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
     for more, right in other:  # nothing else is left to do: all threads share the last sum
         value += more
         workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True),
-                    lambda pair: pair[0].size)
+                    lambda pair: pair[0].size, 2**20)
     own, through = grads[:len(parameters)], grads[len(parameters):]
     if derived:
         for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import erf, exp, hash32, inline, jit, typed, u32
+from minitensor.kernels._jit import bell, erf, exp, hash32, inline, jit, typed, u32
 from minitensor.kernels.reference import SQRT_2_PI
 
 
@@ -38,7 +38,7 @@ def gelu_slope(z, tanh):
         s = one - one / (exp(u + u) + one)  # σ(2u) = (1 + tanh u) / 2
         return s + (z + z) * s * (one - s) * c * (one + typed(z, 3 * 0.044715) * z * z)
     return (half * (one + erf(z * typed(z, math.sqrt(0.5))))
-            + z * typed(z, 1 / math.sqrt(2 * math.pi)) * exp(-half * z * z))
+            + z * typed(z, 1 / math.sqrt(2 * math.pi)) * bell(z))
 
 
 @jit

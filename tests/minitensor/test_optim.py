@@ -1,7 +1,6 @@
 """Optimisers beyond their formulas (see test_torch_ops.py), clipping and schedules."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -68,11 +67,11 @@ def test_threads_do_not_change_a_bit():
     ps, qs = parameters(np.float32, shapes), parameters(np.float32, shapes)
     a, b = optim.AdamW(ps), optim.AdamW(qs)
     grads = gradients(ps, 0)
-    with ThreadPoolExecutor(3) as workers:
+    b.light = 0  # elements below which one thread does it all
+    with mt.Workers(3) as workers:
         for _ in range(2):
             a.step(grads)
             b.step(grads, workers=workers)
-        assert optim.grad_norm(grads) == optim.grad_norm(grads, workers=workers)
     for p, q in zip(ps, qs, strict=True):
         np.testing.assert_array_equal(p.data, q.data)
 
