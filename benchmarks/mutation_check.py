@@ -36,8 +36,9 @@ from minitensor import kernels, tape  # noqa: E402
 from minitensor.kernels import reference  # noqa: E402
 
 MODULES = ["ops.elementwise", "ops.reduce", "ops.shape", "ops.linalg", "ops.loss",
-           "ops.transformer", "kernels.reference", "tape"]
+           "ops.transformer", "ops.sublayer", "kernels.reference", "tape"]
 Site = tuple[ast.AST, str, Callable[[Any], ast.AST]]
+SUBLAYERS = ["attention_sublayer", "feed_forward_sublayer"]
 IN_FULL = {"unbroadcast", "cross_entropy", "rotate"}  # backward code by another name
 SUMMED = "the walk adds up over axes that the parameter lacks, so the sum is made there"
 TWICE = "the sign turns for queries and keys alike, and their product does not notice"
@@ -46,6 +47,8 @@ HARMLESS = {  # (function, change) -> why it means nothing
     ("rms_norm_backward", "reduction left out: np.sum(g * xhat, axis=0)"): SUMMED,
     ("layer_norm_backward", "reduction left out: np.sum(g * xhat, axis=0)"): SUMMED,
     ("layer_norm_backward", "reduction left out: np.sum(g, axis=0)"): SUMMED,
+    ("_enter_backward", "reduction left out: dy.sum(axis=0)"): SUMMED,
+    ("_leave_backward", "reduction left out: g.sum(axis=0)"): SUMMED,
     ("attention", "result negated: x.swapaxes(1, 2)"): TWICE,
     ("rotate", "result negated: out"): TWICE,
     ("rotate", "result negated: x"): TWICE,
@@ -97,7 +100,12 @@ def changes(node: ast.AST) -> Iterator[Site]:
     elif isinstance(node, ast.Return) and node.value is not None:
         values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         for value in values:
-            yield value, "result negated", lambda n: ast.UnaryOp(ast.USub(), n)
+            if isinstance(value, ast.Starred):
+                yield value, "results negated", lambda n: ast.Starred(ast.Call(
+                    ast.Name("map", ast.Load()), [ast.parse("lambda x: -x").body[0].value, n.value],
+                    []), ast.Load())
+            else:
+                yield value, "result negated", lambda n: ast.UnaryOp(ast.USub(), n)
 
 
 class Swap(ast.NodeTransformer):
@@ -205,7 +213,8 @@ def ops_of(module: ModuleType, name: str) -> list[str]:
         stem = name.removesuffix("_backward")
         users = {"cross_entropy": ["cross_entropy", "linear_cross_entropy"],
                  "attention": ["attention", "self_attention"],
-                 "rotate": ["self_attention"], "dropout": ["dropout", "dropout_add"]}
+                 "rotate": ["self_attention"], "dropout": ["dropout", "dropout_add"],
+                 "_enter": SUBLAYERS, "_leave": SUBLAYERS}
         return users.get(stem, [stem] if stem in mt.registry else [
             o.name for o in mt.registry.values() if o.fn.__module__.endswith("transformer")])
     if module.__name__.endswith("tape"):
