@@ -279,9 +279,10 @@ def _spread(workers: Any, fn: Callable[[Any], Any], items: Sequence[Any],
 
 
 def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
-    """The 2-norm of all gradients as one vector, added up in float64 in a fixed order."""
+    """The 2-norm of all gradients as one vector, added up in float64."""
     pieces = [flat[i:i + PIECE] for flat in (np.ravel(g) for g in grads)
               for i in range(0, flat.size, PIECE)]
+    pieces.reverse()  # the last ones are still in cache, and an exact sum has no order
     return math.sqrt(math.fsum(_spread(workers, kernels.sum_of_squares, pieces, np.size, 2**22)))
 
 

@@ -104,9 +104,10 @@ class Op:
         if type(out) is not np.ndarray:
             out = np.asarray(out)
         result = Tensor._wrap(out)
-        if out.base is not None:  # a view shares the version counter of what it looks at
+        if isinstance(out.base, np.ndarray):  # a view shares the version counter of its array
+            owner = _owner(out)
             for x in inputs:
-                if isinstance(x, Tensor) and np.may_share_memory(out, x._array):
+                if isinstance(x, Tensor) and _owner(x._array) is owner:
                     result._version = x._version
                     break
         if record and backward is not None:
@@ -157,6 +158,13 @@ def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"cannot make a tensor of {type(x).__name__}; give numbers or booleans")
     return array
+
+
+def _owner(x: Array) -> Array:
+    """The array that a view, or a view of a view, looks at."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x
 
 
 def _describe(x: Any) -> str:

@@ -83,7 +83,8 @@ class Trainer:
         c, model = self.config, self.model
         begin = data.starts(c.seed, step, c.sequences_per_step, len(self.dataset.train), c.context)
         rows = data.rows(self.dataset.train, begin, c.context + 1)
-        model.train()
+        if not model.training:
+            model.train()
 
         def loss(shard: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
             key = mt.fold(c.seed, step, index)
