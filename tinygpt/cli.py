@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except KeyboardInterrupt:
-        print("tinygpt: interrupted", file=sys.stderr)
+        print("\ntinygpt: interrupted", file=sys.stderr)  # not on the line of a text half written
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader went away, as with | head: no error, but no more output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

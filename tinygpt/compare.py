@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,9 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--out: a name that ends in .png is expected, not {args.out}")
     runs = [read(folder) for folder in args.runs]
     print(table(runs))
+    if len({(run.config.tokenizer, run.config.vocab_size) for run in runs}) > 1:
+        print("loss and perplexity are per token, and the tokens of these runs differ: compare "
+              "their bits per byte", file=sys.stderr)
     if not args.table:
         print(curves(runs, args.out))
     return 0

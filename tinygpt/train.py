@@ -285,6 +285,8 @@ class Run:
     def loop(self) -> int:
         """Train to the end or until a signal. Returns the exit status."""
         c, tty = self.config, sys.stderr.isatty()
+        if self.step >= c.max_iters:
+            tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
         self.log(event="resume" if self.step else "start", step=self.step, recipe=c.name,
                  parameters=sum(count(c)), threads=self.threads)
         times = StepTimes(c)

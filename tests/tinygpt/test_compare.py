@@ -51,6 +51,13 @@ def test_the_table_has_the_last_validation_of_each_run(runs, capsys):
     assert set(lines[1]) == set("|-: ")
 
 
+def test_different_tokens_are_told(runs, capsys):
+    call(*runs, "--table")
+    assert "compare their bits per byte" in capsys.readouterr().err
+    call(runs[0], runs[0], "--table")
+    assert capsys.readouterr().err == ""
+
+
 def test_curves_are_drawn(runs, tmp_path, capsys):
     out = tmp_path / "pictures" / "both.png"
     assert call(*runs, "--out", out) == 0
