@@ -123,7 +123,8 @@ def jit(fn: Callable[..., Any]) -> Kernel:
 
 
 # LLVM must inline these for the loops around them to be vectorised.
-INLINE = {"fastmath": FASTMATH, "nogil": True, "error_model": "numpy", "forceinline": True}
+INLINE = {"fastmath": FASTMATH, "nogil": True, "error_model": "numpy", "forceinline": True,
+          "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # Python never calls them
 inline = numba.njit(**INLINE)
 # And must not inline these: what is rarely run would take registers from what is often run.
 outlined = numba.njit(**{**INLINE, "forceinline": False})

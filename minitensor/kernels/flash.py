@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import hash32, inline, jit, u32
+from minitensor.kernels._jit import hash32, inline, jit, outlined, u32
 from minitensor.kernels.simd import (
     LANES,
     LOG2E,
@@ -164,7 +164,7 @@ def bits(i0, j, T, h0, h1):
     return x ^ (x >> u32(16))
 
 
-@inline
+@outlined
 def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
     B, T, heads, d = packed.shape
@@ -223,7 +223,7 @@ def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
     return out, lse.reshape(B, H, T)
 
 
-@inline
+@outlined
 def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
     """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
     B, T, heads, d = packed.shape
