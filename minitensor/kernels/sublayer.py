@@ -48,10 +48,11 @@ def packed(weight, turned):
 
 
 @inline
-def padded(bias, size):
-    """The bias, or zeros if there is none, up to whole panels."""
-    full = zeros(up_to(size), bias)
-    full[:bias.size] = bias
+def padded(bias, size, like):
+    """The bias, or zeros if there is none, up to whole panels, in the dtype of `like`."""
+    full = zeros(up_to(size), like)
+    for n in range(bias.size):
+        full[n] = bias[n]
     return full
 
 
@@ -149,7 +150,7 @@ def _attention(x, scale, shift, centred, eps, qkv, qkv_bias, out, out_bias, head
                factor, window, causal, p, kept, k0, k1, drop, keep, o0, o1):
     (N, D), W = x.shape, len(qkv)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
-    panels, begin, shift = packed(qkv, True), padded(qkv_bias, W), padded(shift, D)
+    panels, begin, shift = packed(qkv, True), padded(qkv_bias, W, x), padded(shift, D, x)
     h = aligned((BLOCK + ROWS) * D, x)
     n = 0
     while n < N:
@@ -160,7 +161,7 @@ def _attention(x, scale, shift, centred, eps, qkv, qkv_bias, out, out_bias, head
     y = y.reshape(heads)
     a, lse = forward(y, H, cos, sin, factor, window, causal, p, kept, k0, k1)
     F = out.shape[1]
-    z, panels, begin = aligned(N * D, x), packed(out, True), padded(out_bias, D)
+    z, panels, begin = aligned(N * D, x), packed(out, True), padded(out_bias, D, x)
     flat, x = a.reshape(-1), x.reshape(-1)
     n = 0
     while n < N:
@@ -182,7 +183,8 @@ def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, ls
     dout, dout_bias = aligned(D * F, x), np.zeros(D if out_biased else 0, x.dtype)
     qkvs, outs, size = packed(qkv, False), packed(out, False), BLOCK + ROWS
     nothing, da = zeros(up_to(max(D, F)), x), aligned(N * F, x)
-    panels, h, shift = aligned(size * up_to(max(D, F)), x), aligned(size * D, x), padded(shift, D)
+    panels, h = aligned(size * up_to(max(D, F)), x), aligned(size * D, x)
+    shift = padded(shift, D, x)
     flat, flat_a = g.reshape(-1), a.reshape(-1)
     back = aligned(N * D, x) if drop else flat  # the gradient of the branch
     n = 0
@@ -253,12 +255,12 @@ def activate_backward(a, b, tanh, c, da, db):
 def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, down, down_bias,
                   tanh, drop, keep, k0, k1):
     (N, D), F = x.shape, len(up)
-    shift = padded(shift, D)
+    shift = padded(shift, D, x)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     a, b = aligned(N * F if gate.size else 0, x), aligned(N * F, x)
     gates, ups, downs = packed(gate, True), packed(up, True), packed(down, True)
-    gate_begin, up_begin = padded(gate_bias, F), padded(up_bias, F)
-    down_begin, size = padded(down_bias, D), BLOCK + ROWS
+    gate_begin, up_begin = padded(gate_bias, F, x), padded(up_bias, F, x)
+    down_begin, size = padded(down_bias, D, x), BLOCK + ROWS
     h, c, flat = aligned(size * D, x), aligned(size * F, x), x.reshape(-1)
     n = 0
     while n < N:
@@ -279,7 +281,7 @@ def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, d
 def _feed_forward_backward(g, x, scale, shift, centred, gate, up, down, mean, r, a, b, tanh, drop,
                            keep, k0, k1, gate_biased, up_biased, down_biased):
     (N, D), F = x.shape, len(up)
-    shift = padded(shift, D)
+    shift = padded(shift, D, x)
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dgate, dup, ddown = aligned(gate.size, x), aligned(F * D, x), aligned(F * D, x)
     dgate_bias = np.zeros(F if gate_biased else 0, x.dtype)

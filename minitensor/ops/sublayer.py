@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
-from minitensor.ops.transformer import _attention_options, _dropped, _rows, rope_table
+from minitensor.ops.transformer import _attention_options, _check, _dropped, _rows, rope_table
 from minitensor.tape import Array
 from minitensor.tensor import op
 
@@ -22,18 +22,15 @@ Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
 
 
-def _norm(norm: str, weight: Array, bias: Array | None, eps: float) -> tuple[Any, ...]:
+def _norm(norm: str, D: int, weight: Array, bias: Array | None, eps: float) -> tuple[Any, ...]:
     """A norm as the kernels take it."""
+    _check("norm_weight", weight, D)
+    _check("norm_bias", bias, D)
     if norm not in ("layer", "rms"):
         raise ValueError(f"norm is {norm!r}; it must be 'layer' or 'rms'")
     if norm == "rms" and bias is not None:
         raise ValueError("an RMSNorm has no bias; leave norm_bias out or take norm='layer'")
     return weight, bias, norm == "layer", eps
-
-
-def _check(name: str, inputs: int, outputs: int, weight: Array) -> None:
-    if weight.shape != (outputs, inputs):
-        raise ValueError(f"the weight {name} is {weight.shape}; it must be {(outputs, inputs)}")
 
 
 def _attention_cases(rng: Rng) -> Cases:
@@ -67,12 +64,14 @@ def attention_sublayer(x: Array, norm_weight: Array, norm_bias: Array | None, qk
     if left:
         raise ValueError(f"qkv gives {len(qkv)} features, which {n_head} query and 2 × {K} "
                          "key/value heads do not divide")
-    _check("qkv", D, len(qkv), qkv)
-    _check("out", n_head * d, D, out)
+    _check("qkv", qkv, len(qkv), D)
+    _check("qkv_bias", qkv_bias, len(qkv))
+    _check("out", out, D, n_head * d)
+    _check("out_bias", out_bias, D)
     heads = B, T, n_head + 2 * K, d
     attend = _attention_options("attention_sublayer", heads, n_head, rope, window, scale, True,
                                 dropout, keys[0], x.dtype)
-    drop, normed = _dropped(dropout, keys[1], x.dtype), _norm(norm, norm_weight, norm_bias, eps)
+    drop, normed = _dropped(dropout, keys[1], x.dtype), _norm(norm, D, norm_weight, norm_bias, eps)
     into, back = (np.ascontiguousarray(qkv), qkv_bias), (np.ascontiguousarray(out), out_bias)
     rows = _rows(x)
     y, *kept = kernels.attention_sublayer(rows, normed, into, back, heads, n_head, attend, drop)
@@ -116,13 +115,14 @@ def feed_forward_sublayer(x: Array, norm_weight: Array, norm_bias: Array | None,
         raise ValueError(f"activation is {activation!r}, so gate must "
                          f"{'be given' if gate is None else 'be None'}")
     D, F = x.shape[-1], len(up)
-    _check("up", D, F, up)
-    _check("down", F, D, down)
-    gated = None
-    if gate is not None:
-        _check("gate", D, F, gate)
-        gated = np.ascontiguousarray(gate), gate_bias
-    rows, normed = _rows(x), _norm(norm, norm_weight, norm_bias, eps)
+    _check("up", up, F, D)
+    _check("up_bias", up_bias, F)
+    _check("down", down, D, F)
+    _check("down_bias", down_bias, D)
+    _check("gate", gate, F, D)
+    _check("gate_bias", gate_bias, F)
+    gated = None if gate is None else (np.ascontiguousarray(gate), gate_bias)
+    rows, normed = _rows(x), _norm(norm, D, norm_weight, norm_bias, eps)
     into, back = (np.ascontiguousarray(up), up_bias), (np.ascontiguousarray(down), down_bias)
     tanh, drop = activation == "gelu_tanh", _dropped(dropout, key, x.dtype)
     y, *kept = kernels.feed_forward_sublayer(rows, normed, gated, into, back, tanh, drop)

@@ -26,6 +26,12 @@ def _rows(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
+def _check(what: str, x: Array | None, *shape: int) -> None:
+    """The kernels do not look at shapes: one that does not fit would read other memory."""
+    if x is not None and x.shape != shape:
+        raise ValueError(f"{what} is {x.shape}; it must be {shape}")
+
+
 # ------------------------------------------------------------------------------------ linear
 
 
@@ -45,6 +51,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
                          f"takes {weight.shape[1]}")
+    _check("bias", bias, len(weight))
     rows, weight = _rows(x), np.ascontiguousarray(weight)
     y = kernels.linear(rows, weight, bias)
     return y.reshape(*x.shape[:-1], len(weight)), (
@@ -91,6 +98,7 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Any:
     Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g x̂.
     x (..., D), weight (D,).
     """
+    _check("weight", weight, x.shape[-1])
     rows = _rows(x)
     y, r = kernels.rms_norm(rows, weight, eps)
 
@@ -117,6 +125,8 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     along 1 and along x̂: dx = r (h − mean(h) − x̂ mean(h x̂)); dw = Σ g x̂; db = Σ g.
     x (..., D), weight and bias (D,) or None.
     """
+    _check("weight", weight, x.shape[-1])
+    _check("bias", bias, x.shape[-1])
     rows = _rows(x)
     w = np.ones(x.shape[-1], x.dtype) if weight is None else weight
     b = np.zeros(x.shape[-1], x.dtype) if bias is None else bias

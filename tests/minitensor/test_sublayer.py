@@ -78,8 +78,44 @@ def test_feed_forward_says_which_option_is_wrong(change, words):
 
 def test_shapes_that_do_not_fit_are_named():
     leaves = arrays(0, (2, D), (D,), (D,), None, None, (11, D), None, (11, D), None)
-    with pytest.raises(ValueError, match=r"the weight down is \(11, 8\); it must be \(8, 11\)"):
+    with pytest.raises(ValueError, match=r"down is \(11, 8\); it must be \(8, 11\)"):
         mt.feed_forward_sublayer(*leaves)
     leaves = arrays(0, (1, 2, D), (D,), (D,), (13, D), None, (D, D), None)
     with pytest.raises(ValueError, match="qkv gives 13 features, which 2 query"):
         mt.attention_sublayer(*leaves, n_head=2)
+
+
+def test_no_shape_is_left_to_the_kernels():
+    """Each input but x and the sizes that others follow, one longer than it should be."""
+    rng = np.random.default_rng(0)
+
+    def refused(op, shapes, free, **options):
+        for place in set(range(len(shapes))) - free:
+            wrong = [(*s[:-1], s[-1] + 1) if i == place else s for i, s in enumerate(shapes)]
+            with pytest.raises(ValueError, match="must be"):
+                op(*(mt.Tensor(rng.normal(size=s).astype(np.float32)) for s in wrong), **options)
+
+    refused(mt.attention_sublayer, [(1, 20, 32), (32,), (32,), (96, 32), (96,), (32, 32), (32,)],
+            {0}, n_head=2)
+    refused(mt.feed_forward_sublayer,
+            [(20, 32), (32,), (32,), (40, 32), (40,), (40, 32), (40,), (32, 40), (32,)], {0},
+            activation="swiglu")
+    refused(mt.linear, [(20, 32), (40, 32), (40,)], {0, 1})
+    refused(mt.layer_norm, [(20, 32), (32,), (32,)], {0})
+    refused(mt.rms_norm, [(20, 32), (32,)], {0})
+
+
+def test_a_bias_of_another_dtype_is_no_obstacle():
+    """Wide enough for the compiled kernels, whose panels are float32."""
+    leaves = [None if x is None else mt.Tensor(x.data / 4, requires_grad=True, dtype=np.float32)
+              for x in arrays(0, (20, 32), (32,), None, None, None, (40, 32), None, (32, 40), None)]
+    for place, size in ((2, 32), (6, 40), (8, 32)):
+        bias = np.linspace(-1, 1, size)
+        results = []
+        for dtype in (np.float64, np.float32):
+            leaves[place] = mt.Tensor(bias.astype(dtype), requires_grad=True)
+            y = mt.feed_forward_sublayer(*leaves)
+            results.append([y.data, *mt.grad(y.sum(), [x for x in leaves if x is not None])])
+            leaves[place] = None
+        for a, b in zip(*results, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
