@@ -177,7 +177,10 @@ def compiled(w: Weights, sequences: int) -> tuple[Callable[..., Array], Callable
     cache = np.empty(size, dtype)
     cache.fill(0)
 
-    fixed = (weights, w.embedding, table, cos, sin, cache, windows, shape, eps, scale)
+    # Arrays from a file can be written, a model's cannot: to numba these are two types.
+    embedding, table = w.embedding.view(), table.view()
+    embedding.flags.writeable = table.flags.writeable = False
+    fixed = (weights, embedding, table, cos, sin, cache, windows, shape, eps, scale)
     return partial(decode, *fixed), partial(write, *fixed)
 
 
