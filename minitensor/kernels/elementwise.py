@@ -41,15 +41,20 @@ def gelu_slope(z, tanh):
             + z * typed(z, 1 / math.sqrt(2 * math.pi)) * bell(z))
 
 
-@jit
-def gelu(x, tanh):
-    y = np.empty_like(x)
+@inline
+def gelu_into(x, tanh, y):
     if tanh:  # decided outside of the loops, which are then simple enough for vectors
         for i in range(x.size):
             y[i] = gelu_of(x[i], True)
     else:
         for i in range(x.size):
             y[i] = gelu_of(x[i], False)
+
+
+@jit
+def gelu(x, tanh):
+    y = np.empty_like(x)
+    gelu_into(x, tanh, y)
     return y
 
 
@@ -65,11 +70,16 @@ def gelu_backward(g, x, tanh):
     return dx
 
 
+@inline
+def swiglu_into(a, b, y):
+    for i in range(a.size):
+        y[i] = a[i] * sigmoid(a[i]) * b[i]
+
+
 @jit
 def swiglu(a, b):
     y = np.empty_like(a)
-    for i in range(a.size):
-        y[i] = a[i] * sigmoid(a[i]) * b[i]
+    swiglu_into(a, b, y)
     return y
 
 
@@ -85,12 +95,18 @@ def swiglu_backward(g, a, b):
     return da, db
 
 
+@inline
+def dropped(x, n, drop, keep, k0, k1, y):
+    """y = dropout(x), numbers of which n come before."""
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        y[i] = x[i] * keep if hash32(u32(n + i), k0, k1) >= drop else x[i] * zero
+
+
 @jit
 def dropout(x, drop, keep, k0, k1):
     y = np.empty_like(x)
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        y[i] = x[i] * keep if hash32(u32(i), k0, k1) >= drop else x[i] * zero
+    dropped(x, 0, drop, keep, k0, k1, y)
     return y
 
 

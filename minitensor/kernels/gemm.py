@@ -110,15 +110,14 @@ def edge(a, i, down, across, panel, j, count, bias, n, out, o, step, add, skip, 
 
 
 @inline
-def sweep(a, i, down, across, panels, j, height, count, bias, out, o, columns, step, add, skip):
-    """ROWS rows of `out` from o on: tile by tile over panels of `height` rows, of which `count`
-    from j on are used."""
+def sweep(a, i, down, across, panels, count, bias, out, o, columns, step, add, skip):
+    """ROWS rows of `out` from o on: tile by tile over the panels, which are count x WIDTH each."""
     whole = columns // WIDTH * WIDTH if skip == 0 or not add else 0
     for n in range(0, whole, WIDTH):
-        tile(a, i, down, across, panels, j + n * height, count, bias, n, out, o + n, step, add)
+        tile(a, i, down, across, panels, n * count, count, bias, n, out, o + n, step, add)
     for n in range(whole, columns, WIDTH):
-        edge(a, i, down, across, panels, j + n * height, count, bias, n, out, o + n, step, add,
-             skip, min(WIDTH, columns - n))
+        edge(a, i, down, across, panels, n * count, count, bias, n, out, o + n, step, add, skip,
+             min(WIDTH, columns - n))
 
 
 @inline
@@ -150,15 +149,15 @@ def copy_columns(b, i, step, count, columns, panel, j):
 
 
 @inline
-def pack(b, i, wide, turned, count, columns, panels, j, height):
-    """Copy count x columns numbers of b, whose rows are `wide`, into panels of `height` rows from
-    j on; or, if `turned`, of its transpose. Columns that are wanting in the last panel are 0."""
+def pack(b, i, wide, turned, count, columns, panels):
+    """Copy count x columns numbers of b, whose rows are `wide`, into panels; or, if `turned`, of
+    its transpose. Columns that are wanting in the last panel are 0."""
     for n in range(0, columns, WIDTH):
         some = min(WIDTH, columns - n)
         if turned:
-            copy_columns(b, i + n * wide, wide, count, some, panels, j + n * height)
+            copy_columns(b, i + n * wide, wide, count, some, panels, n * count)
         else:
-            copy_rows(b, i + n, wide, count, some, panels, j + n * height)
+            copy_rows(b, i + n, wide, count, some, panels, n * count)
 
 
 @inline
@@ -179,8 +178,8 @@ def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
     """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
     for m in range(0, rows, ROWS):
         r = min(m, rows - ROWS)  # the last strip goes back, to be whole
-        sweep(a, i + r * down, down, 1, panels, 0, count, count, bias, out, o + r * step, columns,
-              step, add, m - r)
+        sweep(a, i + r * down, down, 1, panels, count, bias, out, o + r * step, columns, step, add,
+              m - r)
 
 
 @outlined
@@ -200,8 +199,8 @@ def multiply_turned(a, i, M, rows, panels, bias, out, N, add):
                       load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0)))
         for m in range(first, last, ROWS):
             r = min(m, M - ROWS)
-            sweep(strips, (m - first) // ROWS * size, 1, ROWS, panels, 0, rows, rows, bias, out,
-                  r * N, N, N, add, m - r)
+            sweep(strips, (m - first) // ROWS * size, 1, ROWS, panels, rows, bias, out, r * N, N,
+                  N, add, m - r)
 
 
 @jit
@@ -220,8 +219,7 @@ def _product(a, b, turned, bias, out):
         count = min(depth, K - k)
         for n in range(0, N, width):
             columns = min(width, N - n)
-            pack(b, n * wide + k if turned else k * wide + n, wide, turned, count, columns, panels,
-                 0, count)
+            pack(b, n * wide + k if turned else k * wide + n, wide, turned, count, columns, panels)
             for c in range(columns):
                 begin[c] = bias[n + c] if bias.size and k == 0 else 0
             multiply(a, k, K, M, panels, count, begin, out, n, columns, N, k > 0)
@@ -258,4 +256,3 @@ def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
     dx = empty(len(g), weight.shape[1])
     _product(g, weight, False, np.empty(0, g.dtype), dx)
     return dx
-

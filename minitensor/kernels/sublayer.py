@@ -17,7 +17,14 @@ import numpy as np
 from minitensor import kernels
 from minitensor.kernels import reference
 from minitensor.kernels._jit import hash32, inline, jit, u32
-from minitensor.kernels.elementwise import gelu_of, gelu_slope, sigmoid
+from minitensor.kernels.elementwise import (
+    dropped,
+    gelu_into,
+    gelu_of,
+    gelu_slope,
+    sigmoid,
+    swiglu_into,
+)
 from minitensor.kernels.flash import backward, forward
 from minitensor.kernels.gemm import (
     DEPTH,
@@ -43,7 +50,7 @@ def packed(weight, turned):
     rows, columns = weight.shape
     K, N = (columns, rows) if turned else (rows, columns)
     panels = aligned(K * up_to(N), weight)
-    pack(weight.reshape(-1), 0, columns, turned, K, N, panels, 0, K)
+    pack(weight.reshape(-1), 0, columns, turned, K, N, panels)
     return panels
 
 
@@ -110,14 +117,6 @@ def norm_backward(dh, g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift
         for d in range(D):
             dscale[d] += dh[m, d] * ((x[n + m, d] - mu) * rm)
             dshift[d] += dh[m, d]
-
-
-@inline
-def dropped(g, n, drop, keep, k0, k1, out):
-    """out = dropout(g), numbers of which n come before."""
-    zero = g.dtype.type(0)
-    for i in range(g.size):
-        out[i] = g[i] * keep if hash32(u32(n + i), k0, k1) >= drop else g[i] * zero
 
 
 @inline
@@ -194,7 +193,7 @@ def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, ls
         if drop:
             dropped(flat[i:j], i, drop, keep, o0, o1, back[i:j])
         multiply(back, i, D, rows, outs, D, nothing, da, n * F, F, F, False)
-        pack(flat_a, n * F, F, False, rows, F, panels, 0, rows)
+        pack(flat_a, n * F, F, False, rows, F, panels)
         multiply_turned(back, i, D, rows, panels, nothing, dout, F, n > 0)
         add_rows(back, n, rows, D, dout_bias)
         n += rows
@@ -204,7 +203,7 @@ def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, ls
     while n < N:
         rows = height(n, N)
         normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
-        pack(h, 0, D, False, rows, D, panels, 0, rows)
+        pack(h, 0, D, False, rows, D, panels)
         multiply_turned(dy, n * W, W, rows, panels, nothing, dqkv, D, n > 0)
         multiply(dy, n * W, W, rows, qkvs, W, nothing, h, 0, D, D, False)
         norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
@@ -220,14 +219,9 @@ def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, ls
 def activate(a, b, tanh, c):
     """c = silu(a) b, or gelu(b) where there is no a."""
     if a.size:
-        for i in range(b.size):
-            c[i] = a[i] * sigmoid(a[i]) * b[i]
-    elif tanh:  # decided outside of the loops, which are then simple enough for vectors
-        for i in range(b.size):
-            c[i] = gelu_of(b[i], True)
+        swiglu_into(a, b, c)
     else:
-        for i in range(b.size):
-            c[i] = gelu_of(b[i], False)
+        gelu_into(b, tanh, c)
 
 
 @inline
@@ -301,10 +295,10 @@ def _feed_forward_backward(g, x, scale, shift, centred, gate, up, down, mean, r,
             dropped(flat[i:j], i, drop, keep, k0, k1, back[i:j])
         multiply(back, i, D, rows, downs, D, nothing, db, 0, F, F, False)
         activate_backward(a[begun:end], b[begun:end], tanh, c, da, db)
-        pack(c, 0, F, False, rows, F, panels, 0, rows)
+        pack(c, 0, F, False, rows, F, panels)
         multiply_turned(back, i, D, rows, panels, nothing, ddown, F, n > 0)
         normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
-        pack(h, 0, D, False, rows, D, panels, 0, rows)
+        pack(h, 0, D, False, rows, D, panels)
         multiply_turned(db, 0, F, rows, panels, nothing, dup, D, n > 0)
         multiply(db, 0, F, rows, ups, F, nothing, h, 0, D, D, False)
         if gate.size:
@@ -337,7 +331,7 @@ def _linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted):
             total += loss
         if wanted:
             multiply(z, 0, V, rows, panels, V, nothing, dx, n * D, D, D, False)
-            pack(x, n * D, D, False, rows, D, part, 0, rows)
+            pack(x, n * D, D, False, rows, D, part)
             multiply_turned(z, 0, V, rows, part, nothing, dw, D, n > 0)
         n += rows
     return total, dx, dw
