@@ -13,14 +13,22 @@ VERSION = re.search(
 PLOT = ["matplotlib>=3.8"]
 YAML = ["PyYAML>=6.0"]
 TOML = ['tomli>=2.0; python_version < "3.11"']  # later Pythons have tomllib
-TEST = ["pytest>=8.0", "hypothesis>=6.100", "pytest-randomly>=3.15", "ruff==0.17.5", "mypy==2.4.1",
-        "types-PyYAML", "types-tqdm", "types-regex"]
+TEST = [
+    "pytest>=8.0",
+    "hypothesis>=6.100",
+    "pytest-randomly>=3.15",
+    "ruff==0.17.5",
+    "mypy==2.4.1",
+    "types-PyYAML",
+    "types-tqdm",
+    "types-regex",
+]
 
 setup(
     name="tinygpt",
     version=VERSION,
     description="Train, inspect and run a small language model on a plain CPU, on an autograd "
-                "engine written from scratch in NumPy",
+    "engine written from scratch in NumPy",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -29,9 +37,19 @@ setup(
     packages=["minitensor", "minitensor.kernels", "minitensor.ops", "bpe", "tinygpt"],
     package_data={"minitensor": ["py.typed"], "bpe": ["py.typed"], "tinygpt": ["py.typed"]},
     # numpy and numba are bounded to versions that work together: numba refuses a newer numpy.
-    install_requires=["numpy>=2.0,<2.5", "numba>=0.61,<0.69", "regex>=2023.12", "tqdm>=4.66",
-                      "threadpoolctl>=3.5"],
-    extras_require={"plot": PLOT, "yaml": YAML, "toml": TOML, "all": PLOT + YAML + TOML,
-                    "test": PLOT + YAML + TOML + TEST},
+    install_requires=[
+        "numpy>=2.0,<2.5",
+        "numba>=0.61,<0.69",
+        "regex>=2023.12",
+        "tqdm>=4.66",
+        "threadpoolctl>=3.5",
+    ],
+    extras_require={
+        "plot": PLOT,
+        "yaml": YAML,
+        "toml": TOML,
+        "all": PLOT + YAML + TOML,
+        "test": PLOT + YAML + TOML + TEST,
+    },
     entry_points={"console_scripts": ["tinygpt = tinygpt.cli:main", "bpe = bpe.cli:main"]},
 )

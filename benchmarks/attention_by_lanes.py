@@ -19,7 +19,7 @@ from minitensor.kernels._jit import exp, jit
 
 def formulas(q, k, v, scale):
     """The formulas in NumPy, with the products by BLAS."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))            # (B, H, T, d)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, T, d)
     S = q @ k.swapaxes(-1, -2) * scale
     S = np.where(np.tril(np.ones(S.shape[-2:], bool)), S, np.float32(-np.inf))
     e = np.exp(S - S.max(axis=-1, keepdims=True))
@@ -80,8 +80,11 @@ def main():
     for B, T, H, d in ((4, 128, 16, 8), (4, 256, 4, 32), (1, 1024, 4, 64)):
         q, k, v = (rng.standard_normal((B, T, H, d)).astype(np.float32) for _ in range(3))
         scale = np.float32(1 / math.sqrt(d))
-        calls = ((formulas, q, k, v, scale), (one_query_at_a_time, q, k, v, scale),
-                 (one_query_a_lane, np.concatenate([q, k, v], axis=2), scale))
+        calls = (
+            (formulas, q, k, v, scale),
+            (one_query_at_a_time, q, k, v, scale),
+            (one_query_a_lane, np.concatenate([q, k, v], axis=2), scale),
+        )
         with mt.Workers(1):
             results = [way(*arguments) for way, *arguments in calls]
             assert all(np.allclose(results[0], other, atol=1e-5) for other in results)

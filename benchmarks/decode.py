@@ -65,9 +65,19 @@ def write_llama(folder):
 
     embedding, classifier = normal(V, D), normal(V, D)
     embedding[:, 0], classifier[1, 0] = 1, -50
-    parts = [embedding, np.ones((L, D)), *(normal(L, D, D) for _ in range(4)), np.ones((L, D)),
-             normal(L, F, D), normal(L, D, F), normal(L, F, D), np.ones(D), np.ones((T, half)),
-             np.zeros((T, half)), classifier]
+    parts = [
+        embedding,
+        np.ones((L, D)),
+        *(normal(L, D, D) for _ in range(4)),
+        np.ones((L, D)),
+        normal(L, F, D),
+        normal(L, D, F),
+        normal(L, F, D),
+        np.ones(D),
+        np.ones((T, half)),
+        np.zeros((T, half)),
+        classifier,
+    ]
     with (folder / "model.bin").open("wb") as file:
         file.write(struct.pack("<7i", D, F, L, c.n_head, c.n_head, -V, T))
         for part in parts:
@@ -82,8 +92,24 @@ def write_llama(folder):
 
 def run_c(program, model, tokenizer):
     """The tokens a second that run.c tells of one text."""
-    done = subprocess.run([program, model, "-z", tokenizer, "-n", str(SHAPE.context), "-t", "0.8",
-                           "-p", "1", "-s", "1"], capture_output=True, check=True)
+    done = subprocess.run(
+        [
+            program,
+            model,
+            "-z",
+            tokenizer,
+            "-n",
+            str(SHAPE.context),
+            "-t",
+            "0.8",
+            "-p",
+            "1",
+            "-s",
+            "1",
+        ],
+        capture_output=True,
+        check=True,
+    )
     return float(re.search(rb"tok/s: ([\d.]+)", done.stderr)[1])
 
 
@@ -118,8 +144,10 @@ def measure_one(options, folder, model):
 
 def measure_many(options, folder, model):
     print("64 sequences of 1,024 tokens together, against one of them")
-    with Worker(sys.executable, "tinygpt_worker.py", "decode", model, 1, 1024) as one, \
-            Worker(sys.executable, "tinygpt_worker.py", "decode", model, 64, 1024) as many:
+    with (
+        Worker(sys.executable, "tinygpt_worker.py", "decode", model, 1, 1024) as one,
+        Worker(sys.executable, "tinygpt_worker.py", "decode", model, 64, 1024) as many,
+    ):
         taken = [(rate(one), rate(many)) for _ in range(options.rounds)]
     for name, rates in zip(("one", "64, all together"), zip(*taken, strict=True), strict=True):
         show(name, rates)
@@ -136,8 +164,11 @@ def measure_cold(options, folder, model):
             taken.append(time.perf_counter() - begin)
             process.kill()
     s = spread(taken[1:])
-    print(f"cold start to the first character: {s['median']:.2f} s "
-          f"({s['min']:.2f} to {s['max']:.2f})", flush=True)
+    print(
+        f"cold start to the first character: {s['median']:.2f} s "
+        f"({s['min']:.2f} to {s['max']:.2f})",
+        flush=True,
+    )
 
 
 def measure_compile(options, folder, model):
@@ -147,13 +178,20 @@ def measure_compile(options, folder, model):
         begin = time.perf_counter()
         subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
         taken.append(time.perf_counter() - begin)
-    print(f"all kernels: {taken[0]:.1f} s from nothing, {taken[1]:.1f} s with the cache: compiling "
-          f"takes {taken[0] - taken[1]:.1f} s", flush=True)
+    print(
+        f"all kernels: {taken[0]:.1f} s from nothing, {taken[1]:.1f} s with the cache: compiling "
+        f"takes {taken[0] - taken[1]:.1f} s",
+        flush=True,
+    )
 
 
 def main():
-    parts = {"one": measure_one, "many": measure_many, "cold": measure_cold,
-             "compile": measure_compile}
+    parts = {
+        "one": measure_one,
+        "many": measure_many,
+        "cold": measure_cold,
+        "compile": measure_compile,
+    }
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: " + " ".join(parts))
     parser.add_argument("--rounds", type=int, default=7)

@@ -35,8 +35,17 @@ import minitensor as mt  # noqa: E402
 from minitensor import kernels, tape  # noqa: E402
 from minitensor.kernels import reference  # noqa: E402
 
-MODULES = ["ops.elementwise", "ops.reduce", "ops.shape", "ops.linalg", "ops.loss",
-           "ops.transformer", "ops.sublayer", "kernels.reference", "tape"]
+MODULES = [
+    "ops.elementwise",
+    "ops.reduce",
+    "ops.shape",
+    "ops.linalg",
+    "ops.loss",
+    "ops.transformer",
+    "ops.sublayer",
+    "kernels.reference",
+    "tape",
+]
 Site = tuple[ast.AST, str, Callable[[Any], ast.AST]]
 SUBLAYERS = ["attention_sublayer", "feed_forward_sublayer"]
 IN_FULL = {"unbroadcast", "cross_entropy", "rotate"}  # backward code by another name
@@ -60,8 +69,11 @@ HARMLESS = {  # (function, change) -> why it means nothing
 def sites(function: ast.FunctionDef) -> Iterator[Site]:
     """Places in the backward code, with what to say and how to change a copy of the node."""
     whole = function.name.endswith("_backward") or function.name in IN_FULL
-    roots = [n for n in ast.walk(function) if n is not function
-             and isinstance(n, (ast.Lambda, ast.FunctionDef))]
+    roots = [
+        n
+        for n in ast.walk(function)
+        if n is not function and isinstance(n, (ast.Lambda, ast.FunctionDef))
+    ]
     seen: set[int] = set()
     for root in [function] if whole else roots:
         for node in ast.walk(root):
@@ -92,8 +104,9 @@ def changes(node: ast.AST) -> Iterator[Site]:
         if node.func.attr in ("sum", "mean") and not isinstance(node.func.value, ast.Name):
             yield node, "reduction left out", lambda n: n.func.value
         elif node.func.attr in ("sum", "mean") and isinstance(node.func.value, ast.Name):
-            inner = (lambda n: n.args[0]) if node.func.value.id == "np" else (
-                lambda n: n.func.value)
+            inner = (
+                (lambda n: n.args[0]) if node.func.value.id == "np" else (lambda n: n.func.value)
+            )
             yield node, "reduction left out", inner
     elif isinstance(node, ast.Lambda):
         yield node.body, "vjp negated", lambda n: ast.UnaryOp(ast.USub(), n)
@@ -101,9 +114,18 @@ def changes(node: ast.AST) -> Iterator[Site]:
         values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         for value in values:
             if isinstance(value, ast.Starred):
-                yield value, "results negated", lambda n: ast.Starred(ast.Call(
-                    ast.Name("map", ast.Load()), [ast.parse("lambda x: -x").body[0].value, n.value],
-                    []), ast.Load())
+                yield (
+                    value,
+                    "results negated",
+                    lambda n: ast.Starred(
+                        ast.Call(
+                            ast.Name("map", ast.Load()),
+                            [ast.parse("lambda x: -x").body[0].value, n.value],
+                            [],
+                        ),
+                        ast.Load(),
+                    ),
+                )
             else:
                 yield value, "result negated", lambda n: ast.UnaryOp(ast.USub(), n)
 
@@ -144,7 +166,8 @@ def load(name: str) -> ModuleType:
 
 
 TEST_OPS, TEST_TORCH, TEST_ERRORS, TEST_TAPE, TEST_NN = map(
-    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn"))
+    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn")
+)
 
 
 def tests(names: list[str]) -> Iterator[Callable[[], Any]]:
@@ -193,12 +216,16 @@ def swap_in(module: ModuleType, name: str, tree: ast.FunctionDef) -> Callable[[]
         def undo() -> None:
             before.fn = original
     else:
-        users = [m for n, m in sys.modules.items() if n.startswith("minitensor")
-                 and vars(m).get(name) is before]
+        users = [
+            m
+            for n, m in sys.modules.items()
+            if n.startswith("minitensor") and vars(m).get(name) is before
+        ]
 
         def undo() -> None:
             for user in (module, *users):
                 setattr(user, name, before)
+
         for user in users:
             setattr(user, name, mutant)
     return undo
@@ -211,12 +238,20 @@ def ops_of(module: ModuleType, name: str) -> list[str]:
         return [thing.name]
     if module.__name__.endswith("reference"):
         stem = name.removesuffix("_backward")
-        users = {"cross_entropy": ["cross_entropy", "linear_cross_entropy"],
-                 "attention": ["attention", "self_attention"],
-                 "rotate": ["self_attention"], "dropout": ["dropout", "dropout_add"],
-                 "_enter": SUBLAYERS, "_leave": SUBLAYERS}
-        return users.get(stem, [stem] if stem in mt.registry else [
-            o.name for o in mt.registry.values() if o.fn.__module__.endswith("transformer")])
+        users = {
+            "cross_entropy": ["cross_entropy", "linear_cross_entropy"],
+            "attention": ["attention", "self_attention"],
+            "rotate": ["self_attention"],
+            "dropout": ["dropout", "dropout_add"],
+            "_enter": SUBLAYERS,
+            "_leave": SUBLAYERS,
+        }
+        return users.get(
+            stem,
+            [stem]
+            if stem in mt.registry
+            else [o.name for o in mt.registry.values() if o.fn.__module__.endswith("transformer")],
+        )
     if module.__name__.endswith("tape"):
         return ["add", "mul", "maximum", "matmul"]
     return [o.name for o in mt.registry.values() if o.fn.__module__ == module.__name__]
@@ -290,8 +325,9 @@ def main(chosen: list[str]) -> int:
         count, alive = without_broadcast_sums()
         show("broadcast sums", count, alive)
         total, survivors = total + count, survivors + alive
-    print(f"{total} mutants, {total - len(survivors)} noticed; {len(HARMLESS)} harmless ones left "
-          "out")
+    print(
+        f"{total} mutants, {total - len(survivors)} noticed; {len(HARMLESS)} harmless ones left out"
+    )
     return 1 if survivors else 0
 
 

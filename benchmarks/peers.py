@@ -26,8 +26,9 @@ def python():
     if not done.exists():
         print(f"making {FOLDER} with {', '.join(PACKAGES)} …", file=sys.stderr)
         venv.create(FOLDER, with_pip=True, clear=True)
-        subprocess.run([path, "-m", "pip", "install", "--quiet", *PACKAGES], check=True,
-                       stdout=sys.stderr)
+        subprocess.run(
+            [path, "-m", "pip", "install", "--quiet", *PACKAGES], check=True, stdout=sys.stderr
+        )
         done.touch()
     return path
 

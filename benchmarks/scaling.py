@@ -22,20 +22,38 @@ import minitensor as mt
 from tinygpt import bench, recipes
 
 TOKENS = 4096
-BASE = recipes.get("quick").replace(windows=(0,), vocab_size=512, context=128, n_layer=4,
-                                    d_model=128, n_head=4, d_ff=352, batch_size=TOKENS // 128)
+BASE = recipes.get("quick").replace(
+    windows=(0,),
+    vocab_size=512,
+    context=128,
+    n_layer=4,
+    d_model=128,
+    n_head=4,
+    d_ff=352,
+    batch_size=TOKENS // 128,
+)
 LINES = {  # what is changed: (its values, the configuration of a value, the slope to expect)
-    "tokens per step": ([512, 1024, 2048, 4096, 8192, 16384],
-                        lambda n: BASE.replace(batch_size=n // 128), "1: all work is by token"),
-    "width": ([64, 128, 256, 512],
-              lambda n: BASE.replace(d_model=n, n_head=n // 32, d_ff=n * 11 // 4),
-              "towards 2: matrices are width × width"),
+    "tokens per step": (
+        [512, 1024, 2048, 4096, 8192, 16384],
+        lambda n: BASE.replace(batch_size=n // 128),
+        "1: all work is by token",
+    ),
+    "width": (
+        [64, 128, 256, 512],
+        lambda n: BASE.replace(d_model=n, n_head=n // 32, d_ff=n * 11 // 4),
+        "towards 2: matrices are width × width",
+    ),
     "layers": ([1, 2, 4, 8, 16], lambda n: BASE.replace(n_layer=n), "1: one layer after another"),
-    "context": ([32, 64, 128, 256, 512, 1024, 2048],
-                lambda n: BASE.replace(context=n, batch_size=TOKENS // n),
-                "towards 1 at equal tokens: attention"),
-    "vocabulary": ([512, 1024, 2048, 4096, 8192, 16384], lambda n: BASE.replace(vocab_size=n),
-                   "towards 1: the output layer"),
+    "context": (
+        [32, 64, 128, 256, 512, 1024, 2048],
+        lambda n: BASE.replace(context=n, batch_size=TOKENS // n),
+        "towards 1 at equal tokens: attention",
+    ),
+    "vocabulary": (
+        [512, 1024, 2048, 4096, 8192, 16384],
+        lambda n: BASE.replace(vocab_size=n),
+        "towards 1: the output layer",
+    ),
 }
 
 
@@ -75,9 +93,11 @@ def draw(found, path, threads):
     for ax in axes[:, 0]:
         ax.set_ylabel("ms a step")
     axes[-1, -1].axis("off")
-    text = ("One thing changed at a time, from 4 layers,\nwidth 128, context 128, vocabulary 512\n"
-            f"and 4,096 tokens a step; {threads} threads.\n\nSlope: of the last two doublings,\n"
-            "on both logarithmic axes.")
+    text = (
+        "One thing changed at a time, from 4 layers,\nwidth 128, context 128, vocabulary 512\n"
+        f"and 4,096 tokens a step; {threads} threads.\n\nSlope: of the last two doublings,\n"
+        "on both logarithmic axes."
+    )
     axes[-1, -1].text(0.05, 0.5, text, va="center", fontsize=10, transform=axes[-1, -1].transAxes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

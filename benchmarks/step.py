@@ -69,12 +69,20 @@ def measure(row, options):
         before = peak.ask()["result"]
         taken, memory = race(sides, options.rounds, 1 if slow else 5)
         peaks = [before, peak.ask()["result"]]
-    record = {"row": row, "threads": options.threads, "tokens": ours["tokens"],
-              "gflop": ours["flops"] / 1e9, "sgemm_peak": max(peaks), "peak_mb": memory,
-              "ms": {name: spread([s * 1e3 for s in all_]) for name, all_ in taken.items()}}
+    record = {
+        "row": row,
+        "threads": options.threads,
+        "tokens": ours["tokens"],
+        "gflop": ours["flops"] / 1e9,
+        "sgemm_peak": max(peaks),
+        "peak_mb": memory,
+        "ms": {name: spread([s * 1e3 for s in all_]) for name, all_ in taken.items()},
+    }
     record["ratio"] = {
         name: spread([a / b for a, b in zip(all_, taken["tinygpt"], strict=True)])
-        for name, all_ in taken.items() if name != "tinygpt"}
+        for name, all_ in taken.items()
+        if name != "tinygpt"
+    }
     record["of_peak"] = record["gflop"] / record["ms"]["tinygpt"]["median"] * 1e3 / max(peaks)
     return record
 
@@ -84,16 +92,23 @@ def show(record):
     print(f"{record['row']}, {record['tokens']:,} tokens a step, {record['threads']} threads")
     for name, ms in record["ms"].items():
         ratio = record["ratio"].get(name)
-        print(f"  {name:12}{ms['median']:9.1f} ms{record['peak_mb'][name]:8.0f} MB"
-              f"{'' if ratio is None else '   tinygpt is faster by ' + times(ratio)}")
-    print(f"  {record['of_peak']:.0%} of the sgemm peak of {record['sgemm_peak']:.0f} GFLOP/s "
-          f"({record['gflop']:.1f} GFLOP a step)", flush=True)
+        print(
+            f"  {name:12}{ms['median']:9.1f} ms{record['peak_mb'][name]:8.0f} MB"
+            f"{'' if ratio is None else '   tinygpt is faster by ' + times(ratio)}"
+        )
+    print(
+        f"  {record['of_peak']:.0%} of the sgemm peak of {record['sgemm_peak']:.0f} GFLOP/s "
+        f"({record['gflop']:.1f} GFLOP a step)",
+        flush=True,
+    )
 
 
 def table(records):
     """Records as rows of a Markdown table; of rows measured twice the later one."""
-    lines = ["| row | tinygpt | PyTorch | ratio | memory | of peak | 2 threads against 1 |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| row | tinygpt | PyTorch | ratio | memory | of peak | 2 threads against 1 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     latest = {(r["row"], name): r for r in records for name in r["ms"] if name in MODES}
     for (row, mode), r in latest.items():
         ours, theirs, memory = r["ms"]["tinygpt"], r["ms"][mode], r["peak_mb"]
@@ -101,18 +116,25 @@ def table(records):
         lines.append(
             f"| `{row}`, {mode} | {ours['median']:.1f} ms | {theirs['median']:.1f} ms | "
             f"{times(r['ratio'][mode])} | {memory['tinygpt']:.0f} / {memory[mode]:.0f} MB | "
-            f"{r['of_peak']:.0%} | {times(threads) if threads else ''} |")
+            f"{r['of_peak']:.0%} | {times(threads) if threads else ''} |"
+        )
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW",
-                        help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        choices=[*ROWS, []],
+        metavar="ROW",
+        help=f"default: all of {', '.join(ROWS)}",
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--modes", nargs="+", choices=MODES,
-                        help="of PyTorch (default: as the row needs)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, help="of PyTorch (default: as the row needs)"
+    )
     parser.add_argument("--json", type=Path, help="append each row to this file, as a JSON line")
     parser.add_argument("--table", type=Path, metavar="JSON", help="show such a file, and no more")
     options = parser.parse_args()

@@ -25,8 +25,13 @@ def step(config, threads):
         loss, _ = trainer.step(next(numbers))
         trainer.step(next(numbers))
         parameters = sum(p.data.size for p in trainer.parameters)
-        serve(lambda: trainer.step(next(numbers))[0], parameters=parameters, loss=loss,
-              flops=bench.flops_per_token(c) * c.tokens_per_step, tokens=c.tokens_per_step)
+        serve(
+            lambda: trainer.step(next(numbers))[0],
+            parameters=parameters,
+            loss=loss,
+            flops=bench.flops_per_token(c) * c.tokens_per_step,
+            tokens=c.tokens_per_step,
+        )
 
 
 def peak(threads):

@@ -104,8 +104,10 @@ def main():
     model = GPT(c)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": c["weight_decay"]},
-              {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": c["weight_decay"]},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, c["lr"], (c["beta1"], c["beta2"]), c["eps"])
     forward = torch.compile(model) if mode == "compile" else model
     shape = (c["batch_size"], c["context"])
@@ -122,8 +124,13 @@ def main():
     first = step()
     step()
     parameters = sum(p.numel() for p in model.parameters())
-    serve(step, parameters=parameters, loss=first, at_start=math.log(c["vocab_size"]),
-          version=torch.__version__)
+    serve(
+        step,
+        parameters=parameters,
+        loss=first,
+        at_start=math.log(c["vocab_size"]),
+        version=torch.__version__,
+    )
 
 
 if __name__ == "__main__":

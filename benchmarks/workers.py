@@ -20,8 +20,12 @@ class Worker:
 
     def __init__(self, python, program, *arguments):
         self.process = subprocess.Popen(
-            [str(python), str(HERE / program), *map(str, arguments)], text=True, encoding="utf-8",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            [str(python), str(HERE / program), *map(str, arguments)],
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.ready = self._answer()
 
     def ask(self, count=1):

@@ -144,10 +144,7 @@ _KINDS: dict[str, tuple[_Make, dict[str, tuple[type, ...]]]] = {
             "merges": (list,),
         },
     ),
-    "char": (
-        _make_char,
-        {"control_tokens": (bool,), "vocab_size": (int,), "characters": (str,)},
-    ),
+    "char": (_make_char, {"control_tokens": (bool,), "vocab_size": (int,), "characters": (str,)}),
     "reduced": (_make_reduced, {"coverage": (float, int), "kept": (list,), "base": (dict,)}),
 }
 

@@ -132,12 +132,7 @@ def from_llama2c(
     by_score = sorted(letters.values(), key=lambda id: -scores[id])
     merges = _all_splits((rows[id] for id in by_score), letters)
     return BPETokenizer(
-        vocab,
-        merges,
-        special_tokens=specials,
-        pattern=pattern,
-        by_token=True,
-        characters=True,
+        vocab, merges, special_tokens=specials, pattern=pattern, by_token=True, characters=True
     )
 
 

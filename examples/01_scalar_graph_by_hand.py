@@ -28,16 +28,16 @@ def main():
 
     # Forward, one operation a line, with the value it gives.
     a, b, c = scalar(2.0), scalar(-3.0), scalar(10.0)
-    d = a * b       # -6
-    e = d + c       # 4
-    f = e * e       # 16
+    d = a * b  # -6
+    e = d + c  # 4
+    f = e * e  # 16
 
     # Backward, on paper. Each line is one local derivative times what is already known.
-    df_de = 2 * 4.0             # f = e²        so df/de = 2e
-    df_dd = df_de * 1           # e = d + c     so de/dd = 1 ...
-    df_dc = df_de * 1           #               ... and de/dc = 1
-    df_da = df_dd * -3.0        # d = a b       so dd/da = b ...
-    df_db = df_dd * 2.0         #               ... and dd/db = a
+    df_de = 2 * 4.0  # f = e²        so df/de = 2e
+    df_dd = df_de * 1  # e = d + c     so de/dd = 1 ...
+    df_dc = df_de * 1  #               ... and de/dc = 1
+    df_da = df_dd * -3.0  # d = a b       so dd/da = b ...
+    df_db = df_dd * 2.0  #               ... and dd/db = a
 
     # Leaves keep their gradient by themselves, results in between only if asked.
     for result in (d, e, f):

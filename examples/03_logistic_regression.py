@@ -30,12 +30,12 @@ def newton(x, y, steps=20):
 
 
 def main():
-    x, y = clouds(200, np.random.default_rng(0))       # (400, 2), (400,)
-    w = mt.Tensor(np.zeros(2), requires_grad=True)     # float64, as the array is
+    x, y = clouds(200, np.random.default_rng(0))  # (400, 2), (400,)
+    w = mt.Tensor(np.zeros(2), requires_grad=True)  # float64, as the array is
     b = mt.Tensor(np.zeros(1), requires_grad=True)
 
     def loss():
-        logits = mt.Tensor(x) @ w + b                  # (400,)
+        logits = mt.Tensor(x) @ w + b  # (400,)
         return mt.binary_cross_entropy_with_logits(logits, y)
 
     # The textbook's gradient of this loss is Xᵀ (p − y) / n. At w = 0, every p is 1/2.
@@ -48,10 +48,10 @@ def main():
 
     optimizer = mt.optim.SGD([w, b], lr=1.0)
     for step in range(401):
-        optimizer.zero_grad()      # forget the last gradient: backward() adds to it
-        value = loss()             # forward, which builds the graph
-        value.backward()           # back through it
-        optimizer.step()           # w -= lr · gradient
+        optimizer.zero_grad()  # forget the last gradient: backward() adds to it
+        value = loss()  # forward, which builds the graph
+        value.backward()  # back through it
+        optimizer.step()  # w -= lr · gradient
         if step % 100 == 0:
             print(f"step {step:3}: loss {value.item():.6f}")
 

@@ -22,8 +22,12 @@ def moons(n, rng):
     """n points on two half circles that reach into each other, with some noise; labels 0 and 1."""
     y = np.arange(n) % 2
     angle = rng.uniform(0, np.pi, n)
-    x = np.column_stack([np.where(y, 1 - np.cos(angle), np.cos(angle)),
-                         np.where(y, 0.5 - np.sin(angle), np.sin(angle))])
+    x = np.column_stack(
+        [
+            np.where(y, 1 - np.cos(angle), np.cos(angle)),
+            np.where(y, 0.5 - np.sin(angle), np.sin(angle)),
+        ]
+    )
     return (x + rng.normal(0, 0.12, x.shape)).astype(np.float32), y.astype(np.float32)
 
 
@@ -31,7 +35,7 @@ def train(model, x, y, steps=300):
     """Fit the model to all points at once; returns the last loss."""
     optimizer = mt.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.03)
     for _ in range(steps):
-        logits = model(mt.Tensor(x)).squeeze(-1)       # (n, 1) -> (n,)
+        logits = model(mt.Tensor(x)).squeeze(-1)  # (n, 1) -> (n,)
         loss = mt.binary_cross_entropy_with_logits(logits, y)
         model.zero_grad()
         loss.backward()
@@ -64,11 +68,20 @@ def plot(model, x, y, path):
     surface = axes.contourf(a, b, p, levels=np.linspace(0, 1, 21), cmap="RdBu_r", alpha=0.65)
     axes.contour(a, b, p, levels=[0.5], colors="black")
     for label, color in ((0, "navy"), (1, "darkred")):
-        axes.scatter(*x[y == label].T, s=16, color=color, edgecolor="white", linewidth=0.4,
-                     label=f"class {label}")
+        axes.scatter(
+            *x[y == label].T,
+            s=16,
+            color=color,
+            edgecolor="white",
+            linewidth=0.4,
+            label=f"class {label}",
+        )
     figure.colorbar(surface, label="probability of class 1", ticks=np.linspace(0, 1, 6))
-    axes.set(title="Two moons: the probability that the network gives every point",
-             xlabel="x₁", ylabel="x₂")
+    axes.set(
+        title="Two moons: the probability that the network gives every point",
+        xlabel="x₁",
+        ylabel="x₂",
+    )
     axes.set_aspect("equal")
     axes.legend(loc="upper right")
     figure.savefig(path, dpi=110)
@@ -84,16 +97,22 @@ def main():
     (x, y), (x_new, y_new) = moons(400, rng), moons(400, rng)
 
     line = nn.Linear(2, 1, rng=rng)
-    network = nn.Sequential(nn.Linear(2, 16, rng=rng), mt.tanh,
-                            nn.Linear(16, 16, rng=rng), mt.tanh,
-                            nn.Linear(16, 1, rng=rng))
+    network = nn.Sequential(
+        nn.Linear(2, 16, rng=rng),
+        mt.tanh,
+        nn.Linear(16, 16, rng=rng),
+        mt.tanh,
+        nn.Linear(16, 1, rng=rng),
+    )
     scores = {}
     for name, model in (("a line", line), ("two hidden layers", network)):
         loss = train(model, x, y)
         scores[name] = accuracy(model, x_new, y_new)
         size = sum(p.size for p in model.parameters())
-        print(f"{name:18} {size:4} parameters, loss {loss:.4f}, {scores[name]:.1%} of 400 new "
-              "points right")
+        print(
+            f"{name:18} {size:4} parameters, loss {loss:.4f}, {scores[name]:.1%} of 400 new "
+            "points right"
+        )
     assert scores["a line"] < 0.92 and scores["two hidden layers"] > 0.98
 
     out = args.out or Path(tempfile.mkdtemp(prefix="minitensor-"))

@@ -30,7 +30,7 @@ def counted(train, valid, size):
     """Losses on `valid` of the models that count: single characters, and pairs."""
     single = np.bincount(train, minlength=size) + 1.0  # one more: nothing is impossible
     pairs = np.ones((size, size))
-    np.add.at(pairs, (train[:-1], train[1:]), 1)       # pairs[a, b]: how often b came after a
+    np.add.at(pairs, (train[:-1], train[1:]), 1)  # pairs[a, b]: how often b came after a
     single /= single.sum()
     pairs /= pairs.sum(axis=1, keepdims=True)
     return -np.log(single[valid]).mean(), -np.log(pairs[valid[:-1], valid[1:]]).mean()
@@ -44,10 +44,10 @@ class Network(nn.Module):
         self.hidden = nn.Linear(CONTEXT * width, hidden, rng=rng)
         self.out = nn.Linear(hidden, size, rng=rng)
 
-    def forward(self, ids):                            # (n, CONTEXT)
-        x = self.embedding(ids)                        # (n, CONTEXT, width)
-        x = x.reshape(len(ids), -1)                    # (n, CONTEXT · width)
-        return self.out(mt.relu(self.hidden(x)))       # (n, size): scores, "logits"
+    def forward(self, ids):  # (n, CONTEXT)
+        x = self.embedding(ids)  # (n, CONTEXT, width)
+        x = x.reshape(len(ids), -1)  # (n, CONTEXT · width)
+        return self.out(mt.relu(self.hidden(x)))  # (n, size): scores, "logits"
 
 
 def train_network(network, x, y, rng, steps=1200):
@@ -76,8 +76,10 @@ def write(network, characters, start, length, rng):
 
 def main():
     rng = np.random.default_rng(0)
-    text = {split: "\n\n".join(stories.corpus(n, split=split))
-            for split, n in (("train", 400), ("valid", 40))}
+    text = {
+        split: "\n\n".join(stories.corpus(n, split=split))
+        for split, n in (("train", 400), ("valid", 40))
+    }
     characters = sorted(set(text["train"] + text["valid"]))
     size, number = len(characters), {c: i for i, c in enumerate(characters)}
     train, valid = (np.array([number[c] for c in text[split]]) for split in ("train", "valid"))

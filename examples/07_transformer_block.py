@@ -16,13 +16,25 @@ import minitensor as mt
 from tinygpt.config import Config
 from tinygpt.model import Block
 
-B, T, D = 2, 6, 32       # sequences, tokens of each, width of the stream
-H, KV = 4, 2             # query heads; key/value heads, each shared by two of the former
-hd, F = D // H, 48       # width of a head; of the feed-forward network
+B, T, D = 2, 6, 32  # sequences, tokens of each, width of the stream
+H, KV = 4, 2  # query heads; key/value heads, each shared by two of the former
+hd, F = D // H, 48  # width of a head; of the feed-forward network
 
-CONFIG = Config(n_head=H, n_kv_head=KV, d_model=D, d_ff=F, context=T, norm="rms", norm_bias=False,
-                positions="rope", ffn="swiglu", qkv_bias=False, out_bias=False, ffn_bias=False,
-                dtype="float64")
+CONFIG = Config(
+    n_head=H,
+    n_kv_head=KV,
+    d_model=D,
+    d_ff=F,
+    context=T,
+    norm="rms",
+    norm_bias=False,
+    positions="rope",
+    ffn="swiglu",
+    qkv_bias=False,
+    out_bias=False,
+    ffn_bias=False,
+    dtype="float64",
+)
 
 
 def show(name, x, meaning):
@@ -44,8 +56,8 @@ def heads(x, n):
 def rotate(x):
     """Rotary positions: features 2n and 2n+1 of the token at t are turned by an angle t θₙ, so that
     the product of a query and a key depends on how far apart they are."""
-    cos, sin = mt.rope_table(T, hd, dtype=np.float64)                 # (T, hd / 2) each
-    even, odd = x[..., 0::2], x[..., 1::2]                            # (B, n, T, hd / 2) each
+    cos, sin = mt.rope_table(T, hd, dtype=np.float64)  # (T, hd / 2) each
+    even, odd = x[..., 0::2], x[..., 1::2]  # (B, n, T, hd / 2) each
     turned = mt.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return turned.reshape(x.shape)
 
@@ -58,11 +70,11 @@ def attention(x, w):
     q = show("q", rotate(heads(q, H)), "what each token looks for, by head")
     k = show("k", rotate(heads(k, KV)), "what each has to offer")
     v = show("v", heads(v, KV), "and what it hands over")
-    shared = np.repeat(np.arange(KV), H // KV)                        # 0 0 1 1
-    k, v = k[:, shared], v[:, shared]                                 # (B, H, T, hd)
+    shared = np.repeat(np.arange(KV), H // KV)  # 0 0 1 1
+    k, v = k[:, shared], v[:, shared]  # (B, H, T, hd)
     scores = show("scores", q @ k.swapaxes(-1, -2) / math.sqrt(hd), "row i: query i against all")
     past = np.tril(np.ones((T, T), dtype=bool))
-    scores = mt.where(past, scores, -np.inf)                          # nobody sees the future
+    scores = mt.where(past, scores, -np.inf)  # nobody sees the future
     weights = show("weights", mt.softmax(scores), "each row adds up to 1")
     y = show("mixed", weights @ v, "the values, so weighted")
     y = show("joined", y.swapaxes(1, 2).reshape(B, T, D), "heads side by side again")
@@ -102,8 +114,10 @@ def main():
     changed = x.numpy().copy()
     changed[:, -1] += 1
     with mt.no_grad():
-        fused = [model(mt.Tensor(a), mt.rope_table(T, hd, dtype=np.float64), 0.0, 0, None).numpy()
-                 for a in (x.numpy(), changed)]
+        fused = [
+            model(mt.Tensor(a), mt.rope_table(T, hd, dtype=np.float64), 0.0, 0, None).numpy()
+            for a in (x.numpy(), changed)
+        ]
     assert np.array_equal(fused[0][:, :-1], fused[1][:, :-1])
     assert not np.allclose(fused[0][:, -1], fused[1][:, -1])
     print("\nthe last token was changed: no token before it noticed")

@@ -19,20 +19,20 @@ import minitensor as mt
 def forward(q, k, v):
     """softmax(q kᵀ / sqrt(d), seeing no future) v, and the weights P. All are (B, H, T, d)."""
     T, d = q.shape[-2:]
-    S = q @ k.swapaxes(-1, -2) / math.sqrt(d)              # (B, H, T, T): a score for every pair
+    S = q @ k.swapaxes(-1, -2) / math.sqrt(d)  # (B, H, T, T): a score for every pair
     S = np.where(np.tril(np.ones((T, T), bool)), S, -np.inf)
-    e = np.exp(S - S.max(axis=-1, keepdims=True))          # shifted, so that nothing overflows
-    P = e / e.sum(axis=-1, keepdims=True)                  # rows add up to 1
+    e = np.exp(S - S.max(axis=-1, keepdims=True))  # shifted, so that nothing overflows
+    P = e / e.sum(axis=-1, keepdims=True)  # rows add up to 1
     return P @ v, P
 
 
 def backward(g, q, k, v, P):
     """Gradients of q, k and v from g, that of the output."""
     d = q.shape[-1]
-    dv = P.swapaxes(-1, -2) @ g                            # o = P v is linear in v ...
-    dP = g @ v.swapaxes(-1, -2)                            # ... and in P
-    dS = P * (dP - (P * dP).sum(axis=-1, keepdims=True))   # through the softmax, row by row
-    dq = dS @ k / math.sqrt(d)                             # S = q kᵀ / sqrt(d)
+    dv = P.swapaxes(-1, -2) @ g  # o = P v is linear in v ...
+    dP = g @ v.swapaxes(-1, -2)  # ... and in P
+    dS = P * (dP - (P * dP).sum(axis=-1, keepdims=True))  # through the softmax, row by row
+    dq = dS @ k / math.sqrt(d)  # S = q kᵀ / sqrt(d)
     dk = dS.swapaxes(-1, -2) @ q / math.sqrt(d)
     return dq, dk, dv
 
@@ -78,16 +78,20 @@ def measure(B=2, H=4, T=512, d=32, repeats=20):
         mt.grad(mt.attention(*leaves), leaves, g)
 
     with mt.Workers(1):  # one thread for both
-        for name, run, kept in (("by hand", by_hand, q.itemsize * B * H * T * T),
-                                ("fused", fused, q.itemsize * B * H * T)):
+        for name, run, kept in (
+            ("by hand", by_hand, q.itemsize * B * H * T * T),
+            ("fused", fused, q.itemsize * B * H * T),
+        ):
             run()  # compiles the kernel, once for ever
             times = []
             for _ in range(repeats):
                 start = time.perf_counter()
                 run()
                 times.append(time.perf_counter() - start)
-            print(f"{name:8} {min(times) * 1e3:7.1f} ms, keeps {kept / 1024:6,.0f}"
-                  " KB besides q, k, v and the output")
+            print(
+                f"{name:8} {min(times) * 1e3:7.1f} ms, keeps {kept / 1024:6,.0f}"
+                " KB besides q, k, v and the output"
+            )
 
 
 def main():

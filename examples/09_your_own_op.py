@@ -33,7 +33,7 @@ def cases(rng):
 def correlate(x, w):
     """y[n,o,i,j] = Σ_cuv x[n, c, i+u, j+v] w[o,c,u,v], as one matrix product over windows of x."""
     windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
-    y = np.tensordot(windows, w, axes=([1, 4, 5], [1, 2, 3]))      # (N, H', W', O)
+    y = np.tensordot(windows, w, axes=([1, 4, 5], [1, 2, 3]))  # (N, H', W', O)
     return np.moveaxis(y, -1, 1), windows
 
 
@@ -86,7 +86,7 @@ def draw_digits(n, rng):
     with noise."""
     rows = [line.split() for line in FONT.split("\n") if line]
     glyphs = np.array([[[c == "#" for c in row[d]] for row in rows] for d in range(10)], float)
-    glyphs = np.pad(glyphs, ((0, 0), (2, 2), (2, 2)))              # (10, 11, 9), a margin of zeros
+    glyphs = np.pad(glyphs, ((0, 0), (2, 2), (2, 2)))  # (10, 11, 9), a margin of zeros
     labels = rng.integers(10, size=n)
     # For each pixel of the image, the place in the font that it shows: a linear map and a shift.
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, SIZE)] * 2, indexing="ij"))  # (2, SIZE, SIZE)
@@ -94,12 +94,16 @@ def draw_digits(n, rng):
     c, s = np.cos(turn), np.sin(turn)
     maps = np.array([[c, -s + shear], [s, c]]) * np.exp(scale) * [[[4.8]], [[3.6]]]  # (2, 2, n)
     place = np.einsum("abn,bij->naij", maps, grid) + rng.normal(0, 0.5, (n, 2, 1, 1))
-    place += np.array([5, 4])[:, None, None]                       # the middle of a glyph
+    place += np.array([5, 4])[:, None, None]  # the middle of a glyph
     place = np.clip(place, 0, np.array([9.999, 7.999])[:, None, None])
     (i, j), (u, v) = place.astype(int).swapaxes(0, 1), (place % 1).swapaxes(0, 1)
     d = labels[:, None, None]
-    images = ((1 - u) * (1 - v) * glyphs[d, i, j] + (1 - u) * v * glyphs[d, i, j + 1]
-              + u * (1 - v) * glyphs[d, i + 1, j] + u * v * glyphs[d, i + 1, j + 1])
+    images = (
+        (1 - u) * (1 - v) * glyphs[d, i, j]
+        + (1 - u) * v * glyphs[d, i, j + 1]
+        + u * (1 - v) * glyphs[d, i + 1, j]
+        + u * v * glyphs[d, i + 1, j + 1]
+    )
     images += rng.normal(0, 0.15, images.shape)
     return images[:, None].astype(np.float32), labels
 
@@ -121,10 +125,10 @@ class Net(nn.Module):
         self.second = nn.Parameter(rng.normal(0, 0.1, (16, 8, 3, 3)), dtype=np.float32)
         self.out = nn.Linear(16 * 2 * 2, 10, rng=rng)
 
-    def forward(self, x):                                          # (N, 1, 16, 16)
-        x = pool(mt.relu(conv2d(x, self.first)))                   # 12 × 12, pooled (N, 8, 6, 6)
-        x = pool(mt.relu(conv2d(x, self.second)))                  # 4 × 4, pooled (N, 16, 2, 2)
-        return self.out(x.reshape(len(x), -1))                     # (N, 10)
+    def forward(self, x):  # (N, 1, 16, 16)
+        x = pool(mt.relu(conv2d(x, self.first)))  # 12 × 12, pooled (N, 8, 6, 6)
+        x = pool(mt.relu(conv2d(x, self.second)))  # 4 × 4, pooled (N, 16, 2, 2)
+        return self.out(x.reshape(len(x), -1))  # (N, 10)
 
 
 def train(net, rng, steps=300):

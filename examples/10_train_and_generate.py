@@ -25,10 +25,28 @@ from tinygpt.config import Config
 from tinygpt.model import GPT, count
 from tinygpt.sample import sample_text
 
-CONFIG = Config(name="example", vocab_size=400, context=64, n_layer=2, n_head=4, d_model=64,
-                d_ff=160, norm="rms", norm_bias=False, positions="rope", ffn="swiglu",
-                qkv_bias=False, out_bias=False, ffn_bias=False, head="untied", lr=8e-3,
-                min_lr=4e-4, warmup=10, batch_size=16, beta2=0.98)
+CONFIG = Config(
+    name="example",
+    vocab_size=400,
+    context=64,
+    n_layer=2,
+    n_head=4,
+    d_model=64,
+    d_ff=160,
+    norm="rms",
+    norm_bias=False,
+    positions="rope",
+    ffn="swiglu",
+    qkv_bias=False,
+    out_bias=False,
+    ffn_bias=False,
+    head="untied",
+    lr=8e-3,
+    min_lr=4e-4,
+    warmup=10,
+    batch_size=16,
+    beta2=0.98,
+)
 SHARD = 4  # sequences that a thread takes at a time
 
 
@@ -37,10 +55,15 @@ def train(c, stream, steps, threads):
     model, losses = GPT(c), []
     parameters = model.parameters()
     optimizer = mt.optim.AdamW(
-        [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": c.weight_decay},
-         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0}],
-        lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
-    parameters = optimizer.parameters                       # in the order of the groups
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": c.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=c.lr,
+        betas=(c.beta1, c.beta2),
+        eps=c.eps,
+    )
+    parameters = optimizer.parameters  # in the order of the groups
 
     def loss(shard, index):
         """The share of one shard in the mean loss; `index` would be part of a dropout key."""
@@ -51,12 +74,13 @@ def train(c, stream, steps, threads):
             # Where the sequences begin is a function of (seed, step): a run can be resumed.
             begin = data.starts(c.seed, step, c.batch_size, len(stream), c.context)
             batch = data.rows(stream, begin, c.context + 1)  # (16, 65): inputs, and one more
-            shards = [batch[i:i + SHARD] for i in range(0, len(batch), SHARD)]
+            shards = [batch[i : i + SHARD] for i in range(0, len(batch), SHARD)]
             value, grads = mt.value_and_grad(loss, parameters, shards, workers=workers)
             norm = mt.optim.grad_norm(grads)
             for group in optimizer.param_groups:
-                group["lr"] = mt.optim.cosine(step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup,
-                                              total=steps)
+                group["lr"] = mt.optim.cosine(
+                    step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup, total=steps
+                )
             optimizer.step(grads, scale=min(1.0, c.grad_clip / norm), workers=workers)
             losses.append(value)
     return model, losses
@@ -78,37 +102,51 @@ def main():
     args = parser.parse_args()
 
     # Text to tokens: stories, a vocabulary learned from them, one stream for each split.
-    docs = {split: list(stories.corpus(n, split=split)) for split, n in (("train", 600),
-                                                                        ("valid", 60))}
+    docs = {
+        split: list(stories.corpus(n, split=split)) for split, n in (("train", 600), ("valid", 60))
+    }
     tokenizer = bpe.train(docs["train"], CONFIG.vocab_size)
     stream = {split: data.encode_documents(tokenizer, docs[split]) for split in docs}
     c = CONFIG.replace(max_iters=args.steps)
-    print(f"{len(docs['train'])} stories are {len(stream['train']):,} tokens; for example "
-          f"{[tokenizer.decode([i]) for i in stream['train'][1:9]]}")
+    print(
+        f"{len(docs['train'])} stories are {len(stream['train']):,} tokens; for example "
+        f"{[tokenizer.decode([i]) for i in stream['train'][1:9]]}"
+    )
     print(f"{sum(count(c)):,} parameters, {c.tokens_per_step:,} tokens a step")
 
     start = time.perf_counter()
     model, losses = train(c, stream["train"], args.steps, threads=2)
     seconds = time.perf_counter() - start
     print(f"{args.steps} steps in {seconds:.1f} s")
-    print(f"loss {losses[0]:.3f} at first (ln {c.vocab_size} = {math.log(c.vocab_size):.3f}), "
-          f"{np.mean(losses[-10:]):.3f} at the end")
+    print(
+        f"loss {losses[0]:.3f} at first (ln {c.vocab_size} = {math.log(c.vocab_size):.3f}), "
+        f"{np.mean(losses[-10:]):.3f} at the end"
+    )
     print(f"loss {validation_loss(model, stream['valid']):.3f} on stories it has not seen")
     assert abs(losses[0] - math.log(c.vocab_size)) < 0.3 and np.mean(losses[-10:]) < 2.6
 
     # The first steps again, with one thread: the same sums in the same order.
     again, _ = train(c.replace(max_iters=5), stream["train"], 5, threads=1)
     twice, _ = train(c.replace(max_iters=5), stream["train"], 5, threads=2)
-    same = all(np.array_equal(a, b) for a, b in zip(again.state_dict().values(),
-                                                    twice.state_dict().values(), strict=True))
+    same = all(
+        np.array_equal(a, b)
+        for a, b in zip(again.state_dict().values(), twice.state_dict().values(), strict=True)
+    )
     print(f"one thread and two give the same bits: {same}")
     assert same
 
     # A model file is whole: weights, configuration, tokenizer. Load it and write.
     out = args.out or Path(tempfile.mkdtemp(prefix="minitensor-"))
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(out / "model.npz", checkpoint.Saved(
-        c, tokenizer, model.state_dict(), checkpoint.provenance(c, tokenizer, args.steps, "none")))
+    checkpoint.save(
+        out / "model.npz",
+        checkpoint.Saved(
+            c,
+            tokenizer,
+            model.state_dict(),
+            checkpoint.provenance(c, tokenizer, args.steps, "none"),
+        ),
+    )
     loaded, tokenizer, _ = checkpoint.load_model(out / "model.npz")
     print(f"saved to {out / 'model.npz'}; it writes:\n")
     text = sample_text(loaded, tokenizer, "Once upon a time", max_new_tokens=120, seed=1)

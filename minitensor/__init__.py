@@ -27,8 +27,10 @@ from minitensor.tape import (
 )
 from minitensor.tensor import Op, Tensor, checkpoint, grad, op, registry, tensor
 
+# fmt: off
 __all__ = [
     *ops.__all__, "Array", "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
     "detect_anomaly", "draw", "enable_grad", "fold", "grad", "gradcheck", "is_grad_enabled", "nn",
     "no_grad", "observe", "op", "ops", "optim", "recording", "registry", "tensor", "value_and_grad",
 ]
+# fmt: on

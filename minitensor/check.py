@@ -35,8 +35,14 @@ class Worst(NamedTuple):
     size: int
 
 
-def gradcheck(f: Callable[..., Any], inputs: Sequence[Any], *, eps: float = 1e-3,
-              tolerance: float = TOLERANCE, raise_exception: bool = True) -> bool:
+def gradcheck(
+    f: Callable[..., Any],
+    inputs: Sequence[Any],
+    *,
+    eps: float = 1e-3,
+    tolerance: float = TOLERANCE,
+    raise_exception: bool = True,
+) -> bool:
     """Whether the backward of ``f(*inputs)`` agrees with central differences.
 
     Floating arrays and tensors that require a gradient are moved (and put back), and must be
@@ -52,12 +58,14 @@ def gradcheck(f: Callable[..., Any], inputs: Sequence[Any], *, eps: float = 1e-3
             f"gradcheck: input {worst.input} at {list(worst.at)}: the backward says "
             f"{worst.claimed:.9g}, differences say {worst.measured:.9g} (relative error "
             f"{worst.error:.1e}, at most {tolerance:.0e} allowed); {worst.off} of {worst.size} "
-            "elements are off")
+            "elements are off"
+        )
     return False
 
 
-def furthest(f: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-3,
-             tolerance: float = TOLERANCE) -> Worst:
+def furthest(
+    f: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-3, tolerance: float = TOLERANCE
+) -> Worst:
     """The element of the inputs whose gradient is furthest from the differences."""
     leaves = [_leaf(i, x) for i, x in enumerate(inputs)]
     moved = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
@@ -69,10 +77,15 @@ def furthest(f: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-3,
     weights = [rng.uniform(0.5, 1.5, y.shape) * rng.choice([-1, 1], y.shape) for y in outputs]
     tracked = [(y, w) for y, w in zip(outputs, weights, strict=True) if y.requires_grad]
     if not tracked:
-        raise ValueError("gradcheck: the result does not depend on an input that requires a "
-                         "gradient")
-    claims = grad([y for y, _ in tracked], [leaves[i] for i in moved], [w for _, w in tracked],
-                  allow_unused=True)
+        raise ValueError(
+            "gradcheck: the result does not depend on an input that requires a gradient"
+        )
+    claims = grad(
+        [y for y, _ in tracked],
+        [leaves[i] for i in moved],
+        [w for _, w in tracked],
+        allow_unused=True,
+    )
 
     def value() -> float:
         with no_grad():
@@ -93,8 +106,15 @@ def furthest(f: Callable[..., Any], inputs: Sequence[Any], eps: float = 1e-3,
         off, size = off + int((errors > tolerance).sum()), size + errors.size
         at = np.unravel_index(int(errors.argmax()), errors.shape)
         if errors[at] >= worst.error:
-            worst = Worst(float(errors[at]), i, tuple(map(int, at)), float(claimed[at]),
-                          float(measured[at]), 0, 0)
+            worst = Worst(
+                float(errors[at]),
+                i,
+                tuple(map(int, at)),
+                float(claimed[at]),
+                float(measured[at]),
+                0,
+                0,
+            )
     return worst._replace(off=off, size=size)
 
 
@@ -132,6 +152,7 @@ def _differences(value: Callable[[], float], x: Array, eps: float) -> Array:
 def check_op(operation: Op) -> tuple[int, Worst]:
     """Check an op on its registered cases: their number, and the worst of all."""
     cases = list(operation.cases(np.random.default_rng(0)))
-    found = [furthest(lambda *xs, o=options: operation(*xs, **o), inputs)
-             for inputs, options in cases]
+    found = [
+        furthest(lambda *xs, o=options: operation(*xs, **o), inputs) for inputs, options in cases
+    ]
     return len(cases), max(found, key=lambda worst: worst.error)

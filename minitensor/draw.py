@@ -41,8 +41,9 @@ class Drawing:
         return self.svg
 
 
-def draw(tensor: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients: bool = True
-         ) -> Drawing:
+def draw(
+    tensor: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients: bool = True
+) -> Drawing:
     """The graph that made `tensor`, before it is freed by a backward.
 
     `names` labels tensors, such as ``dict(model.named_parameters())``. For a scalar result each box
@@ -50,8 +51,10 @@ def draw(tensor: Tensor, names: Mapping[str, Tensor] | None = None, *, gradients
     written to ``.grad``. RuntimeError if there is no graph, or it was freed.
     """
     if tensor._node is None or (tensor._node.backward is None and tensor._node.op != "leaf"):
-        raise RuntimeError("draw: this tensor has no graph; draw a result that requires a "
-                           "gradient, before its backward or with retain_graph=True there")
+        raise RuntimeError(
+            "draw: this tensor has no graph; draw a result that requires a "
+            "gradient, before its backward or with retain_graph=True there"
+        )
     nodes = _collect(tensor._node)
     grads: dict[Node, Array] = {}
     if gradients and tensor.size == 1:
@@ -150,23 +153,31 @@ def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
             y += height + GAP_Y
     width = 2 * MARGIN + len(columns) * (WIDTH + GAP_X) - GAP_X
     height = 2 * MARGIN + tallest
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-           f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-           '<defs><marker id="tip" markerWidth="8" markerHeight="6" refX="7" refY="3" '
-           'orient="auto"><path d="M0,0 L8,3 L0,6 z" fill="#5f6368"/></marker></defs>']
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        '<defs><marker id="tip" markerWidth="8" markerHeight="6" refX="7" refY="3" '
+        'orient="auto"><path d="M0,0 L8,3 L0,6 z" fill="#5f6368"/></marker></defs>',
+    ]
     for a, b in links:
         (x1, y1), (x2, y2), bend = at[a], at[b], GAP_X // 2
         through = f"{x1},{y1} L" if not isinstance(a, Node) else ""
         tip = ' marker-end="url(#tip)"' if isinstance(b, Node) else ""
         x1 += WIDTH
-        out.append(f'<path d="M{through}{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
-                   f'fill="none" stroke="#5f6368"{tip}/>')
+        out.append(
+            f'<path d="M{through}{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
+            f'fill="none" stroke="#5f6368"{tip}/>'
+        )
     for node in nodes:
         x, y = at[node][0], at[node][1] - HEIGHT // 2
-        out.append(f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
-                   f'fill="{_kind(node, result)}" stroke="#5f6368"/>')
+        out.append(
+            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            f'fill="{_kind(node, result)}" stroke="#5f6368"/>'
+        )
         for i, line in enumerate(labels[node]):
             weight = ' font-weight="bold"' if i == 0 else ""
-            out.append(f'<text x="{x + WIDTH // 2}" y="{y + 16 + 15 * i}" text-anchor="middle"'
-                       f'{weight}>{html.escape(line)}</text>')
+            out.append(
+                f'<text x="{x + WIDTH // 2}" y="{y + 16 + 15 * i}" text-anchor="middle"'
+                f"{weight}>{html.escape(line)}</text>"
+            )
     return "\n".join([*out, "</svg>", ""])

@@ -18,8 +18,10 @@ def main(names: Sequence[str]) -> int:
     unknown name."""
     unknown = [name for name in names if name not in registry]
     if unknown:
-        print(f"gradcheck: no op is called {unknown[0]!r}; there are {', '.join(sorted(registry))}",
-              file=sys.stderr)
+        print(
+            f"gradcheck: no op is called {unknown[0]!r}; there are {', '.join(sorted(registry))}",
+            file=sys.stderr,
+        )
         return 2
     failed = 0
     print(f"{'op':<34}{'cases':>6}{'worst relative error':>24}  result")
@@ -29,10 +31,15 @@ def main(names: Sequence[str]) -> int:
         failed += not passed
         print(f"{name:<34}{cases:>6}{worst.error:>24.1e}  {'pass' if passed else 'FAIL'}")
         if not passed:
-            print(f"    input {worst.input} at {list(worst.at)}: the backward says "
-                  f"{worst.claimed:.9g}, differences say {worst.measured:.9g}")
-    print(f"{failed} of {len(names or registry)} ops failed" if failed else
-          f"all {len(names or registry)} ops pass at {TOLERANCE:.0e}")
+            print(
+                f"    input {worst.input} at {list(worst.at)}: the backward says "
+                f"{worst.claimed:.9g}, differences say {worst.measured:.9g}"
+            )
+    print(
+        f"{failed} of {len(names or registry)} ops failed"
+        if failed
+        else f"all {len(names or registry)} ops pass at {TOLERANCE:.0e}"
+    )
     return 1 if failed else 0
 
 

@@ -33,20 +33,23 @@ def constant_(tensor: Tensor, value: float) -> Tensor:
     return _fill(tensor, value)
 
 
-def normal_(tensor: Tensor, std: float = 1.0, rng: np.random.Generator | None = None, *,
-            mean: float = 0.0) -> Tensor:
+def normal_(
+    tensor: Tensor, std: float = 1.0, rng: np.random.Generator | None = None, *, mean: float = 0.0
+) -> Tensor:
     """Normal with a standard deviation and a mean."""
     return _fill(tensor, _given(rng, "normal_").normal(mean, std, tensor.shape))
 
 
-def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0,
-             rng: np.random.Generator | None = None) -> Tensor:
+def uniform_(
+    tensor: Tensor, low: float = 0.0, high: float = 1.0, rng: np.random.Generator | None = None
+) -> Tensor:
     """Uniform in [low, high)."""
     return _fill(tensor, _given(rng, "uniform_").uniform(low, high, tensor.shape))
 
 
-def xavier_uniform_(tensor: Tensor, gain: float = 1.0,
-                    rng: np.random.Generator | None = None) -> Tensor:
+def xavier_uniform_(
+    tensor: Tensor, gain: float = 1.0, rng: np.random.Generator | None = None
+) -> Tensor:
     """Uniform within gain sqrt(6 / (in + out)): keeps the variance of activations and of gradients
     about equal (Glorot and Bengio, 2010)."""
     out, into = _fans(tensor, "xavier_uniform_")
@@ -54,8 +57,9 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0,
     return uniform_(tensor, -bound, bound, rng)
 
 
-def kaiming_uniform_(tensor: Tensor, gain: float = math.sqrt(2),
-                     rng: np.random.Generator | None = None) -> Tensor:
+def kaiming_uniform_(
+    tensor: Tensor, gain: float = math.sqrt(2), rng: np.random.Generator | None = None
+) -> Tensor:
     """Uniform within gain sqrt(3 / in): keeps the variance of activations through ReLUs, whose gain
     is sqrt(2) (He et al., 2015, arXiv:1502.01852)."""
     bound = gain * math.sqrt(3 / _fans(tensor, "kaiming_uniform_")[1])
@@ -72,6 +76,7 @@ def _fans(tensor: Tensor, name: str) -> tuple[int, int]:
 
 def _given(rng: np.random.Generator | None, name: str) -> np.random.Generator:
     if rng is None:
-        raise ValueError(f"{name}: give rng=np.random.default_rng(seed); there is no global "
-                         "generator")
+        raise ValueError(
+            f"{name}: give rng=np.random.default_rng(seed); there is no global generator"
+        )
     return rng

@@ -16,8 +16,18 @@ from minitensor.random import fold
 from minitensor.tape import Array, mode, no_grad
 from minitensor.tensor import Tensor
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "Module", "ModuleList", "Parameter",
-           "RMSNorm", "Sequential", "init"]
+__all__ = [
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "RMSNorm",
+    "Sequential",
+    "init",
+]
 
 
 class Parameter(Tensor):
@@ -112,11 +122,15 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter and buffer by name."""
-        return {name: np.array(p._array)
-                for named in (self._named(False), self._named(True)) for name, p in named}
+        return {
+            name: np.array(p._array)
+            for named in (self._named(False), self._named(True))
+            for name, p in named
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True
-                        ) -> tuple[list[str], list[str]]:
+    def load_state_dict(
+        self, state: Mapping[str, Any], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Copy values in by name; returns the names that were missing and those not expected.
 
         ValueError that lists them if `strict`, and in any case if shapes differ; then nothing has
@@ -125,10 +139,16 @@ class Module:
         mine = {**dict(self._named(False)), **dict(self._named(True))}
         missing = [name for name in mine if name not in state]
         unexpected = [name for name in state if name not in mine]
-        wrong = [f"{name} {np.shape(state[name])} instead of {p.shape}"
-                 for name, p in mine.items() if name in state and np.shape(state[name]) != p.shape]
-        problems = [f"{what}: {', '.join(names)}" for what, names in
-                    (("missing", missing), ("unexpected", unexpected)) if names and strict]
+        wrong = [
+            f"{name} {np.shape(state[name])} instead of {p.shape}"
+            for name, p in mine.items()
+            if name in state and np.shape(state[name]) != p.shape
+        ]
+        problems = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected))
+            if names and strict
+        ]
         if wrong:
             problems.append(f"misshapen: {', '.join(wrong)}")
         if problems:
@@ -140,10 +160,16 @@ class Module:
         return missing, unexpected
 
     def __repr__(self) -> str:
-        lines = [f"  ({name}): " + repr(value).replace("\n", "\n  ")
-                 for name, value in vars(self).items() if isinstance(value, Module)]
-        own = ", ".join(f"{name}{list(value.shape)}" for name, value in vars(self).items()
-                        if isinstance(value, Parameter))
+        lines = [
+            f"  ({name}): " + repr(value).replace("\n", "\n  ")
+            for name, value in vars(self).items()
+            if isinstance(value, Module)
+        ]
+        own = ", ".join(
+            f"{name}{list(value.shape)}"
+            for name, value in vars(self).items()
+            if isinstance(value, Parameter)
+        )
         body = f"({own})" if not lines else f"({own}\n" + "\n".join(lines) + "\n)"
         return type(self).__name__ + body
 
@@ -203,8 +229,15 @@ class Linear(Module):
     Both start uniform within 1 / sqrt(in), as in PyTorch.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
-                 rng: np.random.Generator, dtype: Any = np.float32):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator,
+        dtype: Any = np.float32,
+    ):
         bound = in_features**-0.5 if in_features else 0.0
         shape = (out_features, in_features)
         self.weight = Parameter(rng.uniform(-bound, bound, shape), dtype=dtype)
@@ -218,8 +251,14 @@ class Linear(Module):
 class Embedding(Module):
     """A row of the weight (num_embeddings, embedding_dim) for each integer; starts as N(0, 1)."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: np.random.Generator,
-                 dtype: Any = np.float32):
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        rng: np.random.Generator,
+        dtype: Any = np.float32,
+    ):
         self.weight = Parameter(rng.normal(size=(num_embeddings, embedding_dim)), dtype=dtype)
 
     def forward(self, ids: Any) -> Tensor:
@@ -230,8 +269,9 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift."""
 
-    def __init__(self, features: int, eps: float = 1e-5, bias: bool = True,
-                 dtype: Any = np.float32):
+    def __init__(
+        self, features: int, eps: float = 1e-5, bias: bool = True, dtype: Any = np.float32
+    ):
         self.weight = Parameter(np.ones(features), dtype=dtype)
         self.bias = Parameter(np.zeros(features), dtype=dtype) if bias else None
         self.eps = eps

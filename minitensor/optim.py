@@ -42,7 +42,8 @@ class Optimizer:
         if not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         self.param_groups: list[dict[str, Any]] = [
-            {**defaults, **group, "params": list(group["params"])} for group in groups]
+            {**defaults, **group, "params": list(group["params"])} for group in groups
+        ]
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.state: list[dict[str, Any]] = [{} for _ in self.parameters]
         seen: set[Tensor] = set()
@@ -54,23 +55,32 @@ class Optimizer:
             seen.add(p)
         for group in self.param_groups:
             if group["lr"] < 0 or group.get("weight_decay", 0) < 0:
-                raise ValueError(f"{name}: lr and weight_decay cannot be negative, got "
-                                 f"lr={group['lr']}, weight_decay={group.get('weight_decay')}")
+                raise ValueError(
+                    f"{name}: lr and weight_decay cannot be negative, got "
+                    f"lr={group['lr']}, weight_decay={group.get('weight_decay')}"
+                )
 
     def zero_grad(self) -> None:
         """Set every `.grad` to None."""
         for p in self.parameters:
             p.grad = None
 
-    def step(self, grads: Sequence[Array | None] | None = None, *, scale: float = 1.0,
-             workers: Any = None) -> None:
+    def step(
+        self,
+        grads: Sequence[Array | None] | None = None,
+        *,
+        scale: float = 1.0,
+        workers: Any = None,
+    ) -> None:
         """One update. `scale` multiplies every gradient (the clipping factor); `workers` shares the
         pieces out to threads. A parameter without a gradient is left alone.
         """
         grads = [p.grad for p in self.parameters] if grads is None else list(grads)
         if len(grads) != len(self.parameters):
-            raise ValueError(f"{type(self).__name__}: {len(self.parameters)} parameters but "
-                             f"{len(grads)} gradients")
+            raise ValueError(
+                f"{type(self).__name__}: {len(self.parameters)} parameters but "
+                f"{len(grads)} gradients"
+            )
         jobs: list[tuple[Any, ...]] = []
         i = 0
         for group in self.param_groups:
@@ -80,8 +90,10 @@ class Optimizer:
                 if g is None:
                     continue
                 if g.shape != p.shape:
-                    raise ValueError(f"{type(self).__name__}: parameter {i - 1} has shape "
-                                     f"{p.shape}, its gradient {g.shape}")
+                    raise ValueError(
+                        f"{type(self).__name__}: parameter {i - 1} has shape "
+                        f"{p.shape}, its gradient {g.shape}"
+                    )
                 if not p._array.flags.c_contiguous:
                     p._array = np.ascontiguousarray(p._array)
                 if not state:
@@ -89,17 +101,21 @@ class Optimizer:
                     state.update((name, np.zeros(p.shape, p.dtype)) for name in self.moments)
                 state["step"] += 1
                 p._version[0] += 1
-                arrays = [p._array, np.ascontiguousarray(g, p.dtype),
-                          *(state[name] for name in self.moments)]
+                arrays = [
+                    p._array,
+                    np.ascontiguousarray(g, p.dtype),
+                    *(state[name] for name in self.moments),
+                ]
                 jobs += ((group, state["step"], scale, piece) for piece in self.pieces(arrays))
-        _spread(workers, lambda job: self.update(*job), jobs, lambda job: job[3][0].size,
-                self.light)
+        _spread(
+            workers, lambda job: self.update(*job), jobs, lambda job: job[3][0].size, self.light
+        )
 
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
         """Equal pieces of the flattened arrays; a subclass that needs the whole says so here."""
         flat = [a.reshape(-1) for a in arrays]
         for start in range(0, flat[0].size, PIECE):
-            yield [a[start:start + PIECE] for a in flat]
+            yield [a[start : start + PIECE] for a in flat]
 
     def update(self, group: dict[str, Any], step: int, scale: float, arrays: list[Array]) -> None:
         """Change a piece of a parameter, its gradient and its moments in `arrays`, in place."""
@@ -109,26 +125,36 @@ class Optimizer:
         """Groups (with parameters by number) and a copy of the state, as PyTorch lays them out."""
         numbers = {id(p): i for i, p in enumerate(self.parameters)}
         return {
-            "state": {i: {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in s.items()}
-                      for i, s in enumerate(self.state) if s},
-            "param_groups": [{**group, "params": [numbers[id(p)] for p in group["params"]]}
-                             for group in self.param_groups]}
+            "state": {
+                i: {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in s.items()}
+                for i, s in enumerate(self.state)
+                if s
+            },
+            "param_groups": [
+                {**group, "params": [numbers[id(p)] for p in group["params"]]}
+                for group in self.param_groups
+            ],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from a `state_dict`. ValueError if its groups or shapes are not these."""
         mine = [len(group["params"]) for group in self.param_groups]
         theirs = [len(group["params"]) for group in saved["param_groups"]]
         if mine != theirs:
-            raise ValueError(f"{type(self).__name__}: this optimiser has groups of {mine} "
-                             f"parameters, the saved state of {theirs}")
+            raise ValueError(
+                f"{type(self).__name__}: this optimiser has groups of {mine} "
+                f"parameters, the saved state of {theirs}"
+            )
         state: list[dict[str, Any]] = []
         for i, p in enumerate(self.parameters):
             entry = dict(saved["state"].get(i, {}))
             for name in self.moments if entry else ():
                 moment = np.array(entry.get(name, math.nan), p.dtype, order="C")
                 if moment.shape != p.shape:
-                    raise ValueError(f"{type(self).__name__}: '{name}' of parameter {i} has shape "
-                                     f"{moment.shape}, the parameter {p.shape}")
+                    raise ValueError(
+                        f"{type(self).__name__}: '{name}' of parameter {i} has shape "
+                        f"{moment.shape}, the parameter {p.shape}"
+                    )
                 entry[name] = moment
             state.append(entry)
         self.state = state
@@ -144,12 +170,19 @@ class SGD(Optimizer):
 
     moments = ("momentum_buffer",)
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0,
-                 weight_decay: float = 0.0, nesterov: bool = False):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
         if nesterov and momentum <= 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay,
-                         nesterov=nesterov)
+        super().__init__(
+            params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
+        )
 
     def update(self, group: dict[str, Any], step: int, scale: float, arrays: list[Array]) -> None:
         p, g, b = arrays
@@ -172,9 +205,14 @@ class Adam(Optimizer):
     moments = ("exp_avg", "exp_avg_sq")
     decoupled = False
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3,
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         for beta1, beta2 in (group["betas"] for group in self.param_groups):
             if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
@@ -186,8 +224,19 @@ class Adam(Optimizer):
         if decay and not self.decoupled:
             g, scale, decay = g * scale + decay * p, 1.0, 0.0
         beta1, beta2 = group["betas"]
-        kernels.adamw(p, g, m, v, float(group["lr"]), beta1, beta2, group["eps"], float(decay),
-                      step, float(scale))
+        kernels.adamw(
+            p,
+            g,
+            m,
+            v,
+            float(group["lr"]),
+            beta1,
+            beta2,
+            group["eps"],
+            float(decay),
+            step,
+            float(scale),
+        )
 
 
 class AdamW(Adam):
@@ -196,9 +245,14 @@ class AdamW(Adam):
 
     decoupled = True
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3,
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
@@ -213,14 +267,29 @@ class Muon(Optimizer):
     moments = ("momentum_buffer",)
     light = 0
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.1,
-                 momentum: float = 0.95, nesterov: bool = True, ns_steps: int = 5):
-        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum,
-                         nesterov=nesterov, ns_steps=ns_steps)
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+    ):
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+        )
         for p in self.parameters:
             if p.ndim != 2:
-                raise ValueError(f"Muon: a parameter has shape {p.shape}; only matrices can be "
-                                 "made orthogonal, give the others to AdamW")
+                raise ValueError(
+                    f"Muon: a parameter has shape {p.shape}; only matrices can be "
+                    "made orthogonal, give the others to AdamW"
+                )
 
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
         yield arrays
@@ -263,15 +332,20 @@ def _quintic(gram: Array) -> Array:
     q = np.asarray(gram @ gram.T)  # of a matrix by its own transpose, BLAS does half the work
     q *= 2.0315
     q -= 4.775 * gram
-    q.reshape(-1)[::len(q) + 1] += 3.4445
+    q.reshape(-1)[:: len(q) + 1] += 3.4445
     return q
 
 
 # --------------------------------------------------------------------------------------- clipping
 
 
-def _spread(workers: Any, fn: Callable[[Any], Any], items: Sequence[Any],
-            size: Callable[[Any], int], light: int) -> list[Any]:
+def _spread(
+    workers: Any,
+    fn: Callable[[Any], Any],
+    items: Sequence[Any],
+    size: Callable[[Any], int],
+    light: int,
+) -> list[Any]:
     """`workers.map` where there are workers."""
     if workers is None:
         return [fn(item) for item in items]
@@ -280,8 +354,11 @@ def _spread(workers: Any, fn: Callable[[Any], Any], items: Sequence[Any],
 
 def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
     """The 2-norm of all gradients as one vector, added up in float64."""
-    pieces = [flat[i:i + PIECE] for flat in (np.ravel(g) for g in grads)
-              for i in range(0, flat.size, PIECE)]
+    pieces = [
+        flat[i : i + PIECE]
+        for flat in (np.ravel(g) for g in grads)
+        for i in range(0, flat.size, PIECE)
+    ]
     pieces.reverse()  # the last ones are still in cache, and an exact sum has no order
     return math.sqrt(math.fsum(_spread(workers, kernels.sum_of_squares, pieces, np.size, 2**22)))
 
@@ -313,8 +390,9 @@ def _progress(step: int, warmup: int, total: int) -> float:
     return min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
 
 
-def constant(step: int, *, lr: float, warmup: int = 0, min_lr: float = 0.0, total: int = 0
-             ) -> float:
+def constant(
+    step: int, *, lr: float, warmup: int = 0, min_lr: float = 0.0, total: int = 0
+) -> float:
     """`lr` for ever after the warm-up; `min_lr` and `total` are there for uniformity."""
     return lr * step / warmup if step < warmup else lr
 
@@ -334,8 +412,9 @@ def cosine(step: int, *, lr: float, total: int, warmup: int = 0, min_lr: float =
     return min_lr + (lr - min_lr) * half
 
 
-def wsd(step: int, *, lr: float, total: int, warmup: int = 0, min_lr: float = 0.0,
-        decay: float = 0.2) -> float:
+def wsd(
+    step: int, *, lr: float, total: int, warmup: int = 0, min_lr: float = 0.0, decay: float = 0.2
+) -> float:
     """Warm-up, stable, decay: `lr` until the last part `decay` of the steps, then a straight line
     to `min_lr` (Hu et al., 2024, arXiv:2404.06395)."""
     if step < warmup:

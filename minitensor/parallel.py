@@ -56,8 +56,12 @@ class Workers:
             sys.setswitchinterval(1e-4)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stack.close()
         self._pool = None
 
@@ -84,8 +88,13 @@ class Workers:
             if error is not None:
                 raise error
 
-    def map(self, fn: Callable[[T], R], items: Iterable[T],
-            size: Callable[[T], int] | None = None, light: int = 0) -> list[R]:
+    def map(
+        self,
+        fn: Callable[[T], R],
+        items: Iterable[T],
+        size: Callable[[T], int] | None = None,
+        light: int = 0,
+    ) -> list[R]:
         """[fn(item) for item in items], spread over the threads; the order is kept.
 
         A thread takes the next item when it is free; given `size`, for many short items, each
@@ -191,10 +200,14 @@ def _add(left: tuple[float, list[Array]], right: tuple[float, list[Array]]) -> A
     return left[0] + right[0], left[1]
 
 
-def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
-                   shards: Sequence[Any], *, workers: Workers,
-                   derive: Callable[[], Sequence[Tensor]] | None = None
-                   ) -> tuple[float, list[Array]]:
+def value_and_grad(
+    loss_fn: Callable[..., Tensor],
+    parameters: Sequence[Tensor],
+    shards: Sequence[Any],
+    *,
+    workers: Workers,
+    derive: Callable[[], Sequence[Tensor]] | None = None,
+) -> tuple[float, list[Array]]:
     """The sum over shards of ``loss_fn(shard, index, *derived)`` and its gradients.
 
     Each call returns a scalar Tensor (so divide by the whole batch's size inside it). Gradients
@@ -219,9 +232,13 @@ def value_and_grad(loss_fn: Callable[..., Tensor], parameters: Sequence[Tensor],
     (value, grads), *other = tree.rest()
     for more, right in other:  # nothing else is left to do: all threads share the last sum
         value += more
-        workers.map(lambda pair: np.add(*pair, out=pair[0]), zip(grads, right, strict=True),
-                    lambda pair: pair[0].size, 2**20)
-    own, through = grads[:len(parameters)], grads[len(parameters):]
+        workers.map(
+            lambda pair: np.add(*pair, out=pair[0]),
+            zip(grads, right, strict=True),
+            lambda pair: pair[0].size,
+            2**20,
+        )
+    own, through = grads[: len(parameters)], grads[len(parameters) :]
     if derived:
         for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):
             np.add(a, b, out=a)

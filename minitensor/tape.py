@@ -131,8 +131,14 @@ class Node:
         "where",
     )
 
-    def __init__(self, op: str, out: Array, parents: tuple[Node | None, ...] = (),
-                 backward: Backward | None = None, saved: Sequence[list[int]] = ()):
+    def __init__(
+        self,
+        op: str,
+        out: Array,
+        parents: tuple[Node | None, ...] = (),
+        backward: Backward | None = None,
+        saved: Sequence[list[int]] = (),
+    ):
         self.id = next(_ids)
         self.op = op
         self.shape = out.shape
@@ -152,7 +158,6 @@ class Node:
         return f"Node({self.op}, shape={self.shape})"
 
 
-
 # --------------------------------------------------------------------------------------- the walk
 
 
@@ -163,8 +168,9 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     return g.sum(axis=axes, keepdims=True).reshape(shape)
 
 
-def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
-         retain_graph: bool) -> dict[Node, Array]:
+def walk(
+    outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None, retain_graph: bool
+) -> dict[Node, Array]:
     """Send gradients from `outputs` back to the leaves (or to the `wanted` nodes), newest first.
 
     Returns the gradient of each leaf or wanted node. Nodes are freed as they are passed unless
@@ -214,11 +220,13 @@ def walk(outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None,
         if node.backward is None:
             raise RuntimeError(
                 f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
-                "pass retain_graph=True to that call, or compute the result again")
+                "pass retain_graph=True to that call, or compute the result again"
+            )
         if sum([counter[0] for counter in node.saved]) != node.stamp:
             raise RuntimeError(
                 f"backward: an array that '{node.op}' needs was changed in place after it was "
-                "used; change a copy, or change it after backward")
+                "used; change a copy, or change it after backward"
+            )
         sent = _input_grads(node, g)
         if isinstance(sent, Node):  # a replayed block: its tape takes the gradient from here
             send(sent, g)
@@ -243,8 +251,10 @@ def _input_grads(node: Node, g: Array) -> Sequence[Array | Part | None] | Node:
     start = time.perf_counter() if observer else 0.0
     grads: Any
     if isinstance(backward, tuple):
-        grads = [vjp(g) if vjp is not None and parent is not None else None
-                 for vjp, parent in zip(backward, node.parents, strict=False)]
+        grads = [
+            vjp(g) if vjp is not None and parent is not None else None
+            for vjp, parent in zip(backward, node.parents, strict=False)
+        ]
     else:
         assert backward is not None
         grads = backward(g)
@@ -266,5 +276,7 @@ def _watch(node: Node, grads: Sequence[Any], g: Array, seconds: float) -> None:
         if mode.anomaly and a is not None and not np.isfinite(a).all():
             cause = "" if np.isfinite(g).all() else " from a non-finite gradient of its output"
             where = f" (called at {node.where})" if node.where else ""
-            raise FloatingPointError(f"anomaly: backward of '{node.op}' made a non-finite gradient "
-                                     f"for its input {i}{cause}{where}")
+            raise FloatingPointError(
+                f"anomaly: backward of '{node.op}' made a non-finite gradient "
+                f"for its input {i}{cause}{where}"
+            )

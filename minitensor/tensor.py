@@ -41,15 +41,22 @@ class Op:
     ``np.ndarray``) are the inputs.
     """
 
-    def __init__(self, fn: Callable[..., tuple[Array, Backward]], cases: Callable[..., Any],
-                 name: str | None = None):
+    def __init__(
+        self,
+        fn: Callable[..., tuple[Array, Backward]],
+        cases: Callable[..., Any],
+        name: str | None = None,
+    ):
         self.fn = fn
         self.name = name or fn.__name__
         self.cases = cases
         functools.update_wrapper(self, fn)
         params = inspect.signature(fn).parameters.values()
-        inputs = list(itertools.takewhile(
-            lambda p: "rray" in str(p.annotation) and p.kind is not p.KEYWORD_ONLY, params))
+        inputs = list(
+            itertools.takewhile(
+                lambda p: "rray" in str(p.annotation) and p.kind is not p.KEYWORD_ONLY, params
+            )
+        )
         self.names = [p.name for p in inputs]
         self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
 
@@ -67,9 +74,9 @@ class Op:
                     names = list(inspect.signature(self.fn).parameters)[1:]
                     kwargs, options = {**dict(zip(names, options, strict=False)), **kwargs}, ()
         elif len(args) > len(self.names):
-            inputs, options = args[:len(self.names)], args[len(self.names):]
+            inputs, options = args[: len(self.names)], args[len(self.names) :]
         elif kwargs:
-            for name in self.names[len(args):]:
+            for name in self.names[len(args) :]:
                 if name not in kwargs:
                     break
                 inputs += (kwargs.pop(name),)
@@ -114,8 +121,13 @@ class Op:
             saved.append(result._version)
             result._node = Node(self.name, out, tuple(parents), backward, saved)
         if mode.observer:
-            mode.observer(self.name, "forward", time.perf_counter() - start,
-                          [a for a in arrays if isinstance(a, np.ndarray)], out)
+            mode.observer(
+                self.name,
+                "forward",
+                time.perf_counter() - start,
+                [a for a in arrays if isinstance(a, np.ndarray)],
+                out,
+            )
         if mode.anomaly:
             _check_finite(self.name, arrays, out, result._node)
         return result
@@ -151,8 +163,9 @@ def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
     if isinstance(x, (int, np.integer)):
         return int(x)
     array = np.asarray(x)
-    beside = [t.dtype for t in inputs if isinstance(t, (Tensor, np.ndarray))
-              and t.dtype.kind == "f"]
+    beside = [
+        t.dtype for t in inputs if isinstance(t, (Tensor, np.ndarray)) and t.dtype.kind == "f"
+    ]
     if array.dtype == np.float64 and not isinstance(x, np.ndarray):
         array = array.astype(np.result_type(*beside) if beside else np.float32)
     if array.dtype.kind not in "fiub":
@@ -178,8 +191,11 @@ def _check_finite(name: str, arrays: Sequence[Any], out: Array, node: Node | Non
     if node is not None:
         node.where = where
     if out.dtype.kind == "f" and not np.isfinite(out).all():
-        bad = [i for i, a in enumerate(arrays)
-               if isinstance(a, np.ndarray) and a.dtype.kind == "f" and not np.isfinite(a).all()]
+        bad = [
+            i
+            for i, a in enumerate(arrays)
+            if isinstance(a, np.ndarray) and a.dtype.kind == "f" and not np.isfinite(a).all()
+        ]
         cause = f"from a non-finite input {bad[0]}" if bad else "from finite inputs"
         raise FloatingPointError(f"anomaly: '{name}' made a non-finite value {cause} at {where}")
 
@@ -204,8 +220,11 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         source = data._array if isinstance(data, Tensor) else data
         array = np.array(source, dtype=dtype)
-        if dtype is None and array.dtype == np.float64 and not isinstance(
-                source, (np.ndarray, np.generic)):
+        if (
+            dtype is None
+            and array.dtype == np.float64
+            and not isinstance(source, (np.ndarray, np.generic))
+        ):
             array = array.astype(np.float32)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"Tensor: cannot hold {array.dtype}; give numbers or booleans")
@@ -234,8 +253,9 @@ class Tensor:
             self._node = None
         elif self._node is None:
             if self._array.dtype.kind != "f":
-                raise TypeError(f"requires_grad: only floating tensors have gradients, not "
-                                f"{self._array.dtype}")
+                raise TypeError(
+                    f"requires_grad: only floating tensors have gradients, not {self._array.dtype}"
+                )
             self._node = Node("leaf", self._array)
             self._node.tensor = weakref.ref(self)
 
@@ -319,8 +339,9 @@ class Tensor:
         still needed was changed in place.
         """
         if self._node is None:
-            raise RuntimeError("backward: this tensor does not depend on any that requires a "
-                               "gradient")
+            raise RuntimeError(
+                "backward: this tensor does not depend on any that requires a gradient"
+            )
         for node, g in walk([(self._node, seed(self, gradient))], None, retain_graph).items():
             tensor = node.tensor() if node.tensor is not None else None
             if tensor is not None:
@@ -360,8 +381,10 @@ class Tensor:
     def __setitem__(self, index: Any, values: Any) -> None:
         """Write in place. Only outside the tape: a leaf that requires a gradient needs no_grad."""
         if self._node is not None and (mode.grad or self._node.op != "leaf"):
-            raise RuntimeError("in-place change of a tensor that is on the tape; use where() or "
-                               "concat(), or change a leaf inside no_grad()")
+            raise RuntimeError(
+                "in-place change of a tensor that is on the tape; use where() or "
+                "concat(), or change a leaf inside no_grad()"
+            )
         if not self._array.flags.writeable:
             raise RuntimeError("in-place change of a broadcast view; copy it first")
         index = index._array if isinstance(index, Tensor) else index
@@ -371,6 +394,7 @@ class Tensor:
     # ------------------------------------------------------------------ operations
     # One line each: the op of that name has the formula, and its docstring is the method's.
 
+    # fmt: off
     def __add__(self, other: Any) -> Tensor: return ops.add(self, other)
     def __radd__(self, other: Any) -> Tensor: return ops.add(other, self)
     def __sub__(self, other: Any) -> Tensor: return ops.sub(self, other)
@@ -412,6 +436,7 @@ class Tensor:
     def unsqueeze(self, axis: Any) -> Tensor: return ops.unsqueeze(self, axis)
     def astype(self, dtype: Any) -> Tensor: return ops.astype(self, dtype)
     def swapaxes(self, axis1: int, axis2: int) -> Tensor: return ops.swapaxes(self, axis1, axis2)
+    # fmt: on
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.sum(self, axis, keepdims)
@@ -472,8 +497,10 @@ def seed(out: Tensor, g: Any) -> Array:
     """The gradient with which the walk starts at `out`: `g`, or 1 for a scalar."""
     if g is None:
         if out._array.size != 1:
-            raise ValueError(f"backward: the output has shape {out.shape}; only a scalar has an "
-                             "implicit gradient of 1, so give one of the output's shape")
+            raise ValueError(
+                f"backward: the output has shape {out.shape}; only a scalar has an "
+                "implicit gradient of 1, so give one of the output's shape"
+            )
         return np.ones(out.shape, out.dtype)
     g = np.array(g, dtype=out.dtype)
     if g.shape != out.shape:
@@ -481,8 +508,14 @@ def seed(out: Tensor, g: Any) -> Array:
     return g
 
 
-def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Any = None,
-         *, retain_graph: bool = False, allow_unused: bool = False) -> list[Array]:
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Any = None,
+    *,
+    retain_graph: bool = False,
+    allow_unused: bool = False,
+) -> list[Array]:
     """Gradients of `outputs` (a scalar, or tensors weighted by `grad_outputs`) for `inputs`.
 
     Returns one array per input, of its shape and dtype, to which nothing else refers. Writes to
@@ -499,8 +532,10 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outp
     nodes = []
     for i, x in enumerate(inputs):
         if x._node is None:
-            raise ValueError(f"grad: input {i} (shape {x.shape}) does not require a gradient; "
-                             "create it with requires_grad=True")
+            raise ValueError(
+                f"grad: input {i} (shape {x.shape}) does not require a gradient; "
+                "create it with requires_grad=True"
+            )
         nodes.append(x._node)
     starts = [(o._node, seed(o, w)) for o, w in zip(outs, weights, strict=True) if o._node]
     found = walk(starts, set(nodes), retain_graph)
@@ -510,8 +545,10 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], grad_outp
         g = found.get(node)
         if g is None:
             if not allow_unused:
-                raise ValueError(f"grad: input {i} (shape {x.shape}) has no part in the outputs; "
-                                 "pass allow_unused=True for a gradient of zeros")
+                raise ValueError(
+                    f"grad: input {i} (shape {x.shape}) has no part in the outputs; "
+                    "pass allow_unused=True for a gradient of zeros"
+                )
             g = np.zeros(x.shape, x.dtype)
         elif isinstance(g.base, np.ndarray) or not g.flags.c_contiguous or id(g) in seen:
             g = np.array(g, order="C")  # never hand out a view of an array or the same one twice

@@ -16,26 +16,46 @@ ROOT = Path(__file__).parent.parent
 
 # What each example must print: lines that a reader could check, as regular expressions.
 EXPECTED = {
-    "01_scalar_graph_by_hand": [r"df/da: by hand  -24\.0, backward\(\)  -24\.0",
-                                r"dg/dx = 2·3 \+ 1 = 7"],
-    "02_check_a_gradient": [r"share: the backward agrees",
-                            r"share_with_a_fault: gradcheck: input 0 at \[\d, \d\]: the backward "
-                            r"says .*12 of 12 elements are off"],
+    "01_scalar_graph_by_hand": [
+        r"df/da: by hand  -24\.0, backward\(\)  -24\.0",
+        r"dg/dx = 2·3 \+ 1 = 7",
+    ],
+    "02_check_a_gradient": [
+        r"share: the backward agrees",
+        r"share_with_a_fault: gradcheck: input 0 at \[\d, \d\]: the backward "
+        r"says .*12 of 12 elements are off",
+    ],
     "03_logistic_regression": [r"loss with w = 0: 0\.693147", r"exact minimum +\[1\.319967 1\.24"],
     "04_two_moons": [r"a line +3 parameters", r"two hidden layers +337 parameters.*9[89]\.\d%"],
-    "05_character_model": [r"a guess +[34]\.\d+ +\d\d\.0", r"network +0\.[56]\d\d +1\.\d",
-                           "it writes:"],
+    "05_character_model": [
+        r"a guess +[34]\.\d+ +\d\d\.0",
+        r"network +0\.[56]\d\d +1\.\d",
+        "it writes:",
+    ],
     "06_train_a_bpe": [r"the same merges: True"],
-    "07_transformer_block": [r"weights +\(2, 4, 6, 6\)", "no token before it noticed",
-                             r"tinygpt's block: \d\.\de-1[3-9]"],
-    "08_attention_by_hand": [r"dq +\d\.\de-1[3-9] +\d\.\de-1[3-9]", "row by row: true",
-                             r"fused +[\d.]+ ms, keeps +16 KB"],
+    "07_transformer_block": [
+        r"weights +\(2, 4, 6, 6\)",
+        "no token before it noticed",
+        r"tinygpt's block: \d\.\de-1[3-9]",
+    ],
+    "08_attention_by_hand": [
+        r"dq +\d\.\de-1[3-9] +\d\.\de-1[3-9]",
+        "row by row: true",
+        r"fused +[\d.]+ ms, keeps +16 KB",
+    ],
     "09_your_own_op": [r"right in 3 of 3 cases", r"9[5-9]\.\d% are read right"],
-    "10_train_and_generate": [r"loss 5\.99\d at first \(ln 400 = 5\.991\)", "same bits: True",
-                              r"it writes:\s+Once upon a time"],
+    "10_train_and_generate": [
+        r"loss 5\.99\d at first \(ln 400 = 5\.991\)",
+        "same bits: True",
+        r"it writes:\s+Once upon a time",
+    ],
 }
-FILES = {"01_scalar_graph_by_hand": ["graph.svg"], "04_two_moons": ["two_moons.png"],
-         "09_your_own_op": ["digits.png", "filters.png"], "10_train_and_generate": ["model.npz"]}
+FILES = {
+    "01_scalar_graph_by_hand": ["graph.svg"],
+    "04_two_moons": ["two_moons.png"],
+    "09_your_own_op": ["digits.png", "filters.png"],
+    "10_train_and_generate": ["model.npz"],
+}
 
 # A block of Python in a page, and the block of text right below it.
 PRINTS = r"```python\n((?:(?!```).)*)```\n```text\n(.*?)```"
@@ -43,12 +63,22 @@ PRINTS = r"```python\n((?:(?!```).)*)```\n```text\n(.*?)```"
 
 def run(name, tmp_path, *options):
     """Run an example in an empty folder; returns what it printed."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8",
-           "TINYGPT_CACHE": str(tmp_path / "cache"), "MPLCONFIGDIR": str(tmp_path / "matplotlib"),
-           # On machines with many cores BLAS is slower with all of them on arrays this small.
-           "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *options],
-                          cwd=tmp_path, env=env, capture_output=True, encoding="utf-8")
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "TINYGPT_CACHE": str(tmp_path / "cache"),
+        "MPLCONFIGDIR": str(tmp_path / "matplotlib"),
+        # On machines with many cores BLAS is slower with all of them on arrays this small.
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *options],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,9 +102,13 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n", encoding="utf-8")
     source = (ROOT / "examples" / "04_two_moons.py").read_text(encoding="utf-8")
     (tmp_path / "example.py").write_text(source, encoding="utf-8")  # its folder comes first
-    done = subprocess.run([sys.executable, "example.py", "--out", "out"], cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-                          encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "example.py", "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
     assert "no picture: matplotlib is not installed" in done.stdout
     assert list((tmp_path / "out").iterdir()) == []

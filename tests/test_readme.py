@@ -21,14 +21,19 @@ def test_the_snippets_print_what_stands_below_them():
 def test_the_table_of_recipes_is_true():
     row = r"^\| `([\w.-]+)` \| ([\d,]+) \|.*?\| ([\d,]+) \|"
     rows = re.findall(row, README, flags=re.MULTILINE)
-    table = {name: (int(n.replace(",", "")), int(tokens.replace(",", "")))
-             for name, n, tokens in rows}
-    assert table == {name: (sum(count(c)), c.tokens_per_step)
-                     for name, c in recipes.RECIPES.items()}
+    table = {
+        name: (int(n.replace(",", "")), int(tokens.replace(",", ""))) for name, n, tokens in rows
+    }
+    assert table == {
+        name: (sum(count(c)), c.tokens_per_step) for name, c in recipes.RECIPES.items()
+    }
 
 
 def test_every_file_that_a_page_points_to_exists():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"),
-                 ROOT / "benchmarks" / "README.md"]:
+    for page in [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "benchmarks" / "README.md",
+    ]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

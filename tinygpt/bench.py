@@ -51,8 +51,10 @@ def flops_per_token(c: Config) -> float:
 def sgemm_peak(workers: mt.Workers, repeats: int = 20) -> float:
     """The best rate of float32 matrix products here, one on each thread at a time, in FLOP/s."""
     rng = np.random.default_rng(0)
-    triples = [[rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(3)]
-               for _ in range(workers.threads)]
+    triples = [
+        [rng.standard_normal((SIDE, SIDE), np.float32) for _ in range(3)]
+        for _ in range(workers.threads)
+    ]
 
     def product(arrays: list[np.ndarray]) -> None:
         for _ in range(4):
@@ -86,10 +88,20 @@ def step_seconds(c: Config, workers: mt.Workers, steps: int) -> list[float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt bench``."""
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="default: all of them")
-    parser.add_argument("--threads", type=int, nargs="+", metavar="N",
-                        help="thread counts (default: 1 and all processors)")
-    parser.add_argument("--steps", type=int, default=5, metavar="N",
-                        help="timed steps, of which the median is shown (default: 5)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="thread counts (default: 1 and all processors)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed steps, of which the median is shown (default: 5)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -103,14 +115,19 @@ def main(args: argparse.Namespace) -> int:
         with mt.Workers(n) as workers:
             peaks[n] = sgemm_peak(workers)
         print(f"sgemm peak, {n} thread{'s' * (n > 1)}: {peaks[n] / 1e9:,.0f} GFLOP/s")
-    print(f"\n{'recipe':18}{'threads':>8}{'tokens/step':>13}{'ms/step':>10}{'tokens/s':>11}"
-          f"{'GFLOP/s':>9}{'of peak':>9}")
+    print(
+        f"\n{'recipe':18}{'threads':>8}{'tokens/step':>13}{'ms/step':>10}{'tokens/s':>11}"
+        f"{'GFLOP/s':>9}{'of peak':>9}"
+    )
     for c in map(one_batch, chosen):
         for n in threads:
             with mt.Workers(n) as workers:
                 seconds = statistics.median(step_seconds(c, workers, args.steps))
             rate = c.tokens_per_step / seconds
             done = rate * flops_per_token(c)
-            print(f"{c.name:18}{n:8}{c.tokens_per_step:13,}{seconds * 1e3:10.1f}{rate:11,.0f}"
-                  f"{done / 1e9:9.0f}{done / peaks[n]:9.1%}", flush=True)
+            print(
+                f"{c.name:18}{n:8}{c.tokens_per_step:13,}{seconds * 1e3:10.1f}{rate:11,.0f}"
+                f"{done / 1e9:9.0f}{done / peaks[n]:9.1%}",
+                flush=True,
+            )
     return 0

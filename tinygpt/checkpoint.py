@@ -54,16 +54,29 @@ class Saved:
 
 def provenance(c: Config, tokenizer: Tokenizer, step: int, data_sha256: str) -> dict[str, Any]:
     """Where weights come from. No times and no paths: the same run gives the same bytes."""
-    return {"recipe": c.name, "step": step, "seed": c.seed, "data_sha256": data_sha256,
-            "tokenizer_sha256": tokenizer.sha256,
-            "versions": {"tinygpt": __version__, "numpy": np.__version__,
-                         "python": platform.python_version()}}
+    return {
+        "recipe": c.name,
+        "step": step,
+        "seed": c.seed,
+        "data_sha256": data_sha256,
+        "tokenizer_sha256": tokenizer.sha256,
+        "versions": {
+            "tinygpt": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def save(path: str | Path, saved: Saved, keep: bool = False) -> None:
     """Write a model file atomically; `keep` leaves the previous one beside it as ``.bak``."""
-    meta = {"format": FORMAT, "version": VERSION, "config": saved.config.to_dict(),
-            "tokenizer": saved.tokenizer.to_dict(), "provenance": saved.provenance}
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": saved.config.to_dict(),
+        "tokenizer": saved.tokenizer.to_dict(),
+        "provenance": saved.provenance,
+    }
     if saved.training:
         meta["training"] = saved.training
     text = json.dumps(meta, ensure_ascii=False).encode("utf-8")
@@ -84,12 +97,19 @@ def load(path: str | Path) -> Saved:
         c = config.from_dict(meta["config"])
         tokenizer = bpe.from_dict(meta["tokenizer"])
     except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Error(f"{path}: a model file whose configuration or tokenizer cannot be read: "
-                    f"{error}") from error
+        raise Error(
+            f"{path}: a model file whose configuration or tokenizer cannot be read: {error}"
+        ) from error
     params = _strip(arrays, "param/")
     _check_shapes(path, c, params)
-    return Saved(c, tokenizer, params, meta.get("provenance", {}), _strip(arrays, "optim/"),
-                 meta.get("training", {}))
+    return Saved(
+        c,
+        tokenizer,
+        params,
+        meta.get("provenance", {}),
+        _strip(arrays, "optim/"),
+        meta.get("training", {}),
+    )
 
 
 def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:
@@ -138,19 +158,29 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             if not isinstance(meta, dict) or meta.get("format") != FORMAT:
                 raise Error(f"{path}: not a tinygpt model: its 'meta' is of another kind")
             if meta.get("version") != VERSION:
-                raise Error(f"{path}: model format {meta.get('version')}, but this program reads "
-                            f"{VERSION}; upgrade tinygpt")
+                raise Error(
+                    f"{path}: model format {meta.get('version')}, but this program reads "
+                    f"{VERSION}; upgrade tinygpt"
+                )
             return {name: archive[name] for name in archive.files if name != "meta"}, meta
     except PermissionError as error:
         raise Error(f"{path}: cannot be read: {error.strerror}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, KeyError,
-            NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
         reason = " ".join(str(error).split())[:100]
         raise Error(f"{path}: a truncated or damaged model file ({reason})") from error
 
 
 def _strip(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {name[len(prefix):]: a for name, a in arrays.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _check_shapes(path: Path, c: Config, params: Mapping[str, Array]) -> None:
@@ -161,8 +191,9 @@ def _check_shapes(path: Path, c: Config, params: Mapping[str, Array]) -> None:
         if name not in params:
             raise Error(f"{path}: the model file lacks {name!r}")
         if params[name].shape != shape:
-            raise Error(f"{path}: {name!r} has shape {params[name].shape}, the configuration says "
-                        f"{shape}")
+            raise Error(
+                f"{path}: {name!r} has shape {params[name].shape}, the configuration says {shape}"
+            )
     extra = sorted(set(params) - set(wanted))
     if extra:
         raise Error(f"{path}: the model file holds {extra[0]!r}, which the configuration does not")

@@ -64,13 +64,20 @@ def overview() -> str:
     """What ``tinygpt --help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items() if _exists(name)]
-    return "\n".join([
-        "usage: tinygpt COMMAND [OPTIONS]", "",
-        "Train, inspect and run small language models on a plain CPU.", "",
-        "commands:", *lines, "",
-        "  tinygpt train              trains the default recipe on the embedded stories",
-        "  tinygpt COMMAND --help     tells a command's options",
-        "  --debug                    after any command: errors with their traceback"])
+    return "\n".join(
+        [
+            "usage: tinygpt COMMAND [OPTIONS]",
+            "",
+            "Train, inspect and run small language models on a plain CPU.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "  tinygpt train              trains the default recipe on the embedded stories",
+            "  tinygpt COMMAND --help     tells a command's options",
+            "  --debug                    after any command: errors with their traceback",
+        ]
+    )
 
 
 def _exists(command: str) -> bool:
@@ -105,7 +112,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"tinygpt {__version__}")
         return 0
     name = " ".join(args[:2]) if args[0] == "data" else args[0]
-    rest = args[len(name.split()):]
+    rest = args[len(name.split()) :]
     if name not in COMMANDS or not _exists(name):
         if args[0] == "data":
             raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
@@ -113,8 +120,12 @@ def _dispatch(args: list[str]) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
     module = importlib.import_module(f"tinygpt.{COMMANDS[name][0]}")
-    parser = Parser(prog=f"tinygpt {name}", description=module.__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=f"tinygpt {name}",
+        description=module.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="errors with their traceback")
     return int(module.main(parser.parse(rest)) or 0)

@@ -20,8 +20,17 @@ from tinygpt.model import count
 from tinygpt.plot import figure, literal, plain_log, read_log, save, tidy
 
 Array = np.ndarray
-COLUMNS = ("run", "recipe", "parameters", "steps", "tokens", "minutes", "loss", "perplexity",
-           "bits per byte")
+COLUMNS = (
+    "run",
+    "recipe",
+    "parameters",
+    "steps",
+    "tokens",
+    "minutes",
+    "loss",
+    "perplexity",
+    "bits per byte",
+)
 AXES = (("step", "steps", 1), ("tokens", "tokens seen", 1), ("seconds", "minutes", 60))
 
 
@@ -48,9 +57,15 @@ def row(run: RunLog) -> tuple[str, ...]:
     """A run's line of the table; losses are those of its last validation."""
     last = {key: float(values[-1]) for key, values in run.valid.items()}
     return (
-        run.name, run.config.name, f"{sum(count(run.config)):,}", f"{last['step']:,.0f}",
-        f"{last['tokens']:,.0f}", f"{last['seconds'] / 60:.1f}", f"{last['valid_loss']:.4f}",
-        f"{math.exp(last['valid_loss']):.2f}", f"{last['valid_bits_per_byte']:.4f}",
+        run.name,
+        run.config.name,
+        f"{sum(count(run.config)):,}",
+        f"{last['step']:,.0f}",
+        f"{last['tokens']:,.0f}",
+        f"{last['seconds'] / 60:.1f}",
+        f"{last['valid_loss']:.4f}",
+        f"{math.exp(last['valid_loss']):.2f}",
+        f"{last['valid_bits_per_byte']:.4f}",
     )
 
 
@@ -61,8 +76,10 @@ def table(runs: list[RunLog]) -> str:
     lines = []
     for cells in rows:
         # names to the left, figures to the right
-        parts = [f"{cell:{'<' if i < 2 else '>'}{w}}"
-                 for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        parts = [
+            f"{cell:{'<' if i < 2 else '>'}{w}}"
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         lines.append(f"| {' | '.join(parts)} |")
     rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines.insert(1, f"| {' | '.join(rule)} |")
@@ -85,8 +102,12 @@ def curves(runs: list[RunLog], path: Path) -> Path:
         plain_log(upper)
         if key == "tokens":
             lower.xaxis.set_major_formatter(_short)
-    picture.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center",
-                   ncols=min(len(runs), 5), frameon=False)
+    picture.legend(
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=min(len(runs), 5),
+        frameon=False,
+    )
     return save(picture, path)
 
 
@@ -102,8 +123,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt compare``."""
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
-    add("--out", type=Path, default=Path("compare.png"), metavar="FILE",
-        help="the picture of the curves (default: compare.png)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("compare.png"),
+        metavar="FILE",
+        help="the picture of the curves (default: compare.png)",
+    )
     add("--table", action="store_true", help="print the table alone, which needs no matplotlib")
 
 
@@ -114,8 +140,11 @@ def main(args: argparse.Namespace) -> int:
     runs = [read(folder) for folder in args.runs]
     print(table(runs))
     if len({(run.config.tokenizer, run.config.vocab_size) for run in runs}) > 1:
-        print("loss and perplexity are per token, and the tokens of these runs differ: compare "
-              "their bits per byte", file=sys.stderr)
+        print(
+            "loss and perplexity are per token, and the tokens of these runs differ: compare "
+            "their bits per byte",
+            file=sys.stderr,
+        )
     if not args.table:
         print(curves(runs, args.out))
     return 0

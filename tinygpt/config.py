@@ -147,8 +147,13 @@ def coerce(key: str, value: Any) -> Any:
     Raises UsageError where that cannot be done without loss.
     """
     kind = TYPES[key]
-    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false",
-              "str": "text", "tuple[int, ...]": "whole numbers, as 0,256"}[kind]
+    wanted = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+        "tuple[int, ...]": "whole numbers, as 0,256",
+    }[kind]
     wrong = UsageError(f"{key}: expected {wanted}, got {value!r}")
     if kind == "str":
         if not isinstance(value, str):
@@ -163,8 +168,16 @@ def coerce(key: str, value: Any) -> Any:
             raise wrong
         return tuple(_number(int, item, wrong) for item in value)
     if kind == "bool":
-        words = {"true": True, "yes": True, "on": True, "1": True,
-                 "false": False, "no": False, "off": False, "0": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if isinstance(value, str) and value.strip().lower() in words:
             return words[value.strip().lower()]
         if not isinstance(value, bool):
@@ -195,15 +208,42 @@ def _check(c: Config) -> None:
     """Raise UsageError, in one line, for a configuration that cannot be built or trained."""
     for key, choices in CHOICES.items():
         if getattr(c, key) not in choices:
-            raise UsageError(f"{key}: expected one of {', '.join(choices)}, got "
-                             f"{getattr(c, key)!r}{_nearest(str(getattr(c, key)), choices)}")
-    for key in ("vocab_size", "context", "n_layer", "n_head", "d_model", "d_ff", "max_iters",
-                "batch_size", "accumulation", "shard_tokens", "log_interval", "eval_batches"):
+            raise UsageError(
+                f"{key}: expected one of {', '.join(choices)}, got "
+                f"{getattr(c, key)!r}{_nearest(str(getattr(c, key)), choices)}"
+            )
+    for key in (
+        "vocab_size",
+        "context",
+        "n_layer",
+        "n_head",
+        "d_model",
+        "d_ff",
+        "max_iters",
+        "batch_size",
+        "accumulation",
+        "shard_tokens",
+        "log_interval",
+        "eval_batches",
+    ):
         if getattr(c, key) < 1:
             raise UsageError(f"{key}: expected at least 1, got {getattr(c, key)}")
-    for key in ("n_kv_head", "warmup", "eval_interval", "sample_interval", "checkpoint_interval",
-                "max_documents", "reduced_from", "lr", "min_lr", "weight_decay", "grad_clip",
-                "norm_eps", "eps", "seed"):
+    for key in (
+        "n_kv_head",
+        "warmup",
+        "eval_interval",
+        "sample_interval",
+        "checkpoint_interval",
+        "max_documents",
+        "reduced_from",
+        "lr",
+        "min_lr",
+        "weight_decay",
+        "grad_clip",
+        "norm_eps",
+        "eps",
+        "seed",
+    ):
         if getattr(c, key) < 0:
             raise UsageError(f"{key}: expected 0 or more, got {getattr(c, key)}")
     for key in ("dropout", "beta1", "beta2", "valid_fraction"):
@@ -214,21 +254,28 @@ def _check(c: Config) -> None:
     if c.n_head % c.kv_heads:
         raise UsageError(f"n_kv_head: {c.n_kv_head} does not divide n_head, {c.n_head}")
     if c.positions == "rope" and (c.head_dim % 2 or c.rope_theta <= 0):
-        raise UsageError(f"positions: rope needs an even head width and a rope_theta above 0, got "
-                         f"d_model / n_head = {c.head_dim} and {c.rope_theta}")
+        raise UsageError(
+            f"positions: rope needs an even head width and a rope_theta above 0, got "
+            f"d_model / n_head = {c.head_dim} and {c.rope_theta}"
+        )
     if c.positions == "sinusoidal" and c.d_model % 2:
         raise UsageError(f"positions: sinusoidal needs an even d_model, got {c.d_model}")
     if not c.windows or min(c.windows) < 0:
         raise UsageError(f"windows: expected numbers of 0 or more, got {c.windows}")
     if c.head == "pinv" and c.vocab_size < c.d_model:
-        raise UsageError(f"head: pinv needs a vocab_size of at least d_model, got {c.vocab_size} "
-                         f"< {c.d_model}")
+        raise UsageError(
+            f"head: pinv needs a vocab_size of at least d_model, got {c.vocab_size} < {c.d_model}"
+        )
     if c.init == "unit" and c.head != "untied":
-        raise UsageError("init: unit starts the embedding at N(0, 1), far too large for a head "
-                         f"made of it; it needs head=untied, got {c.head}")
+        raise UsageError(
+            "init: unit starts the embedding at N(0, 1), far too large for a head "
+            f"made of it; it needs head=untied, got {c.head}"
+        )
     if c.tokenizer == "reduced" and c.reduced_from < c.vocab_size:
-        raise UsageError(f"reduced_from: expected at least vocab_size ({c.vocab_size}) for the "
-                         f"tokenizer 'reduced', got {c.reduced_from}")
+        raise UsageError(
+            f"reduced_from: expected at least vocab_size ({c.vocab_size}) for the "
+            f"tokenizer 'reduced', got {c.reduced_from}"
+        )
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -296,7 +343,8 @@ def loads(text: str, suffix: str, base: Config | None = None) -> Config:
                 raise ValueError(" ".join(str(error).split())) from error
         else:
             raise UsageError(
-                f"a configuration is .json, .toml, .yaml or .yml, not {suffix or 'bare'!r}")
+                f"a configuration is .json, .toml, .yaml or .yml, not {suffix or 'bare'!r}"
+            )
     except ValueError as error:  # both JSON's and TOML's errors are ValueErrors
         raise UsageError(f"not valid {suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
@@ -325,8 +373,9 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError:
-        raise UsageError("YAML needs the extra 'yaml': pip install 'tinygpt[yaml]', or use "
-                         ".json or .toml") from None
+        raise UsageError(
+            "YAML needs the extra 'yaml': pip install 'tinygpt[yaml]', or use .json or .toml"
+        ) from None
     return yaml
 
 
@@ -337,6 +386,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
         try:
             import tomli as tomllib
         except ImportError:
-            raise UsageError("TOML needs Python 3.11 or the extra 'toml': pip install "
-                             "'tinygpt[toml]', or use .json") from None
+            raise UsageError(
+                "TOML needs Python 3.11 or the extra 'toml': pip install "
+                "'tinygpt[toml]', or use .json"
+            ) from None
     return tomllib.loads(text)

@@ -65,20 +65,26 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, exactly. Raises Error for a missing, empty or foreign one."""
     path = Path(path)
     if path.is_dir():
-        raise Error(f"{path}: a folder that holds no prepared data; make it with "
-                    f"'tinygpt data prepare {path} --out DIR' and give that DIR")
+        raise Error(
+            f"{path}: a folder that holds no prepared data; make it with "
+            f"'tinygpt data prepare {path} --out DIR' and give that DIR"
+        )
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise Error(f"{path}: no such file; give a UTF-8 text or a prepared folder, or leave out "
-                    "--data for the embedded stories") from None
+        raise Error(
+            f"{path}: no such file; give a UTF-8 text or a prepared folder, or leave out "
+            "--data for the embedded stories"
+        ) from None
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Error(f"{path}: not UTF-8 text: byte {raw[error.start]:#04x} at offset "
-                    f"{error.start}; convert it, as with iconv -t utf-8") from None
+        raise Error(
+            f"{path}: not UTF-8 text: byte {raw[error.start]:#04x} at offset "
+            f"{error.start}; convert it, as with iconv -t utf-8"
+        ) from None
     if not text.strip():
         raise Error(f"{path}: the file is empty; there is nothing to learn from")
     return text
@@ -98,7 +104,7 @@ def split_documents(docs: Sequence[str], fraction: float) -> tuple[list[str], li
         cut = int(len(docs[0]) * (1 - fraction))
         return [docs[0][:cut]], [docs[0][cut:]] if cut < len(docs[0]) else []
     held = max(1, round(len(docs) * fraction)) if fraction else 0
-    return list(docs[: len(docs) - held]), list(docs[len(docs) - held:])
+    return list(docs[: len(docs) - held]), list(docs[len(docs) - held :])
 
 
 def encode_documents(tokenizer: Tokenizer, docs: Sequence[str]) -> Array:
@@ -133,8 +139,9 @@ def text_bytes(docs: Iterable[str]) -> int:
 # ---------------------------------------------------------------------------------- datasets
 
 
-def load(config: Config, say: Say = lambda line: None,
-         tokenizer: Tokenizer | None = None) -> Dataset:
+def load(
+    config: Config, say: Say = lambda line: None, tokenizer: Tokenizer | None = None
+) -> Dataset:
     """The data of a configuration, from the cache if it was read before.
 
     `tokenizer` is used instead of training one (a resumed run has its own). Raises Error, in one
@@ -145,9 +152,11 @@ def load(config: Config, say: Say = lambda line: None,
     else:
         dataset = _from_text(config, say, tokenizer)
     if len(dataset.train) <= config.context:
-        raise Error(f"{config.data}: {len(dataset.train)} tokens for training, but one context of "
-                    f"{config.context} needs {config.context + 1}: give a longer text, or "
-                    f"--set context=N")
+        raise Error(
+            f"{config.data}: {len(dataset.train)} tokens for training, but one context of "
+            f"{config.context} needs {config.context + 1}: give a longer text, or "
+            f"--set context=N"
+        )
     return dataset
 
 
@@ -170,10 +179,14 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
         tokenizer = make_tokenizer(config, train, valid, say)
     say(f"data: encoding {len(train) + len(valid):,} documents")
     dataset = Dataset(
-        tokenizer, encode_documents(tokenizer, train), encode_documents(tokenizer, valid),
+        tokenizer,
+        encode_documents(tokenizer, train),
+        encode_documents(tokenizer, valid),
         {"train": len(train), "valid": len(valid)},
-        {"train": text_bytes(train), "valid": text_bytes(valid)}, config.data,
-        _hash(source, tokenizer.sha256))
+        {"train": text_bytes(train), "valid": text_bytes(valid)},
+        config.data,
+        _hash(source, tokenizer.sha256),
+    )
     try:
         _store(dataset, _stream_folder(source, tokenizer))
         if trained:
@@ -191,8 +204,10 @@ def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
         total = config.max_documents or STORIES
         say(f"data: writing {total:,} embedded stories")
         held = max(1, round(total * config.valid_fraction)) if config.valid_fraction else 0
-        return (list(stories.corpus(total - held, split="train")),
-                list(stories.corpus(held, split="valid")))
+        return (
+            list(stories.corpus(total - held, split="train")),
+            list(stories.corpus(held, split="valid")),
+        )
     say(f"data: reading {config.data}")
     docs = documents(read_text(config.data))
     if config.max_documents:
@@ -200,8 +215,9 @@ def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
     return split_documents(docs, config.valid_fraction)
 
 
-def make_tokenizer(config: Config, train: Sequence[str], valid: Sequence[str],
-                   say: Say = lambda line: None) -> Tokenizer:
+def make_tokenizer(
+    config: Config, train: Sequence[str], valid: Sequence[str], say: Say = lambda line: None
+) -> Tokenizer:
     """The tokenizer that a configuration asks for, trained on `train`.
 
     Those of characters also take the characters of `valid`: what cannot be written down cannot be
@@ -239,34 +255,48 @@ def load_prepared(folder: Path) -> Dataset:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = bpe.load(folder / "tokenizer.json")
-        train, valid = (np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-                        for split in ("train", "valid"))
+        train, valid = (
+            np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+            for split in ("train", "valid")
+        )
         splits = {split: meta[split] for split in ("train", "valid")}
         dataset = Dataset(
-            tokenizer, train, valid,
+            tokenizer,
+            train,
+            valid,
             {split: int(value["documents"]) for split, value in splits.items()},
             {split: int(value["bytes"]) for split, value in splits.items()},
             str(meta.get("source", folder)),
-            str(meta.get("sha256") or hashlib.sha256(json.dumps(meta).encode()).hexdigest()))
+            str(meta.get("sha256") or hashlib.sha256(json.dumps(meta).encode()).hexdigest()),
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Error(f"{folder}: not a folder of prepared data: {error}") from error
     for split, stream in (("train", train), ("valid", valid)):
         if stream.ndim != 1 or stream.dtype.kind != "u" or len(stream) != splits[split]["tokens"]:
-            raise Error(f"{folder}: {split}.npy is not the stream that meta.json describes; "
-                        "prepare the data again")
+            raise Error(
+                f"{folder}: {split}.npy is not the stream that meta.json describes; "
+                "prepare the data again"
+            )
     return dataset
 
 
 def _store(dataset: Dataset, folder: Path) -> None:
     """Write a dataset in the layout of a prepared folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    meta: dict[str, Any] = {"format": "tinygpt-data", "version": FORMAT, "source": dataset.source,
-                            "sha256": dataset.sha256}
+    meta: dict[str, Any] = {
+        "format": "tinygpt-data",
+        "version": FORMAT,
+        "source": dataset.source,
+        "sha256": dataset.sha256,
+    }
     for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
         with replacing(folder / f"{split}.npy") as handle:
             np.save(handle, stream)
-        meta[split] = {"documents": dataset.documents[split], "tokens": len(stream),
-                       "bytes": dataset.bytes[split]}
+        meta[split] = {
+            "documents": dataset.documents[split],
+            "tokens": len(stream),
+            "bytes": dataset.bytes[split],
+        }
     _write_json(folder / "tokenizer.json", dataset.tokenizer.to_dict())
     _write_json(folder / "meta.json", meta)  # last: what has it, is whole
 
@@ -308,8 +338,9 @@ def _source_key(config: Config) -> str:
         path = Path(__file__).with_name("stories.py")
     elif not path.is_file() or path.stat().st_size == 0:
         read_text(path)  # says what is wrong with it
-    return _hash(FORMAT, _sha256(path), config.data == "stories", config.valid_fraction,
-                 config.max_documents)
+    return _hash(
+        FORMAT, _sha256(path), config.data == "stories", config.valid_fraction, config.max_documents
+    )
 
 
 def _tokenizer_key(config: Config, source: str) -> str:

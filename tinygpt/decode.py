@@ -111,7 +111,7 @@ class Layout:
         groups = len(a) // (self.heads * self.head_dim)
         heads = a.reshape(self.heads, groups, self.head_dim, -1)
         out = np.zeros((self.blocks * self.lanes, groups, self.depth, heads.shape[-1]), a.dtype)
-        out[:self.heads, :, :self.head_dim] = heads
+        out[: self.heads, :, : self.head_dim] = heads
         out = out.reshape(self.blocks, self.lanes, groups, self.depth, -1)
         return out.transpose(2, 0, 3, 1, 4).reshape(-1, *a.shape[1:])
 
@@ -143,8 +143,10 @@ def pack(w: Weights, layout: Layout) -> Array:
 
     def qkv(matrix: Array, bias: Array) -> tuple[Array, Array]:
         cuts = [c.d_model, c.d_model + c.kv_heads * c.head_dim]
-        return tuple(np.concatenate([layout.arrange(part) for part in np.split(a, cuts)])
-                     for a in (matrix, bias))  # type: ignore[return-value]
+        return tuple(
+            np.concatenate([layout.arrange(part) for part in np.split(a, cuts)])
+            for a in (matrix, bias)
+        )  # type: ignore[return-value]
 
     for i in range(c.n_layer):
         norm(f"blocks.{i}.attn_norm")
@@ -152,8 +154,12 @@ def pack(w: Weights, layout: Layout) -> Array:
         matrix, bias = named(f"blocks.{i}.attn.out")
         linear((layout.arrange(matrix.T).T, bias))
         norm(f"blocks.{i}.ffn_norm")
-        linear(*(named(f"blocks.{i}.ffn.{name}")
-                 for name in (("gate", "up") if c.ffn == "swiglu" else ("up",))))
+        linear(
+            *(
+                named(f"blocks.{i}.ffn.{name}")
+                for name in (("gate", "up") if c.ffn == "swiglu" else ("up",))
+            )
+        )
         linear(named(f"blocks.{i}.ffn.down"))
     norm("norm")
     linear((w.head, np.zeros(len(w.head), w.head.dtype)))
@@ -170,8 +176,17 @@ def compiled(w: Weights, sequences: int) -> tuple[Callable[..., Array], Callable
     windows = np.array([c.window(i) for i in range(c.n_layer)])
     kind = ("swiglu", "gelu_tanh", "gelu").index(c.ffn)
     weights, eps, scale = pack(w, layout), dtype(c.norm_eps), dtype(w.scale)
-    shape = (layout.group, layout.blocks, layout.lanes, layout.width, c.d_ff, c.vocab_size,
-             c.context, int(c.norm == "rms"), kind)
+    shape = (
+        layout.group,
+        layout.blocks,
+        layout.lanes,
+        layout.width,
+        c.d_ff,
+        c.vocab_size,
+        c.context,
+        int(c.norm == "rms"),
+        kind,
+    )
     # np.empty asks for large pages where the system has them, np.zeros does not
     size = c.n_layer * sequences * 2 * c.context * layout.blocks * layout.width
     cache = np.empty(size, dtype)
@@ -184,8 +199,9 @@ def compiled(w: Weights, sequences: int) -> tuple[Callable[..., Array], Callable
     return partial(decode, *fixed), partial(write, *fixed)
 
 
-def forward(w: Weights, cache: Array, ids: Array, slots: Array, positions: Array,
-            wanted: Array) -> Array:
+def forward(
+    w: Weights, cache: Array, ids: Array, slots: Array, positions: Array, wanted: Array
+) -> Array:
     """Logits (len(wanted), V) of some of the rows (ids[n], slots[n], positions[n]).
 
     `cache` (L, 2, S, KV, hd, T) holds keys, rotated, and values of every layer and sequence; those
@@ -230,11 +246,13 @@ class Decoder:
     `threads` share the sequences of a call (0: as many as there are cores); they change no bit.
     """
 
-    def __init__(self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop",
-                 threads: int = 0):
+    def __init__(
+        self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop", threads: int = 0
+    ):
         if past_context not in PAST_CONTEXT:
-            raise UsageError(f"past_context: expected {' or '.join(PAST_CONTEXT)}, got "
-                             f"{past_context!r}")
+            raise UsageError(
+                f"past_context: expected {' or '.join(PAST_CONTEXT)}, got {past_context!r}"
+            )
         params = getattr(model, "params", None)
         if params is None:
             params = {name: p.numpy() for name, p in model.named_parameters()}  # type: ignore
@@ -264,16 +282,25 @@ class Decoder:
         longest = max((len(self.window[slot]) for slot in slots), default=0)
         return self.config.context - longest if kernels.backend() == "numba" else 0
 
-    def write(self, tokens: Sequence[int], slots: Sequence[int], u: Array,
-              *options: Any) -> list[list[int]]:
+    def write(
+        self, tokens: Sequence[int], slots: Sequence[int], u: Array, *options: Any
+    ) -> list[list[int]]:
         """Append a token to each sequence and draw the next, len(u) times: (len(u), N) tokens.
 
         In place of `feed` and `sample.choose`, for at most `room` times, in one compiled call.
         """
         shares = self._shares(len(slots))
         places = np.array([len(self.window[slot]) for slot in slots])
-        parts = [(np.array(tokens[n]), np.array(slots[n]), places[n],
-                  *options, np.ascontiguousarray(u[:, n])) for n in shares]
+        parts = [
+            (
+                np.array(tokens[n]),
+                np.array(slots[n]),
+                places[n],
+                *options,
+                np.ascontiguousarray(u[:, n]),
+            )
+            for n in shares
+        ]
         new = np.concatenate(list(self._map(lambda part: self.writer(*part), parts)), axis=1)
         for n, slot in enumerate(slots):
             self.window[slot] += [tokens[n], *new[:-1, n].tolist()]
@@ -307,8 +334,9 @@ class Decoder:
             raise ValueError(f"feed: sequence {slot} was given no token; give at least one")
         bad = [token for token in new if not 0 <= token < self.config.vocab_size]
         if bad:
-            raise IndexError(f"feed: token {bad[0]} is not in the vocabulary, 0 to "
-                             f"{self.config.vocab_size - 1}")
+            raise IndexError(
+                f"feed: token {bad[0]} is not in the vocabulary, 0 to {self.config.vocab_size - 1}"
+            )
         context, old = self.config.context, self.window[slot]
         window = self.window[slot] = [*old, *new]
         if len(window) <= context:

@@ -49,8 +49,13 @@ class Score:
 def score(nats: float, tokens: int, size: int) -> Score:
     """A score from the summed loss of `tokens` tokens that stand for `size` bytes of text."""
     loss = nats / tokens
-    return Score(loss, math.exp(loss) if loss < 700 else math.inf,
-                 nats / max(size, 1) / math.log(2), tokens, size)
+    return Score(
+        loss,
+        math.exp(loss) if loss < 700 else math.inf,
+        nats / max(size, 1) / math.log(2),
+        tokens,
+        size,
+    )
 
 
 def windows(tokens: int, context: int, stride: int) -> list[tuple[int, int]]:
@@ -69,13 +74,20 @@ def windows(tokens: int, context: int, stride: int) -> list[tuple[int, int]]:
     return result
 
 
-def stream_loss(model: GPT, stream: Array, *, stride: int, batch_size: int = 32,
-                workers: Any = None, progress: Callable[[int], Any] = lambda n: None) -> float:
+def stream_loss(
+    model: GPT,
+    stream: Array,
+    *,
+    stride: int,
+    batch_size: int = 32,
+    workers: Any = None,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> float:
     """Summed loss in nats of all tokens of `stream` but the first."""
     length = min(model.config.context, len(stream) - 1)
     places = windows(len(stream), length, stride)
     size = max(1, SHARD_TOKENS // length)
-    shards = [places[i:i + size] for i in range(0, len(places), size)]
+    shards = [places[i : i + size] for i in range(0, len(places), size)]
     model.eval()
     with mt.no_grad():
         head = model.head_weight()
@@ -92,7 +104,7 @@ def stream_loss(model: GPT, stream: Array, *, stride: int, batch_size: int = 32,
     together = max(1, math.ceil(batch_size / size))
     sums: list[float] = []
     for i in range(0, len(shards), together):
-        group = shards[i:i + together]
+        group = shards[i : i + together]
         sums += workers.map(loss, group) if workers else map(loss, group)
         progress(sum(map(len, group)))
     return math.fsum(sums)
@@ -108,9 +120,17 @@ def evaluate(model: GPT, tokenizer: Tokenizer, text: str, **options: Any) -> dic
     return evaluate_stream(model, tokenizer, stream, size, **options)
 
 
-def evaluate_stream(model: GPT, tokenizer: Tokenizer, stream: Array, size: int, *, stride: int = 0,
-                    batch_size: int = 32, workers: Any = None, progress: bool = False
-                    ) -> dict[str, Any]:
+def evaluate_stream(
+    model: GPT,
+    tokenizer: Tokenizer,
+    stream: Array,
+    size: int,
+    *,
+    stride: int = 0,
+    batch_size: int = 32,
+    workers: Any = None,
+    progress: bool = False,
+) -> dict[str, Any]:
     """The model's score on tokens, with those of the untrained model and of a uniform guess.
 
     `size` is the number of bytes of text that the tokens stand for. `stride` is half a context
@@ -121,30 +141,60 @@ def evaluate_stream(model: GPT, tokenizer: Tokenizer, stream: Array, size: int, 
         raise Error("the text is too short to judge: it needs at least two tokens")
     context = model.config.context
     stride = stride or max(1, context // 2)
-    with tqdm(total=len(windows(len(stream), min(context, len(stream) - 1), stride)), unit="window",
-              file=sys.stderr, disable=not progress, leave=False,
-              mininterval=0.2 if sys.stderr.isatty() else 10) as bar:
-        nats = stream_loss(model, stream, stride=stride, batch_size=batch_size, workers=workers,
-                           progress=bar.update)
+    with tqdm(
+        total=len(windows(len(stream), min(context, len(stream) - 1), stride)),
+        unit="window",
+        file=sys.stderr,
+        disable=not progress,
+        leave=False,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+    ) as bar:
+        nats = stream_loss(
+            model,
+            stream,
+            stride=stride,
+            batch_size=batch_size,
+            workers=workers,
+            progress=bar.update,
+        )
     n = len(stream) - 1
     part = stream[: BASELINE_TOKENS + 1]
     fresh = stream_loss(GPT(model.config), part, stride=context, workers=workers)
     untrained = score(fresh / (len(part) - 1) * n, n, size)
     uniform = score(math.log(tokenizer.vocab_size) * n, n, size)
-    return {**asdict(score(nats, n, size)), "context": context, "stride": stride,
-            "untrained": asdict(untrained), "uniform": asdict(uniform)}
+    return {
+        **asdict(score(nats, n, size)),
+        "context": context,
+        "stride": stride,
+        "untrained": asdict(untrained),
+        "uniform": asdict(uniform),
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt eval``."""
     parser.add_argument("model", type=Path, help="a model file, such as runs/quick/best.npz")
-    parser.add_argument("--data", type=Path, metavar="PATH",
-                        help="a UTF-8 text, or the validation part of a prepared folder "
-                             "(default: 200 held-out embedded stories)")
-    parser.add_argument("--stride", type=int, default=0, metavar="N",
-                        help="tokens from window to window (default: half a context)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N",
-                        help="windows at a time; does not change the result")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a UTF-8 text, or the validation part of a prepared folder "
+        "(default: 200 held-out embedded stories)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens from window to window (default: half a context)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="windows at a time; does not change the result",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -167,29 +217,47 @@ def main(args: argparse.Namespace) -> int:
             raise UsageError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
     model, tokenizer, saved = checkpoint.load_model(args.model)
     if args.stride > model.config.context:
-        raise UsageError(f"--stride: {args.stride} exceeds the model's context of "
-                         f"{model.config.context}, so some tokens would not be judged")
+        raise UsageError(
+            f"--stride: {args.stride} exceeds the model's context of "
+            f"{model.config.context}, so some tokens would not be judged"
+        )
     with mt.Workers(args.threads or cores()) as workers:
-        options = {"stride": args.stride, "batch_size": args.batch_size, "workers": workers,
-                   "progress": not args.json}
+        options = {
+            "stride": args.stride,
+            "batch_size": args.batch_size,
+            "workers": workers,
+            "progress": not args.json,
+        }
         if args.data and (args.data / "meta.json").is_file():
             dataset = data.load_prepared(args.data)
             if dataset.tokenizer != tokenizer:
-                raise Error(f"{args.data}: prepared with another tokenizer than the model's; give "
-                            "the text itself")
-            result = evaluate_stream(model, tokenizer, dataset.valid, dataset.bytes["valid"],
-                                     **options)
+                raise Error(
+                    f"{args.data}: prepared with another tokenizer than the model's; give "
+                    "the text itself"
+                )
+            result = evaluate_stream(
+                model, tokenizer, dataset.valid, dataset.bytes["valid"], **options
+            )
         else:
             result = evaluate(model, tokenizer, _text(args.data), **options)
-    result = {"model": str(args.model), "data": str(args.data or "stories"),
-              "step": saved.provenance.get("step"), **result}
+    result = {
+        "model": str(args.model),
+        "data": str(args.data or "stories"),
+        "step": saved.provenance.get("step"),
+        **result,
+    }
     if args.json:
         print(json.dumps(result))
         return 0
-    print(f"{args.model} (step {result['step']}) on {result['data']}: {result['tokens']:,} tokens, "
-          f"{result['bytes']:,} bytes, context {result['context']}, stride {result['stride']}")
+    print(
+        f"{args.model} (step {result['step']}) on {result['data']}: {result['tokens']:,} tokens, "
+        f"{result['bytes']:,} bytes, context {result['context']}, stride {result['stride']}"
+    )
     print(f"{'':12}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
-    for name, row in (("model", result), ("untrained", result["untrained"]),
-                      ("uniform", result["uniform"])):
+    for name, row in (
+        ("model", result),
+        ("untrained", result["untrained"]),
+        ("uniform", result["uniform"]),
+    ):
         print(f"{name:12}{row['loss']:10.4f}{row['perplexity']:14,.2f}{row['bits_per_byte']:16.4f}")
     return 0

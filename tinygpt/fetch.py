@@ -44,16 +44,36 @@ class Remote:
 
 # The sums of the first release come from the hub's own history, those of V2 from third parties.
 DATASETS: dict[str, tuple[str, tuple[Remote, ...]]] = {
-    "tinystories": ("roneneldan/TinyStories", (
-        Remote("TinyStories-valid.txt", 19_447_282,
-               "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4"),
-        Remote("TinyStories-train.txt", 1_924_281_556,
-               "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"))),
-    "tinystories-v2": ("roneneldan/TinyStories", (
-        Remote("TinyStoriesV2-GPT4-valid.txt", 22_502_601,
-               "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d"),
-        Remote("TinyStoriesV2-GPT4-train.txt", 2_227_753_162,
-               "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443"))),
+    "tinystories": (
+        "roneneldan/TinyStories",
+        (
+            Remote(
+                "TinyStories-valid.txt",
+                19_447_282,
+                "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4",
+            ),
+            Remote(
+                "TinyStories-train.txt",
+                1_924_281_556,
+                "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
+            ),
+        ),
+    ),
+    "tinystories-v2": (
+        "roneneldan/TinyStories",
+        (
+            Remote(
+                "TinyStoriesV2-GPT4-valid.txt",
+                22_502_601,
+                "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+            ),
+            Remote(
+                "TinyStoriesV2-GPT4-train.txt",
+                2_227_753_162,
+                "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
+            ),
+        ),
+    ),
 }
 
 
@@ -74,8 +94,16 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(url: str, target: Path, remote: Remote, *, timeout: float = 30.0, attempts: int = 5,
-          pause: float = 1.0, progress: bool = True) -> Path:
+def fetch(
+    url: str,
+    target: Path,
+    remote: Remote,
+    *,
+    timeout: float = 30.0,
+    attempts: int = 5,
+    pause: float = 1.0,
+    progress: bool = True,
+) -> Path:
     """Download ``url`` to ``target`` and return it; a finished, correct file is left alone.
 
     A connection that breaks off, or sends nothing for ``timeout`` seconds, is opened again from
@@ -101,21 +129,36 @@ def fetch(url: str, target: Path, remote: Remote, *, timeout: float = 30.0, atte
                 "the bytes were discarded: try again, or another mirror by HF_ENDPOINT"
             )
         # The wrong bytes may be those an earlier call left behind: once more, from nothing.
-        return fetch(url, target, remote, timeout=timeout, attempts=attempts, pause=pause,
-                     progress=progress)
+        return fetch(
+            url, target, remote, timeout=timeout, attempts=attempts, pause=pause, progress=progress
+        )
     os.replace(part, target)
     return target
 
 
-def _download(url: str, part: Path, remote: Remote, timeout: float, attempts: int, pause: float,
-              progress: bool) -> None:
+def _download(
+    url: str,
+    part: Path,
+    remote: Remote,
+    timeout: float,
+    attempts: int,
+    pause: float,
+    progress: bool,
+) -> None:
     """Bring ``part`` to ``remote.size`` bytes, connecting as often as that takes."""
     have = part.stat().st_size if part.exists() else 0
     if have > remote.size:
         part.unlink()
         have = 0
-    with tqdm(total=remote.size, initial=have, unit="B", unit_scale=True, desc=remote.name,
-              disable=not progress, file=sys.stderr) as bar:
+    with tqdm(
+        total=remote.size,
+        initial=have,
+        unit="B",
+        unit_scale=True,
+        desc=remote.name,
+        disable=not progress,
+        file=sys.stderr,
+    ) as bar:
         failures = 0
         while have < remote.size:
             try:

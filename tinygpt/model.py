@@ -64,15 +64,22 @@ def count(c: Config) -> tuple[int, int]:
 
 def components(c: Config) -> list[tuple[str, int]]:
     """Parameters of each component, in the order of the model."""
-    groups = {"token embedding": "embedding.", "positions": "positions.",
-              "attention norms": ".attn_norm.", "attention": ".attn.",
-              "feed-forward norms": ".ffn_norm.", "feed-forward": ".ffn.",
-              "final norm": "norm.", "head": "head."}
+    groups = {
+        "token embedding": "embedding.",
+        "positions": "positions.",
+        "attention norms": ".attn_norm.",
+        "attention": ".attn.",
+        "feed-forward norms": ".ffn_norm.",
+        "feed-forward": ".ffn.",
+        "final norm": "norm.",
+        "head": "head.",
+    }
     sums = dict.fromkeys(groups, 0)
     for name, shape in layout(c).items():
         inside = name.startswith("blocks.")
-        group = next(g for g, mark in groups.items()
-                     if (mark in name if inside else name.startswith(mark)))
+        group = next(
+            g for g, mark in groups.items() if (mark in name if inside else name.startswith(mark))
+        )
         sums[group] += math.prod(shape)
     return [(group, n) for group, n in sums.items() if n]
 
@@ -144,22 +151,53 @@ class Block(nn.Module):
         self.ffn_norm = _norm(c)
         self.ffn = FeedForward(c, rng)
 
-    def forward(self, x: Tensor, rope: tuple[Array, Array] | None, p: float, key: int,
-                maps: list[Array] | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Array, Array] | None,
+        p: float,
+        key: int,
+        maps: list[Array] | None,
+    ) -> Tensor:
         c, layer, norm, attn, ffn = self.c, self.layer, self.attn_norm, self.attn, self.ffn
         if maps is not None:
             maps.append(attention_weights(c, layer, attn.qkv(norm(x)).numpy(), rope))
         weights_key, attn_key, ffn_key = (mt.fold(key, layer, n) if p else 0 for n in range(3))
         x = mt.attention_sublayer(
-            x, norm.weight, _bias(norm), attn.qkv.weight, attn.qkv.bias, attn.out.weight,
-            attn.out.bias, n_head=c.n_head, n_kv_head=c.kv_heads, norm=c.norm, eps=c.norm_eps,
-            rope=rope, window=c.window(layer), scale=None if c.scale_attention else 1.0,
-            dropout=p, keys=(weights_key, attn_key))
+            x,
+            norm.weight,
+            _bias(norm),
+            attn.qkv.weight,
+            attn.qkv.bias,
+            attn.out.weight,
+            attn.out.bias,
+            n_head=c.n_head,
+            n_kv_head=c.kv_heads,
+            norm=c.norm,
+            eps=c.norm_eps,
+            rope=rope,
+            window=c.window(layer),
+            scale=None if c.scale_attention else 1.0,
+            dropout=p,
+            keys=(weights_key, attn_key),
+        )
         norm, gate = self.ffn_norm, getattr(ffn, "gate", None)
         return mt.feed_forward_sublayer(
-            x, norm.weight, _bias(norm), gate and gate.weight, gate and gate.bias, ffn.up.weight,
-            ffn.up.bias, ffn.down.weight, ffn.down.bias, activation=c.ffn, norm=c.norm,
-            eps=c.norm_eps, dropout=p, key=ffn_key)
+            x,
+            norm.weight,
+            _bias(norm),
+            gate and gate.weight,
+            gate and gate.bias,
+            ffn.up.weight,
+            ffn.up.bias,
+            ffn.down.weight,
+            ffn.down.bias,
+            activation=c.ffn,
+            norm=c.norm,
+            eps=c.norm_eps,
+            dropout=p,
+            key=ffn_key,
+        )
 
 
 def _bias(norm: nn.RMSNorm | nn.LayerNorm) -> Tensor | None:
@@ -181,10 +219,12 @@ class GPT(nn.Module):
         self.norm = _norm(c)
         if c.head == "untied":
             self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, rng=rng)
-        self.rope = (mt.rope_table(c.context, c.head_dim, c.rope_theta, dtype)
-                     if c.positions == "rope" else None)
-        self.fixed = (sinusoids(c.context, c.d_model, dtype)
-                      if c.positions == "sinusoidal" else None)
+        self.rope = (
+            mt.rope_table(c.context, c.head_dim, c.rope_theta, dtype)
+            if c.positions == "rope"
+            else None
+        )
+        self.fixed = sinusoids(c.context, c.d_model, dtype) if c.positions == "sinusoidal" else None
         self.astype(dtype)
         self._draw(rng)
 
@@ -250,8 +290,7 @@ class GPT(nn.Module):
         return np.stack(maps)
 
 
-def attention_weights(c: Config, layer: int, qkv: Array,
-                      rope: tuple[Array, Array] | None) -> Array:
+def attention_weights(c: Config, layer: int, qkv: Array, rope: tuple[Array, Array] | None) -> Array:
     """Softmax weights (B, H, T, T) from packed q|k|v, by the formula: nothing fused."""
     batch, length, _ = qkv.shape
     q, k = np.split(qkv[..., : (c.n_head + c.kv_heads) * c.head_dim], [c.d_model], axis=-1)

@@ -1,10 +1,10 @@
 """Pictures of a run: ``tinygpt plot RUN`` (needs the extra ``plot``).
 
-    training_curves.png       loss of training and validation by step, and perplexity
-    attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
-    weight_distributions/     histograms of each layer's matrices; spectral norms by layer
-    embedding_map.png         the token embeddings in the plane of their two widest directions
-    temperatures.png          the next token's probabilities and a text at 0.5, 0.8, 1.0 and 1.2
+training_curves.png       loss of training and validation by step, and perplexity
+attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
+weight_distributions/     histograms of each layer's matrices; spectral norms by layer
+embedding_map.png         the token embeddings in the plane of their two widest directions
+temperatures.png          the next token's probabilities and a text at 0.5, 0.8, 1.0 and 1.2
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def plain_log(axes: Any) -> None:
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(
-        lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.4g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.4g}")
+    )
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -271,12 +272,17 @@ def weight_distributions(saved: Saved, out: Path) -> list[Path]:
             axes.spines["left"].set_visible(False)
             axes.locator_params(axis="x", nbins=5)
             figures = f"std {weight.std():.3g}\nspectral\nnorm {norm:.3g}"
-            axes.text(0.98, 0.97, figures, fontsize=8.5,
-                      ha="right", va="top", transform=axes.transAxes)
+            axes.text(
+                0.98, 0.97, figures, fontsize=8.5, ha="right", va="top", transform=axes.transAxes
+            )
         paths.append(save(picture, folder / f"{group}.png"))
     picture = figure(8, 4.8)
-    axes = tidy(picture.subplots(), f"{saved.config.name}: spectral norm of each matrix by layer",
-                "layer", "largest singular value")
+    axes = tidy(
+        picture.subplots(),
+        f"{saved.config.name}: spectral norm of each matrix by layer",
+        "layer",
+        "largest singular value",
+    )
     for (name, values), marker in zip(norms.items(), "osD^v<>P", strict=False):
         axes.plot(values, marker=marker, label=name)
     axes.set_xticks(range(saved.config.n_layer))
@@ -308,9 +314,12 @@ def embedding_map(saved: Saved, out: Path) -> Path:
     ids = list(embedding.tokens)
     points, shares = principal_components(embedding.rows[ids])
     picture = figure(11, 9)
-    axes = tidy(picture.subplots(), f"{saved.config.name}: token embeddings, principal components",
-                f"first component ({shares[0]:.1%} of the variance)",
-                f"second component ({shares[1]:.1%})")
+    axes = tidy(
+        picture.subplots(),
+        f"{saved.config.name}: token embeddings, principal components",
+        f"first component ({shares[0]:.1%} of the variance)",
+        f"second component ({shares[1]:.1%})",
+    )
     axes.plot(*points.T, ".", color=GREY, markersize=3, alpha=0.5)
     labels = [token_label(saved.tokenizer, id) for id in ids]
     order = [n for n, label in enumerate(labels) if not label.startswith("0x")]
@@ -319,9 +328,15 @@ def embedding_map(saved: Saved, out: Path) -> Path:
     taken: list[Any] = []
     for n in order[:LABELS]:
         name = labels[n][1:] if _is_word(labels[n]) else labels[n]
-        text = axes.annotate(name, points[n],
-                             xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8.5,
-                             color=BLUE)
+        text = axes.annotate(
+            name,
+            points[n],
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=BLUE,
+        )
         with no_glyph_warnings():
             box = text.get_window_extent()
         if any(box.overlaps(other) for other in taken):
@@ -360,12 +375,21 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
         bars.barh(labels, (scaled / scaled.sum())[top], color=BLUE)
         bars.invert_yaxis()
         bars.set_xlim(0, 1)
-        text = sample_text(model, tokenizer, prompt=prompt, max_new_tokens=240,
-                           temperature=temperature, seed=seed)
+        text = sample_text(
+            model, tokenizer, prompt=prompt, max_new_tokens=240, temperature=temperature, seed=seed
+        )
         page.axis("off")
         lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 95) or [""]]
-        page.text(0, 1, literal("\n".join(lines[:11])), va="top", fontsize=10, linespacing=1.3,
-                  transform=page.transAxes, in_layout=False)
+        page.text(
+            0,
+            1,
+            literal("\n".join(lines[:11])),
+            va="top",
+            fontsize=10,
+            linespacing=1.3,
+            transform=page.transAxes,
+            in_layout=False,
+        )
     return save(picture, out / "temperatures.png")
 
 

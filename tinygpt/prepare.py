@@ -134,8 +134,10 @@ def _read(data: bytes, where: str, offset: int, line: int, field: str | None) ->
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Error(f"{where}: byte 0x{data[error.start]:02x} at offset {offset + error.start} is "
-                    "not UTF-8; convert the file, for example with iconv -t utf-8") from None
+        raise Error(
+            f"{where}: byte 0x{data[error.start]:02x} at offset {offset + error.start} is "
+            "not UTF-8; convert the file, for example with iconv -t utf-8"
+        ) from None
     if field is not None and text.strip():
         try:
             record = json.loads(text)
@@ -356,8 +358,9 @@ def _split_by_position(corpus: Corpus) -> None:
             divided.append(replace(piece, end=min(piece.end, border), split="train"))
         if piece.end > border:
             inside = piece.inside and piece.start > border
-            divided.append(replace(piece, start=max(piece.start, border), inside=inside,
-                                   split="valid"))
+            divided.append(
+                replace(piece, start=max(piece.start, border), inside=inside, split="valid")
+            )
     corpus.pieces = divided
 
 
@@ -379,8 +382,12 @@ def _tokenizer(corpus: Corpus, processes: int) -> Any:
     total = sum(piece.end - piece.start for piece in corpus.pieces)
     stride = -(-total // LEARN) if kind == "bpe" else 1
     pieces = tqdm(corpus.pieces[::stride], desc="reading for the tokenizer", unit=" pieces")
-    texts = (text for piece in pieces for text, split, _ in corpus.routed(piece, Counter())
-             if split == "train" or kind != "bpe")
+    texts = (
+        text
+        for piece in pieces
+        for text, split, _ in corpus.routed(piece, Counter())
+        if split == "train" or kind != "bpe"
+    )
     if kind == "bpe":
         return bpe.train(texts, size or 4096, processes=processes)
     return bpe.CharTokenizer.train(texts, size, control_tokens=kind == "char", special_tokens=())
@@ -436,8 +443,14 @@ def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: n
 # ---------------------------------------------------------------------------------- the command
 
 
-def prepare(sources: list[Path], out: Path, *, valid: list[Path] | None = None,
-            options: Options | None = None, processes: int = 1) -> dict[str, Any]:
+def prepare(
+    sources: list[Path],
+    out: Path,
+    *,
+    valid: list[Path] | None = None,
+    options: Options | None = None,
+    processes: int = 1,
+) -> dict[str, Any]:
     """Write the token files of `sources` into the folder `out` and return its meta.json.
 
     Args:
@@ -482,8 +495,12 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
     """Encode all pieces, join them, and return what meta.json is to hold."""
     total: Counter[str] = Counter()
     numbers = range(len(corpus.pieces))
-    with tqdm(total=sum(p.end - p.start for p in corpus.pieces), unit="B", unit_scale=True,
-              desc="encoding") as bar:
+    with tqdm(
+        total=sum(p.end - p.start for p in corpus.pieces),
+        unit="B",
+        unit_scale=True,
+        desc="encoding",
+    ) as bar:
         results = imap(_encoder, (str(work),), numbers, processes)
         for piece, counts in zip(corpus.pieces, results, strict=True):
             if "error" in counts:
@@ -499,11 +516,18 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
     kinds = ("documents", "tokens", "bytes")
     splits = {split: {kind: total[f"{split} {kind}"] for kind in kinds} for split in SPLITS}
     return {
-        "format": "tinygpt-data", "version": 1, **splits,
-        "duplicates": total["duplicates"], "repaired": total["repaired"],
-        "resumed": total["resumed"], "tokenizer_sha256": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size, "source": ", ".join(f["path"] for f in corpus.files),
-        "files": corpus.files, "options": asdict(corpus.options), "sha256": plan_id,
+        "format": "tinygpt-data",
+        "version": 1,
+        **splits,
+        "duplicates": total["duplicates"],
+        "repaired": total["repaired"],
+        "resumed": total["resumed"],
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "source": ", ".join(f["path"] for f in corpus.files),
+        "files": corpus.files,
+        "options": asdict(corpus.options),
+        "sha256": plan_id,
     }
 
 
@@ -512,32 +536,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="text, JSON lines, or folder")
     add("--out", type=Path, required=True, help="folder for the token files")
-    add("--valid", nargs="+", type=Path, default=[], metavar="SOURCE",
-        help="validation text (default: a share of the sources)")
+    add(
+        "--valid",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SOURCE",
+        help="validation text (default: a share of the sources)",
+    )
     add("--valid-fraction", type=float, default=0.05, help="that share (default: 0.05)")
     add("--tokenizer", default="bpe", help="bpe, char, char-plain, or a tokenizer's file")
     add("--vocab-size", type=int, help="ids in all (default: 4096 for bpe)")
     add("--max-documents", type=int, default=0, help="only the first N documents")
     add("--field", default="text", help="JSON field that holds the text (default: text)")
     add("--repair-mojibake", action="store_true", help="undo UTF-8 that was read as cp1252")
-    add("--processes", type=int, default=min(os.cpu_count() or 1, 4),
-        help="worker processes of about 150 MB each (default: one a core, at most 4)")
+    add(
+        "--processes",
+        type=int,
+        default=min(os.cpu_count() or 1, 4),
+        help="worker processes of about 150 MB each (default: one a core, at most 4)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt data prepare`` and print what it did."""
     start = time.perf_counter()
-    options = Options(args.tokenizer, args.vocab_size, args.valid_fraction, args.max_documents,
-                      args.field, args.repair_mojibake)
-    meta = prepare(args.sources, args.out, valid=args.valid, options=options,
-                   processes=args.processes)
+    options = Options(
+        args.tokenizer,
+        args.vocab_size,
+        args.valid_fraction,
+        args.max_documents,
+        args.field,
+        args.repair_mojibake,
+    )
+    meta = prepare(
+        args.sources, args.out, valid=args.valid, options=options, processes=args.processes
+    )
     size = sum(file["bytes"] for file in meta["files"])
     print(f"read     {len(meta['files'])} files, {size:,} bytes")
     print(f"tokens   {args.tokenizer}, {meta['vocab_size']:,} ids")
     for split in SPLITS:
         n = meta[split]
-        print(f"{split:8} {n['documents']:,} documents, {n['tokens']:,} tokens, "
-              f"{n['bytes']:,} bytes ({n['bytes'] / n['tokens']:.2f} a token)")
+        print(
+            f"{split:8} {n['documents']:,} documents, {n['tokens']:,} tokens, "
+            f"{n['bytes']:,} bytes ({n['bytes'] / n['tokens']:.2f} a token)"
+        )
     print(f"dropped  {meta['duplicates']:,} training documents that are in the validation text")
     if args.repair_mojibake:
         print(f"repaired {meta['repaired']:,} documents")

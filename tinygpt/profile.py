@@ -59,8 +59,7 @@ def measure(trainer: Trainer, steps: int) -> tuple[dict[tuple[str, str], Cost], 
     """The cost of each (op, phase) over `steps` steps, and the seconds they took in all."""
     costs: dict[tuple[str, str], Cost] = {}
 
-    def observer(op: str, phase: str, seconds: float, arrays: Sequence[Array],
-                 last: Array) -> None:
+    def observer(op: str, phase: str, seconds: float, arrays: Sequence[Array], last: Array) -> None:
         cost = costs.setdefault((op, phase), Cost())
         cost.calls += 1
         cost.seconds += seconds
@@ -79,15 +78,23 @@ def profile(trainer: Trainer, steps: int) -> None:
     """Print the costs of `steps` steps, the largest first."""
     costs, total = measure(trainer, steps)
     work = sum(cost.flops for cost in costs.values())
-    print(f"{steps} steps on {trainer.workers.threads} thread, {total / steps * 1e3:.1f} ms each, "
-          f"{work / total / 1e9:.1f} GFLOP/s\n")
-    print(f"{'op':24}{'phase':10}{'calls':>8}{'ms/step':>10}{'share':>8}{'GFLOP/s':>9}"
-          f"{'MB/step':>9}{'GB/s':>7}")
+    print(
+        f"{steps} steps on {trainer.workers.threads} thread, {total / steps * 1e3:.1f} ms each, "
+        f"{work / total / 1e9:.1f} GFLOP/s\n"
+    )
+    print(
+        f"{'op':24}{'phase':10}{'calls':>8}{'ms/step':>10}{'share':>8}{'GFLOP/s':>9}"
+        f"{'MB/step':>9}{'GB/s':>7}"
+    )
     for (op, phase), cost in sorted(costs.items(), key=lambda item: -item[1].seconds):
         rate = f"{cost.flops / cost.seconds / 1e9:9.1f}" if cost.flops else f"{'-':>9}"
-        print(f"{op:24}{phase:10}{cost.calls / steps:8.0f}{cost.seconds / steps * 1e3:10.2f}"
-              f"{cost.seconds / total:8.1%}{rate}{cost.bytes / steps / 1e6:9.1f}"
-              f"{cost.bytes / max(cost.seconds, 1e-9) / 1e9:7.1f}")
+        print(
+            f"{op:24}{phase:10}{cost.calls / steps:8.0f}{cost.seconds / steps * 1e3:10.2f}"
+            f"{cost.seconds / total:8.1%}{rate}{cost.bytes / steps / 1e6:9.1f}"
+            f"{cost.bytes / max(cost.seconds, 1e-9) / 1e9:7.1f}"
+        )
     rest = total - sum(cost.seconds for cost in costs.values())
-    print(f"{'everything else':34}{'':8}{rest / steps * 1e3:10.2f}{rest / total:8.1%}"
-          "   the tape, the update, the batch")
+    print(
+        f"{'everything else':34}{'':8}{rest / steps * 1e3:10.2f}{rest / total:8.1%}"
+        "   the tape, the update, the batch"
+    )

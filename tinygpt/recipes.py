@@ -18,13 +18,35 @@ from tinygpt.config import Config, unknown
 # only: what has just been said need not be looked for among all the rest.
 QUICK = Config(
     name="quick",
-    vocab_size=1024, context=256, n_layer=4, n_head=4, d_model=128, d_ff=256,
-    norm="rms", norm_bias=False, positions="rope", ffn="swiglu",
-    qkv_bias=False, out_bias=False, ffn_bias=False, head="untied", init="unit",
+    vocab_size=1024,
+    context=256,
+    n_layer=4,
+    n_head=4,
+    d_model=128,
+    d_ff=256,
+    norm="rms",
+    norm_bias=False,
+    positions="rope",
+    ffn="swiglu",
+    qkv_bias=False,
+    out_bias=False,
+    ffn_bias=False,
+    head="untied",
+    init="unit",
     windows=(4, 0),
-    optimizer="muon", lr=2e-3, min_lr=0.0, warmup=30, max_iters=1000, beta2=0.98, batch_size=16,
-    max_documents=12_000, valid_fraction=0.02,
-    eval_interval=100, eval_batches=8, sample_interval=500, checkpoint_interval=100,
+    optimizer="muon",
+    lr=2e-3,
+    min_lr=0.0,
+    warmup=30,
+    max_iters=1000,
+    beta2=0.98,
+    batch_size=16,
+    max_documents=12_000,
+    valid_fraction=0.02,
+    eval_interval=100,
+    eval_batches=8,
+    sample_interval=500,
+    checkpoint_interval=100,
 )
 
 # The four-layer tiny transformer training run (June 2024), a fork of llama2.c: a bias on the
@@ -33,14 +55,41 @@ QUICK = Config(
 # The loss at the start depends on the draw of the embedding: 12.8 ± 0.4 over seeds, hence this one.
 PINV = Config(
     name="pinv-0.8m",
-    vocab_size=361, context=128, n_layer=4, n_head=16, d_model=128, d_ff=341,
-    norm="rms", norm_eps=1e-5, norm_bias=False, positions="rope", rope_theta=10000.0,
-    ffn="swiglu", gate_bias=True, qkv_bias=False, out_bias=False, ffn_bias=False,
-    head="pinv", dropout=0.15, init="llama2c", tokenizer="char",
-    lr=3e-4, min_lr=0.0, warmup=2500, schedule="cosine", max_iters=100_000,
-    beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0, batch_size=64,
+    vocab_size=361,
+    context=128,
+    n_layer=4,
+    n_head=16,
+    d_model=128,
+    d_ff=341,
+    norm="rms",
+    norm_eps=1e-5,
+    norm_bias=False,
+    positions="rope",
+    rope_theta=10000.0,
+    ffn="swiglu",
+    gate_bias=True,
+    qkv_bias=False,
+    out_bias=False,
+    ffn_bias=False,
+    head="pinv",
+    dropout=0.15,
+    init="llama2c",
+    tokenizer="char",
+    lr=3e-4,
+    min_lr=0.0,
+    warmup=2500,
+    schedule="cosine",
+    max_iters=100_000,
+    beta1=0.9,
+    beta2=0.99,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    batch_size=64,
     valid_fraction=0.05,
-    eval_interval=500, sample_interval=1000, checkpoint_interval=250, seed=2562,
+    eval_interval=500,
+    sample_interval=1000,
+    checkpoint_interval=250,
+    seed=2562,
 )
 
 # Mini GPT in three sizes: LayerNorm, GELU, fixed sinusoidal positions, tied head, BPE of 3,000.
@@ -48,12 +97,31 @@ PINV = Config(
 # floor, batch and dropout; max_iters x 4,096 tokens is the published 104M.
 MINI_1M = Config(
     name="mini-1m",
-    vocab_size=3000, context=256, n_layer=5, n_head=8, d_model=128, d_ff=256,
-    norm="layer", positions="sinusoidal", ffn="gelu", head="tied", dropout=0.1,
-    lr=1e-3, min_lr=1e-4, warmup=500, max_iters=25_400,
-    beta1=0.9, beta2=0.999, weight_decay=0.1, grad_clip=1.0, batch_size=16, shard_tokens=1024,
+    vocab_size=3000,
+    context=256,
+    n_layer=5,
+    n_head=8,
+    d_model=128,
+    d_ff=256,
+    norm="layer",
+    positions="sinusoidal",
+    ffn="gelu",
+    head="tied",
+    dropout=0.1,
+    lr=1e-3,
+    min_lr=1e-4,
+    warmup=500,
+    max_iters=25_400,
+    beta1=0.9,
+    beta2=0.999,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    batch_size=16,
+    shard_tokens=1024,
     valid_fraction=0.05,
-    eval_interval=500, sample_interval=1000, checkpoint_interval=250,
+    eval_interval=500,
+    sample_interval=1000,
+    checkpoint_interval=250,
 )
 MINI_3M = MINI_1M.replace(name="mini-3m", d_model=256, d_ff=512)
 MINI_7M = MINI_1M.replace(name="mini-7m", d_model=384, d_ff=768)
@@ -63,13 +131,33 @@ MINI_7M = MINI_1M.replace(name="mini-7m", d_model=384, d_ff=768)
 # 1,850,112 parameters. Ours: the schedule's floor.
 PRETRAIN = Config(
     name="pretrain-2m",
-    vocab_size=8000, context=256, n_layer=4, n_head=4, d_model=128, d_ff=512,
-    norm="layer", positions="learned", ffn="gelu", head="tied", dropout=0.1,
-    lr=3e-4, min_lr=3e-5, warmup=500, max_iters=10_000,
-    beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=16,
+    vocab_size=8000,
+    context=256,
+    n_layer=4,
+    n_head=4,
+    d_model=128,
+    d_ff=512,
+    norm="layer",
+    positions="learned",
+    ffn="gelu",
+    head="tied",
+    dropout=0.1,
+    lr=3e-4,
+    min_lr=3e-5,
+    warmup=500,
+    max_iters=10_000,
+    beta1=0.9,
+    beta2=0.95,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    batch_size=16,
+    accumulation=16,
     shard_tokens=1024,
-    max_documents=50_000, valid_fraction=0.05,
-    eval_interval=250, sample_interval=500, checkpoint_interval=50,
+    max_documents=50_000,
+    valid_fraction=0.05,
+    eval_interval=250,
+    sample_interval=500,
+    checkpoint_interval=50,
 )
 
 # The GPT-Neo style model: global and local attention in turn, unscaled scores, untied head, and
@@ -78,28 +166,73 @@ PRETRAIN = Config(
 # parameters. Ours: the optimiser's settings.
 NEO = Config(
     name="neo-41m",
-    vocab_size=8001, context=512, n_layer=4, n_head=16, d_model=768, d_ff=3072,
-    norm="layer", positions="learned", ffn="gelu_tanh", qkv_bias=False, windows=(0, 256),
-    scale_attention=False, head="untied", tokenizer="reduced", reduced_from=50_257,
-    lr=5e-4, min_lr=5e-5, warmup=200, max_iters=11_000,
-    beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, batch_size=16, accumulation=5,
+    vocab_size=8001,
+    context=512,
+    n_layer=4,
+    n_head=16,
+    d_model=768,
+    d_ff=3072,
+    norm="layer",
+    positions="learned",
+    ffn="gelu_tanh",
+    qkv_bias=False,
+    windows=(0, 256),
+    scale_attention=False,
+    head="untied",
+    tokenizer="reduced",
+    reduced_from=50_257,
+    lr=5e-4,
+    min_lr=5e-5,
+    warmup=200,
+    max_iters=11_000,
+    beta1=0.9,
+    beta2=0.95,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    batch_size=16,
+    accumulation=5,
     shard_tokens=1024,
     valid_fraction=0.02,
-    eval_interval=200, eval_batches=4, sample_interval=200, checkpoint_interval=20,
+    eval_interval=200,
+    eval_batches=4,
+    sample_interval=200,
+    checkpoint_interval=20,
 )
 
 # nanoGPT's CPU example: characters of tinyshakespeare. 804,096 parameters (nanoGPT prints 0.80M).
 # Published: validation loss 1.88.
 SHAKESPEARE = Config(
     name="shakespeare-char",
-    vocab_size=65, context=64, n_layer=4, n_head=4, d_model=128, d_ff=512,
-    norm="layer", norm_bias=False, positions="learned", ffn="gelu",
-    qkv_bias=False, out_bias=False, ffn_bias=False, head="tied", dropout=0.0,
+    vocab_size=65,
+    context=64,
+    n_layer=4,
+    n_head=4,
+    d_model=128,
+    d_ff=512,
+    norm="layer",
+    norm_bias=False,
+    positions="learned",
+    ffn="gelu",
+    qkv_bias=False,
+    out_bias=False,
+    ffn_bias=False,
+    head="tied",
+    dropout=0.0,
     tokenizer="char-plain",
-    lr=1e-3, min_lr=1e-4, warmup=100, max_iters=2000,
-    beta1=0.9, beta2=0.99, weight_decay=0.1, grad_clip=1.0, batch_size=12,
+    lr=1e-3,
+    min_lr=1e-4,
+    warmup=100,
+    max_iters=2000,
+    beta1=0.9,
+    beta2=0.99,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    batch_size=12,
     valid_fraction=0.1,
-    eval_interval=250, eval_batches=200, sample_interval=1000, checkpoint_interval=250,
+    eval_interval=250,
+    eval_batches=200,
+    sample_interval=1000,
+    checkpoint_interval=250,
 )
 
 # The same text, split and context, and nanoGPT's 1.88 in the least time that two cores take: with
@@ -109,15 +242,45 @@ SHAKESPEARE = Config(
 # number of steps, which leaves a margin below 1.88 on the validation text for four seeds.
 SHAKESPEARE_FAST = SHAKESPEARE.replace(
     name="shakespeare-fast",
-    n_layer=2, n_kv_head=1, d_model=96, d_ff=256, windows=(4, 0),
-    norm="rms", positions="rope", rope_theta=100.0, head="untied", init="unit",
-    optimizer="muon", lr=6e-3, min_lr=0.0, warmup=5, schedule="linear", max_iters=280,
-    beta2=0.98, batch_size=24, shard_tokens=768,
-    eval_interval=0, eval_batches=73, sample_interval=0, checkpoint_interval=0,
+    n_layer=2,
+    n_kv_head=1,
+    d_model=96,
+    d_ff=256,
+    windows=(4, 0),
+    norm="rms",
+    positions="rope",
+    rope_theta=100.0,
+    head="untied",
+    init="unit",
+    optimizer="muon",
+    lr=6e-3,
+    min_lr=0.0,
+    warmup=5,
+    schedule="linear",
+    max_iters=280,
+    beta2=0.98,
+    batch_size=24,
+    shard_tokens=768,
+    eval_interval=0,
+    eval_batches=73,
+    sample_interval=0,
+    checkpoint_interval=0,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (
-    QUICK, PINV, MINI_1M, MINI_3M, MINI_7M, PRETRAIN, NEO, SHAKESPEARE, SHAKESPEARE_FAST)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        QUICK,
+        PINV,
+        MINI_1M,
+        MINI_3M,
+        MINI_7M,
+        PRETRAIN,
+        NEO,
+        SHAKESPEARE,
+        SHAKESPEARE_FAST,
+    )
+}
 
 
 def get(name: str) -> Config:
@@ -136,8 +299,18 @@ def is_recipe(c: Config) -> bool:
     recipe = RECIPES.get(c.name)
     if recipe is None:
         return False
-    free = {"name", "data", "seed", "valid_fraction", "max_documents", "lr", "min_lr", "warmup",
-            "schedule", "max_iters"} | {key for key in c.to_dict() if key.endswith("_interval")}
+    free = {
+        "name",
+        "data",
+        "seed",
+        "valid_fraction",
+        "max_documents",
+        "lr",
+        "min_lr",
+        "warmup",
+        "schedule",
+        "max_iters",
+    } | {key for key in c.to_dict() if key.endswith("_interval")}
     wanted = recipe.to_dict()
     return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
 
@@ -173,10 +346,15 @@ def remember_time(config: Config, seconds: float) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt recipes``."""
     parser.add_argument("name", nargs="?", help="show this recipe's configuration")
-    parser.add_argument("--table", action="store_true",
-                        help="parameters by component, with their share")
-    parser.add_argument("--format", choices=("toml", "json", "yaml"), default="toml",
-                        help="how a configuration is printed (default: toml)")
+    parser.add_argument(
+        "--table", action="store_true", help="parameters by component, with their share"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("toml", "json", "yaml"),
+        default="toml",
+        help="how a configuration is printed (default: toml)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -228,6 +406,9 @@ def table(c: Config) -> str:
     for group, members in groups.items():
         n = sum(parts.get(member, 0) for member in members)
         lines.append(f"{group:34}{n:14,}{n / total:8.1%}")
-        lines += [f"  {member:32}{parts[member]:14,}{parts[member] / total:8.1%}"
-                  for member in members if member in parts]
+        lines += [
+            f"  {member:32}{parts[member]:14,}{parts[member] / total:8.1%}"
+            for member in members
+            if member in parts
+        ]
     return "\n".join([*lines, f"{'total':34}{total:14,}{1:8.1%}"])

@@ -58,8 +58,7 @@ def draw(p: Array, u: float) -> int:
     return min(token, int(np.flatnonzero(p)[-1]))
 
 
-def choose(logits: Array, temperature: float, top_k: int, top_p: float,
-           u: Array) -> list[int]:
+def choose(logits: Array, temperature: float, top_k: int, top_p: float, u: Array) -> list[int]:
     """A token for every row of logits (N, V), with the uniform numbers `u` (N,).
 
     Raises Error where logits are not finite. Twin of the compiled `minitensor.kernels.choose`,
@@ -68,16 +67,19 @@ def choose(logits: Array, temperature: float, top_k: int, top_p: float,
     if kernels.backend() == "numba":
         tokens = kernels.choose(logits, float(temperature), int(top_k), float(top_p), u).tolist()
     else:
-        tokens = [draw(probabilities(row, temperature, top_k, top_p), x)
-                  if np.isfinite(row.max()) else -1 for row, x in zip(logits, u, strict=True)]
+        tokens = [
+            draw(probabilities(row, temperature, top_k, top_p), x) if np.isfinite(row.max()) else -1
+            for row, x in zip(logits, u, strict=True)
+        ]
     return checked(tokens)
 
 
 def checked(tokens: list[int]) -> list[int]:
     """`tokens`, unless one is -1, which stands for logits that are not finite."""
     if -1 in tokens:
-        raise Error("the model's logits are not finite: its weights are damaged, or its training "
-                    "diverged")
+        raise Error(
+            "the model's logits are not finite: its weights are damaged, or its training diverged"
+        )
     return tokens
 
 
@@ -86,11 +88,20 @@ def uniform(seed: int, *counters: int) -> float:
     return (fold(seed, *counters) >> 11) * 2.0**-53
 
 
-def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
-                  max_new_tokens: int = 256, temperature: float = 0.8, top_k: int = 200,
-                  top_p: float = 1.0, seed: int = 0, stop: Collection[int] = (),
-                  past_context: str = "drop", vocab_size: int = 0,
-                  threads: int = 0) -> Iterator[tuple[int, int | None]]:
+def generate_many(
+    model: GPT | Saved,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int = 200,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Collection[int] = (),
+    past_context: str = "drop",
+    vocab_size: int = 0,
+    threads: int = 0,
+) -> Iterator[tuple[int, int | None]]:
     """Continue several prompts together: pairs (index of the prompt, its next token).
 
     A sequence ends with a token of `stop`, which is not given out, or after `max_new_tokens`; its
@@ -114,8 +125,9 @@ def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
         u = np.array([[uniform(seed, n, count + i) for n in active] for i in range(max(1, steps))])
         if steps:
             last = [new[0] for new in tokens]
-            drawn = decoder.write(last, active, u, vocab_size, float(temperature),
-                                  int(top_k), float(top_p))
+            drawn = decoder.write(
+                last, active, u, vocab_size, float(temperature), int(top_k), float(top_p)
+            )
             checked(drawn[-1])
         else:
             logits = np.ascontiguousarray(decoder.feed(tokens, active)[:, :vocab_size])
@@ -137,8 +149,8 @@ def generate_many(model: GPT | Saved, prompts: Sequence[Sequence[int]], *,
 def generate(model: GPT | Saved, prompt: Sequence[int], **options: Any) -> Iterator[int]:
     """Continue one prompt, given as ids: its next tokens. Options as for `generate_many`.
 
-        ids = tokenizer.encode("Once upon a time")
-        text = tokenizer.decode(generate(model, ids, seed=1))
+    ids = tokenizer.encode("Once upon a time")
+    text = tokenizer.decode(generate(model, ids, seed=1))
     """
     for _, token in generate_many(model, [prompt], **options):
         if token is not None:
@@ -167,12 +179,25 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids or tokenizer.encode("\n") or [0]
 
 
-def sample_text(model: GPT | Saved, tokenizer: Tokenizer, prompt: str = "", *,
-                max_new_tokens: int = 256, ignore_eot: bool = False, **options: Any) -> str:
+def sample_text(
+    model: GPT | Saved,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 256,
+    ignore_eot: bool = False,
+    **options: Any,
+) -> str:
     """`prompt` and its continuation as text. Options as for `generate_many`."""
     stop = () if ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
-    ids = generate(model, prompt_ids(tokenizer, prompt), max_new_tokens=max_new_tokens, stop=stop,
-                   vocab_size=tokenizer.vocab_size, **options)
+    ids = generate(
+        model,
+        prompt_ids(tokenizer, prompt),
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        vocab_size=tokenizer.vocab_size,
+        **options,
+    )
     return prompt + tokenizer.decode(list(ids))
 
 
@@ -185,19 +210,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, help="a model file, such as runs/quick/model.npz")
     add("--prompt", default="", metavar="TEXT", help="how the text begins (default: empty)")
     add("--max-new-tokens", type=int, default=500, metavar="N", help="length (default: 500)")
-    add("--temperature", type=float, default=0.8, metavar="T",
-        help="below 1 likely tokens become likelier, 0 is greedy (default: 0.8)")
-    add("--top-k", type=int, default=200, metavar="K",
-        help="draw from the K likeliest tokens; 0: from all (default: 200)")
-    add("--top-p", type=float, default=1.0, metavar="P",
-        help="draw from the likeliest tokens that together have probability P (default: 1)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="below 1 likely tokens become likelier, 0 is greedy (default: 0.8)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        default=200,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0: from all (default: 200)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that together have probability P (default: 1)",
+    )
     add("--greedy", action="store_true", help="always the likeliest token")
     add("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
     add("--seed", type=int, default=1337, metavar="N", help="of the random numbers")
     add("--ignore-eot", action="store_true", help="go on after the end of a text")
-    add("--past-context", choices=("drop", "exact"), default="drop",
+    add(
+        "--past-context",
+        choices=("drop", "exact"),
+        default="drop",
         help="when the context is full: drop its older half, or recompute all of it for every "
-             "token (default: drop)")
+        "token (default: drop)",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -221,16 +265,26 @@ def main(args: argparse.Namespace) -> int:
             print("tinygpt: compiling kernels, which is done once…", file=sys.stderr, flush=True)
     stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
     pairs = generate_many(
-        saved, [prompt] * args.num_samples, max_new_tokens=args.max_new_tokens,
-        temperature=temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed, stop=stop,
-        past_context=args.past_context, vocab_size=tokenizer.vocab_size)
+        saved,
+        [prompt] * args.num_samples,
+        max_new_tokens=args.max_new_tokens,
+        temperature=temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        stop=stop,
+        past_context=args.past_context,
+        vocab_size=tokenizer.vocab_size,
+    )
     stream(pairs, tokenizer, args.prompt, args.num_samples)
     return 0
 
 
-def stream(pairs: Iterator[tuple[int, int | None]], tokenizer: Tokenizer, prompt: str,
-           samples: int) -> None:
+def stream(
+    pairs: Iterator[tuple[int, int | None]], tokenizer: Tokenizer, prompt: str, samples: int
+) -> None:
     """Write texts to standard output: the first as it comes, the others as soon as it is done."""
+
     def write(text: str) -> None:
         if text:
             sys.stdout.write(text)

@@ -46,8 +46,16 @@ from tinygpt.model import GPT, count
 
 Array = np.ndarray
 # What may be changed when a run goes on: none of it touches the bits of a step.
-CHANGEABLE = {"data", "name", "max_iters", "eval_interval", "eval_batches", "sample_interval",
-              "checkpoint_interval", "log_interval"}
+CHANGEABLE = {
+    "data",
+    "name",
+    "max_iters",
+    "eval_interval",
+    "eval_batches",
+    "sample_interval",
+    "checkpoint_interval",
+    "log_interval",
+}
 
 
 def say(line: str) -> None:
@@ -92,8 +100,9 @@ class Trainer:
             return model.loss(shard[:, :-1], shard[:, 1:], key, head) * (1 / c.tokens_per_step)
 
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
-        value, grads = mt.value_and_grad(loss, self.parameters, cut(rows, c), workers=self.workers,
-                                         derive=derive)
+        value, grads = mt.value_and_grad(
+            loss, self.parameters, cut(rows, c), workers=self.workers, derive=derive
+        )
         return float(value), grads
 
     def step(self, step: int) -> tuple[float, float]:
@@ -115,12 +124,20 @@ class Trainer:
 
     def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
         bad = [f"the weight {name}" for name, p in self.named if not np.isfinite(p.data).all()]
-        bad += [f"the gradient of {name}" for (name, _), g in zip(self.named, grads, strict=True)
-                if not np.isfinite(g).all()]
-        where = f"the first tensor that is not finite is {bad[0]}" if bad else \
-            "every single weight and gradient is finite, their norm is not"
-        return (f"step {step}: the loss is {loss:.4g} and {where}; nothing was updated; try a "
-                f"lower lr (now {self.config.lr:g}) or a longer warmup")
+        bad += [
+            f"the gradient of {name}"
+            for (name, _), g in zip(self.named, grads, strict=True)
+            if not np.isfinite(g).all()
+        ]
+        where = (
+            f"the first tensor that is not finite is {bad[0]}"
+            if bad
+            else "every single weight and gradient is finite, their norm is not"
+        )
+        return (
+            f"step {step}: the loss is {loss:.4g} and {where}; nothing was updated; try a "
+            f"lower lr (now {self.config.lr:g}) or a longer warmup"
+        )
 
     def validate(self) -> float:
         """Mean validation loss in nats a token, over evenly spread sequences; nan without any."""
@@ -145,8 +162,12 @@ class Trainer:
         from tinygpt.sample import sample_text
 
         c = self.config
-        return sample_text(self.model.eval(), self.dataset.tokenizer, max_new_tokens=c.context * 2,
-                           seed=mt.fold(c.seed, step) & 0x7FFFFFFF)
+        return sample_text(
+            self.model.eval(),
+            self.dataset.tokenizer,
+            max_new_tokens=c.context * 2,
+            seed=mt.fold(c.seed, step) & 0x7FFFFFFF,
+        )
 
 
 MUON = 10.0  # the matrices that Muon takes learn at this times the rate of AdamW's tensors
@@ -157,13 +178,19 @@ def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
 
     With "muon", the matrices inside the blocks go to Muon and all else to AdamW.
     """
-    muon = [p for name, p in named.items()
-            if c.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")]
+    muon = [
+        p
+        for name, p in named.items()
+        if c.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")
+    ]
     taken = set(map(id, muon))
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in named.values() if p.ndim > 1 and id(p) not in taken],
-         "weight_decay": c.weight_decay},
-        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0}]
+        {
+            "params": [p for p in named.values() if p.ndim > 1 and id(p) not in taken],
+            "weight_decay": c.weight_decay,
+        },
+        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     adamw = optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
     if not muon:
         return adamw
@@ -181,7 +208,7 @@ class Together:
     def step(self, grads: list[Array], *, scale: float, workers: Any) -> None:
         """One update; the gradients come in the order of the groups' parameters."""
         for part in self.parts:
-            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters):]
+            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters) :]
             part.step(mine, scale=scale, workers=workers)
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,8 +253,10 @@ class Run:
         """Go on from a checkpoint; what was logged after it is cut off."""
         t = saved.training
         if t["data_sha256"] != self.dataset.sha256:
-            raise Error(f"{self.config.data}: not the data that the run in {self.out} was trained "
-                        "on; give that with --data, or start a new run")
+            raise Error(
+                f"{self.config.data}: not the data that the run in {self.out} was trained "
+                "on; give that with --data, or start a new run"
+            )
         self.trainer.model.load_state_dict(saved.params)
         unpack_optimizer(self.trainer.optimizer, saved.optim, t["optimizer"])
         self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
@@ -252,23 +281,32 @@ class Run:
             self.log_file.write(json.dumps(record) + "\n")
             self.log_file.flush()
         except OSError as error:
-            raise Error(f"{self.out / 'log.jsonl'}: cannot be written: "
-                        f"{error.strerror or error}") from error
+            raise Error(
+                f"{self.out / 'log.jsonl'}: cannot be written: {error.strerror or error}"
+            ) from error
 
     def snapshot(self, training: bool) -> Saved:
         """What a model file or a checkpoint of this moment holds."""
         c, dataset = self.config, self.dataset
         params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
-        saved = Saved(c, dataset.tokenizer, params, checkpoint.provenance(
-            c, dataset.tokenizer, self.step, dataset.sha256))
+        saved = Saved(
+            c,
+            dataset.tokenizer,
+            params,
+            checkpoint.provenance(c, dataset.tokenizer, self.step, dataset.sha256),
+        )
         if training:
             saved.optim, state = pack_optimizer(self.trainer.optimizer)
             paths = [self.out / "log.jsonl", self.out / "samples.txt"]
             saved.training = {
-                "step": self.step, "shown": self.shown, "optimizer": state,
+                "step": self.step,
+                "shown": self.shown,
+                "optimizer": state,
                 "best": self.best if math.isfinite(self.best) else None,
-                "seconds": self.elapsed(), "data_sha256": dataset.sha256,
-                "sizes": {p.name: p.stat().st_size for p in paths if p.is_file()}}
+                "seconds": self.elapsed(),
+                "data_sha256": dataset.sha256,
+                "sizes": {p.name: p.stat().st_size for p in paths if p.is_file()},
+            }
         return saved
 
     def save(self) -> None:
@@ -287,12 +325,23 @@ class Run:
         c, tty = self.config, sys.stderr.isatty()
         if self.step >= c.max_iters:
             tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
-        self.log(event="resume" if self.step else "start", step=self.step, recipe=c.name,
-                 parameters=sum(count(c)), threads=self.threads)
+        self.log(
+            event="resume" if self.step else "start",
+            step=self.step,
+            recipe=c.name,
+            parameters=sum(count(c)),
+            threads=self.threads,
+        )
         times = StepTimes(c)
-        bar = tqdm(total=c.max_iters, initial=min(self.step, c.max_iters), unit="step",
-                   file=sys.stderr, mininterval=0.2 if tty else 10, dynamic_ncols=tty,
-                   smoothing=0.05)
+        bar = tqdm(
+            total=c.max_iters,
+            initial=min(self.step, c.max_iters),
+            unit="step",
+            file=sys.stderr,
+            mininterval=0.2 if tty else 10,
+            dynamic_ncols=tty,
+            smoothing=0.05,
+        )
         try:
             with bar, signals() as received:
                 while self.step < c.max_iters:
@@ -302,8 +351,9 @@ class Run:
                         if self.step == 0 or due(self.step, c.checkpoint_interval):
                             self.save()
                     loss = self.advance(times)
-                    bar.set_postfix_str(f"loss {loss:.3f}, {times.rate():,.0f} tokens/s",
-                                        refresh=False)
+                    bar.set_postfix_str(
+                        f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False
+                    )
                     bar.update()
                     if received and self.step < c.max_iters:
                         return self.stop(received[0])
@@ -313,8 +363,11 @@ class Run:
                 self.save()
         except Error as error:
             good = checkpoint.latest_step(self.out / "checkpoint.npz")
-            kept = "" if good is None else (f"; the last good checkpoint, of step {good}, is in "
-                                            f"{self.out}")
+            kept = (
+                ""
+                if good is None
+                else (f"; the last good checkpoint, of step {good}, is in {self.out}")
+            )
             raise Error(f"{error}{kept}") from error
         return self.finish(times)
 
@@ -325,14 +378,21 @@ class Run:
         loss, norm = self.trainer.step(step)
         times.add(time.perf_counter() - begin)
         if due(step, c.log_interval):
-            self.log(step=step, loss=round(loss, 6), lr=float(f"{self.trainer.lr(step):.6g}"),
-                     grad_norm=round(norm, 6), tokens=step * c.tokens_per_step,
-                     seconds=round(self.elapsed(), 3))
+            self.log(
+                step=step,
+                loss=round(loss, 6),
+                lr=float(f"{self.trainer.lr(step):.6g}"),
+                grad_norm=round(norm, 6),
+                tokens=step * c.tokens_per_step,
+                seconds=round(self.elapsed(), 3),
+            )
         self.step, self.shown = step + 1, False
         if times.enough():
             left = duration((c.max_iters - self.step) * times.median())
-            tell(f"a step takes {times.median() * 1e3:.0f} ms here: about {left} to go; memory in "
-                 f"use {peak_memory()}")
+            tell(
+                f"a step takes {times.median() * 1e3:.0f} ms here: about {left} to go; memory in "
+                f"use {peak_memory()}"
+            )
         return loss
 
     def show(self) -> None:
@@ -341,12 +401,19 @@ class Run:
         if due(step, c.eval_interval) or end:
             loss = self.trainer.validate()
             if math.isfinite(loss):
-                self.log(step=step, valid_loss=round(loss, 6), valid_perplexity=perplexity(loss),
-                         valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
-                         tokens=step * c.tokens_per_step, seconds=round(self.elapsed(), 3))
+                self.log(
+                    step=step,
+                    valid_loss=round(loss, 6),
+                    valid_perplexity=perplexity(loss),
+                    valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
+                    tokens=step * c.tokens_per_step,
+                    seconds=round(self.elapsed(), 3),
+                )
                 bits = self.dataset.bits_per_byte(loss)
-                say(f"step {step:,}: validation loss {loss:.4f}, perplexity "
-                    f"{perplexity(loss):,.2f}, {bits:.4f} bits per byte")
+                say(
+                    f"step {step:,}: validation loss {loss:.4f}, perplexity "
+                    f"{perplexity(loss):,.2f}, {bits:.4f} bits per byte"
+                )
                 if loss < self.best:
                     self.best = loss
                     checkpoint.save(self.out / "best.npz", self.snapshot(False))
@@ -356,25 +423,30 @@ class Run:
                 with (self.out / "samples.txt").open("a", encoding="utf-8", newline="\n") as f:
                     f.write(f"=== step {step} ===\n{text}\n\n")
             except OSError as error:
-                raise Error(f"{self.out / 'samples.txt'}: cannot be written: "
-                            f"{error.strerror or error}") from error
+                raise Error(
+                    f"{self.out / 'samples.txt'}: cannot be written: {error.strerror or error}"
+                ) from error
             say(f"--- a sample at step {step:,} ---\n{text.strip()}\n---")
 
     def stop(self, number: int) -> int:
         """Save after a signal, and say how to go on."""
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
         self.save()
-        tell(f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
-            f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}")
+        tell(
+            f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
+            f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}"
+        )
         return 128 + number
 
     def finish(self, times: StepTimes) -> int:
         """The last words."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
         times.remember()
-        tell(f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
+        tell(
+            f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
-            f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}")
+            f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}"
+        )
         return 0
 
 
@@ -434,8 +506,7 @@ def signals() -> Iterator[list[int]]:
         received.append(number)
         tell("stopping after this step")
 
-    before = {number: signal.signal(number, handler)
-              for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -486,8 +557,11 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     batch = " x ".join(str(n) for n in (c.batch_size, c.accumulation, c.context) if n != 1)
     total = c.max_iters * tokens
     known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
-    before = f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time" \
-        if known else ""
+    before = (
+        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time"
+        if known
+        else ""
+    )
     return [
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
@@ -559,8 +633,16 @@ def compile_kernels(trainer: Trainer) -> None:
     model, context = trainer.model.train(), trainer.config.context
     row = data.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
     cold = not any(_jit.FOLDER.rglob("*.nbc"))
-    with tqdm(desc="tinygpt: compiling kernels…", unit=" ops", file=sys.stderr, leave=False,
-              disable=not cold) as bar, mt.observe(observer):
+    with (
+        tqdm(
+            desc="tinygpt: compiling kernels…",
+            unit=" ops",
+            file=sys.stderr,
+            leave=False,
+            disable=not cold,
+        ) as bar,
+        mt.observe(observer),
+    ):
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
 
 
@@ -571,16 +653,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt train``."""
     add = parser.add_argument
     add("recipe", nargs="?", help="one of those that 'tinygpt recipes' lists (default: quick)")
-    add("--data", metavar="PATH", help="a UTF-8 text, or a folder made by 'tinygpt data prepare' "
-                                       "(default: the embedded stories)")
+    add(
+        "--data",
+        metavar="PATH",
+        help="a UTF-8 text, or a folder made by 'tinygpt data prepare' "
+        "(default: the embedded stories)",
+    )
     add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE, numbered)")
     add("--resume", action="store_true", help="go on with the run in --out, or the latest one")
-    add("--threads", type=int, metavar="N", help="threads (default: all processors); they do not "
-                                                 "change the result")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads (default: all processors); they do not change the result",
+    )
     add("--max-iters", type=int, metavar="N", help="steps")
     add("--seed", type=int, metavar="N", help="of the weights, the batches and the dropout")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-        help="change any field of the configuration; may be repeated")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change any field of the configuration; may be repeated",
+    )
     add("--config", type=Path, metavar="FILE", help="a .json, .toml or .yaml of fields")
     add("--profile", type=int, metavar="N", help="time the ops of N steps, and keep nothing")
 
@@ -615,8 +711,10 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
     c = overrides(args, before)
     changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
     if changed - CHANGEABLE:
-        raise UsageError(f"--resume: {min(changed - CHANGEABLE)} cannot be changed in a run that "
-                         "has begun; start a new one with another --out")
+        raise UsageError(
+            f"--resume: {min(changed - CHANGEABLE)} cannot be changed in a run that "
+            "has begun; start a new one with another --out"
+        )
     return c, out, saved
 
 
@@ -625,8 +723,9 @@ def new_folder(out: Path | None, name: str) -> Path:
     if out is None:
         return next(path for path in _numbered(name) if not _holds_run(path))
     if _holds_run(out):
-        raise Error(f"{out}: holds a run already; go on with it with --resume, or give another "
-                    "--out")
+        raise Error(
+            f"{out}: holds a run already; go on with it with --resume, or give another --out"
+        )
     if out.exists() and not out.is_dir():
         raise Error(f"{out}: a file; --out is the folder of the run")
     return out
@@ -701,8 +800,9 @@ def check_folder(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise Error(f"{out}: the run folder cannot be written: {error.strerror or error}"
-                    ) from error
+        raise Error(
+            f"{out}: the run folder cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def main(args: argparse.Namespace) -> int:
@@ -716,8 +816,9 @@ def main(args: argparse.Namespace) -> int:
         return run_or_profile(args, c, out, saved)
 
 
-def run_or_profile(args: argparse.Namespace, c: Config, out: Path | None,
-                   saved: Saved | None) -> int:
+def run_or_profile(
+    args: argparse.Namespace, c: Config, out: Path | None, saved: Saved | None
+) -> int:
     """Train in the folder `out`, or, without one, profile some steps."""
     dataset = data.load(c, tell, saved.tokenizer if saved else None)
     c = fit_vocabulary(c, dataset)

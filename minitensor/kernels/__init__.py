@@ -11,19 +11,31 @@ import os
 from typing import Any
 
 NAMES = {  # kernel -> the file that holds its numba twin
-    "linear": "gemm", "linear_dx": "gemm",
-    "attention": "flash", "attention_backward": "flash",
-    "rms_norm": "norm", "rms_norm_backward": "norm",
-    "layer_norm": "norm", "layer_norm_backward": "norm",
-    "gelu": "elementwise", "gelu_backward": "elementwise",
-    "swiglu": "elementwise", "swiglu_backward": "elementwise",
-    "dropout": "elementwise", "dropout_add": "elementwise",
-    "cross_entropy": "loss", "embedding_backward": "loss",
-    "attention_sublayer": "sublayer", "attention_sublayer_backward": "sublayer",
-    "feed_forward_sublayer": "sublayer", "feed_forward_sublayer_backward": "sublayer",
+    "linear": "gemm",
+    "linear_dx": "gemm",
+    "attention": "flash",
+    "attention_backward": "flash",
+    "rms_norm": "norm",
+    "rms_norm_backward": "norm",
+    "layer_norm": "norm",
+    "layer_norm_backward": "norm",
+    "gelu": "elementwise",
+    "gelu_backward": "elementwise",
+    "swiglu": "elementwise",
+    "swiglu_backward": "elementwise",
+    "dropout": "elementwise",
+    "dropout_add": "elementwise",
+    "cross_entropy": "loss",
+    "embedding_backward": "loss",
+    "attention_sublayer": "sublayer",
+    "attention_sublayer_backward": "sublayer",
+    "feed_forward_sublayer": "sublayer",
+    "feed_forward_sublayer_backward": "sublayer",
     "linear_cross_entropy": "sublayer",
-    "adamw": "optimizer", "sum_of_squares": "optimizer",
-    "decode": "decode", "choose": "decode",  # their NumPy twins are in tinygpt
+    "adamw": "optimizer",
+    "sum_of_squares": "optimizer",
+    "decode": "decode",
+    "choose": "decode",  # their NumPy twins are in tinygpt
 }
 
 

@@ -45,8 +45,10 @@ def _fingerprint() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    digest.update(f"{numba.__version__} {np.__version__} {sys.version} {llvm.get_host_cpu_name()} "
-                  f"{llvm.get_host_cpu_features().flatten()}".encode())
+    digest.update(
+        f"{numba.__version__} {np.__version__} {sys.version} {llvm.get_host_cpu_name()} "
+        f"{llvm.get_host_cpu_features().flatten()}".encode()
+    )
     return digest.hexdigest()[:16]
 
 
@@ -71,8 +73,10 @@ def cache_folder() -> Path:
                 return folder
         except (OSError, RuntimeError):  # not writable, or no home folder
             continue
-    raise OSError("no folder for compiled kernels can be written; set MINITENSOR_CACHE to one, or "
-                  "MINITENSOR_KERNELS=numpy to do without them")
+    raise OSError(
+        "no folder for compiled kernels can be written; set MINITENSOR_CACHE to one, or "
+        "MINITENSOR_KERNELS=numpy to do without them"
+    )
 
 
 FOLDER = cache_folder()
@@ -98,8 +102,9 @@ class Kernel:
 
     def _compile(self) -> Callable[..., Any]:
         with _cache_here():
-            return numba.njit(fastmath=FASTMATH, nogil=True, cache=True,
-                              error_model="numpy")(self.fn)
+            return numba.njit(fastmath=FASTMATH, nogil=True, cache=True, error_model="numpy")(
+                self.fn
+            )
 
     def __call__(self, *args: Any) -> Any:
         try:
@@ -123,8 +128,14 @@ def jit(fn: Callable[..., Any]) -> Kernel:
 
 
 # LLVM must inline these for the loops around them to be vectorised.
-INLINE = {"fastmath": FASTMATH, "nogil": True, "error_model": "numpy", "forceinline": True,
-          "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # Python never calls them
+INLINE = {
+    "fastmath": FASTMATH,
+    "nogil": True,
+    "error_model": "numpy",
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}  # Python never calls them
 inline = numba.njit(**INLINE)
 # And must not inline these: what is rarely run would take registers from what is often run.
 outlined = numba.njit(**{**INLINE, "forceinline": False})

@@ -22,16 +22,7 @@ from numba.extending import intrinsic
 
 from minitensor.kernels._jit import FASTMATH, erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
-from minitensor.kernels.simd import (
-    CONTRACT,
-    LANES,
-    Vector,
-    exp_negative,
-    load,
-    pick,
-    splat,
-    store,
-)
+from minitensor.kernels.simd import CONTRACT, LANES, Vector, exp_negative, load, pick, splat, store
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
 PANEL = 2 * REGISTER  # outputs that lie together
@@ -52,12 +43,24 @@ def _spread(builder: Any, value: Any) -> Any:
 
 def _product(rows: int, panels: int) -> Any:
     """y[r] += W x[r] for some rows and panels, with every sum in a register."""
+
     @intrinsic
-    def product(typingctx: Any, w: Any, at: Any, x: Any, x_at: Any, x_step: Any, y: Any,
-                y_at: Any, y_step: Any, inputs: Any) -> Any:
+    def product(
+        typingctx: Any,
+        w: Any,
+        at: Any,
+        x: Any,
+        x_at: Any,
+        x_step: Any,
+        y: Any,
+        y_at: Any,
+        y_step: Any,
+        inputs: Any,
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            data = [context.make_array(sig.args[n])(context, builder, args[n]).data
-                    for n in (0, 2, 5)]
+            data = [
+                context.make_array(sig.args[n])(context, builder, args[n]).data for n in (0, 2, 5)
+            ]
             at, x_at, x_step, y_at, y_step, inputs = (args[n] for n in (1, 3, 4, 6, 7, 8))
             element = data[0].type.pointee
             vector = ir.VectorType(element, REGISTER).as_pointer()
@@ -71,27 +74,41 @@ def _product(rows: int, panels: int) -> Any:
                 return builder.bitcast(builder.gep(data[n], [where]), vector)
 
             panel = builder.mul(inputs, context.get_constant(types.intp, PANEL))
-            outs = [pointer(2, index(y_at, r, y_step, c * REGISTER))
-                    for r in range(rows) for c in range(2 * panels)]
+            outs = [
+                pointer(2, index(y_at, r, y_step, c * REGISTER))
+                for r in range(rows)
+                for c in range(2 * panels)
+            ]
             sums = [cgutils.alloca_once_value(builder, builder.load(p, align=align)) for p in outs]
             with cgutils.for_range(builder, inputs) as loop:
-                begin = builder.add(at, builder.mul(
-                    loop.index, context.get_constant(types.intp, PANEL)))
-                columns = [builder.load(pointer(0, index(begin, p, panel, c)), align=align)
-                           for p in range(panels) for c in (0, REGISTER)]
+                begin = builder.add(
+                    at, builder.mul(loop.index, context.get_constant(types.intp, PANEL))
+                )
+                columns = [
+                    builder.load(pointer(0, index(begin, p, panel, c)), align=align)
+                    for p in range(panels)
+                    for c in (0, REGISTER)
+                ]
                 for r in range(rows):
                     where = builder.add(index(x_at, r, x_step), loop.index)
                     value = _spread(builder, builder.load(builder.gep(data[1], [where])))
                     for n, column in enumerate(columns):
                         total = sums[r * len(columns) + n]
-                        builder.store(builder.fadd(
-                            builder.load(total), builder.fmul(column, value, flags=CONTRACT),
-                            flags=CONTRACT), total)
+                        builder.store(
+                            builder.fadd(
+                                builder.load(total),
+                                builder.fmul(column, value, flags=CONTRACT),
+                                flags=CONTRACT,
+                            ),
+                            total,
+                        )
             for total, out in zip(sums, outs, strict=True):
                 builder.store(builder.load(total), out, align=align)
             return context.get_dummy_value()
+
         i = types.intp
         return types.void(w, i, x, i, i, y, i, i, i), codegen
+
     return product
 
 
@@ -101,6 +118,7 @@ product_wide, product_narrow, product_rows = _product(1, 4), _product(1, 1), _pr
 @intrinsic
 def fold(typingctx: Any, x: Vector, period: Any) -> Any:
     """In every lane, the sum of the lanes that are a multiple of `period`, a power of 2, away."""
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         total = cgutils.alloca_once_value(builder, args[0])
         step = LANES // 2
@@ -108,21 +126,26 @@ def fold(typingctx: Any, x: Vector, period: Any) -> Any:
             near = builder.icmp_signed("<=", args[1], args[1].type(step))
             with builder.if_then(near):
                 value = builder.load(total)
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES),
-                                   [lane ^ step for lane in range(LANES)])
-                builder.store(builder.fadd(value, builder.shuffle_vector(value, value, mask)),
-                              total)
+                mask = ir.Constant(
+                    ir.VectorType(ir.IntType(32), LANES), [lane ^ step for lane in range(LANES)]
+                )
+                builder.store(
+                    builder.fadd(value, builder.shuffle_vector(value, value, mask)), total
+                )
             step //= 2
         return builder.load(total)
+
     return x(x, types.intp), codegen
 
 
 @intrinsic
 def reciprocal(typingctx: Any, x: Vector) -> Any:
     """1 / x, lane by lane."""
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         one = ir.Constant(args[0].type, [ir.Constant(args[0].type.element, 1.0)] * LANES)
         return builder.fdiv(one, args[0])
+
     return x(x), codegen
 
 
@@ -142,8 +165,9 @@ def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
             product_narrow(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
         else:
             for r in range(0, rows, ROWS):
-                product_rows(w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o,
-                             outputs, inputs)
+                product_rows(
+                    w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o, outputs, inputs
+                )
     return at + outputs * inputs
 
 
@@ -217,8 +241,28 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
 
 
 @part
-def attention(qkv, step, cache, layer, cos, sin, scale, window, begin, rows, slots, positions,
-              group, blocks, lanes, W, T, p, y, y_step):
+def attention(
+    qkv,
+    step,
+    cache,
+    layer,
+    cos,
+    sin,
+    scale,
+    window,
+    begin,
+    rows,
+    slots,
+    positions,
+    group,
+    blocks,
+    lanes,
+    W,
+    T,
+    p,
+    y,
+    y_step,
+):
     """Cache the rows' keys and values, then let every row look at those of its sequence."""
     one, width = qkv.dtype.type(1), blocks * W
     for r in range(rows):
@@ -234,8 +278,21 @@ def attention(qkv, step, cache, layer, cos, sin, scale, window, begin, rows, slo
         first = max(0, t - window + 1) if window > 0 else 0
         for n in range(group * blocks):
             keys = layer + 2 * slots[begin + r] * T * width + n % blocks * W
-            attend(qkv, r * step + n * W, lanes, W, cache, keys, keys + T * width, width, first, t,
-                   p, y, r * y_step + n * W)
+            attend(
+                qkv,
+                r * step + n * W,
+                lanes,
+                W,
+                cache,
+                keys,
+                keys + T * width,
+                width,
+                first,
+                t,
+                p,
+                y,
+                r * y_step + n * W,
+            )
 
 
 @inline
@@ -264,14 +321,20 @@ def padded(n):
 
 
 @part
-def rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
-           wanted):
+def rows_of(
+    w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions, wanted
+):
     """What `decode` says."""
     group, blocks, lanes, W, F, V, T, rms, kind = shape
     width = blocks * W
     D, layer = embedding.shape[1], len(cache) // len(windows)
-    Dp, Ap, Cp, Fp, Vp = (padded(D), padded(group * width), padded((group + 2) * width), padded(F),
-                          padded(V))
+    Dp, Ap, Cp, Fp, Vp = (
+        padded(D),
+        padded(group * width),
+        padded((group + 2) * width),
+        padded(F),
+        padded(V),
+    )
     Gp = 2 * Fp if kind == 0 else Fp
     most = min(len(ids), BLOCK)
     room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
@@ -293,8 +356,28 @@ def rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, id
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
             at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
-            attention(qkv, Cp, cache, i * layer, cos, sin, scale, windows[i], begin, rows,
-                      slots, positions, group, blocks, lanes, W, T, p, y, Ap)
+            attention(
+                qkv,
+                Cp,
+                cache,
+                i * layer,
+                cos,
+                sin,
+                scale,
+                windows[i],
+                begin,
+                rows,
+                slots,
+                positions,
+                group,
+                blocks,
+                lanes,
+                W,
+                T,
+                p,
+                y,
+                Ap,
+            )
             at = linear(w, at, y, group * width, Ap, x, Dp, rows, True)
             for r in range(rows):
                 norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
@@ -378,11 +461,26 @@ def drawn(logits, temperature, top_k, top_p, u):
 
 
 @jit
-def decode(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
-           wanted):
+def decode(
+    w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions, wanted
+):
     """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
-    return rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots,
-                   positions, wanted)
+    return rows_of(
+        w,
+        embedding,
+        table,
+        cos,
+        sin,
+        cache,
+        windows,
+        shape,
+        eps,
+        scale,
+        ids,
+        slots,
+        positions,
+        wanted,
+    )
 
 
 @jit
@@ -392,16 +490,48 @@ def choose(logits, temperature, top_k, top_p, u):
 
 
 @jit
-def write(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions,
-          vocabulary, temperature, top_k, top_p, u):
+def write(
+    w,
+    embedding,
+    table,
+    cos,
+    sin,
+    cache,
+    windows,
+    shape,
+    eps,
+    scale,
+    ids,
+    slots,
+    positions,
+    vocabulary,
+    temperature,
+    top_k,
+    top_p,
+    u,
+):
     """Several tokens (steps, N) of sequences that go on with `ids`: `decode`, `choose`, by turns.
 
     Between two passes over the weights nothing else is then fetched into the processor's cache.
     """
     out, rows = np.full(u.shape, -1), np.arange(len(ids))
     for n in range(len(u)):
-        logits = rows_of(w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids,
-                         slots, positions + n, rows)
+        logits = rows_of(
+            w,
+            embedding,
+            table,
+            cos,
+            sin,
+            cache,
+            windows,
+            shape,
+            eps,
+            scale,
+            ids,
+            slots,
+            positions + n,
+            rows,
+        )
         if vocabulary < logits.shape[1]:
             logits = logits[:, :vocabulary].copy()
         ids = drawn(logits, temperature, top_k, top_p, u[n])

@@ -37,8 +37,9 @@ def gelu_slope(z, tanh):
         u = c * (z + typed(z, 0.044715) * z * z * z)
         s = one - one / (exp(u + u) + one)  # σ(2u) = (1 + tanh u) / 2
         return s + (z + z) * s * (one - s) * c * (one + typed(z, 3 * 0.044715) * z * z)
-    return (half * (one + erf(z * typed(z, math.sqrt(0.5))))
-            + z * typed(z, 1 / math.sqrt(2 * math.pi)) * bell(z))
+    return half * (one + erf(z * typed(z, math.sqrt(0.5)))) + z * typed(
+        z, 1 / math.sqrt(2 * math.pi)
+    ) * bell(z)
 
 
 @inline

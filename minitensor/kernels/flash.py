@@ -213,8 +213,9 @@ def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
                         store(p, (j + 1) * LANES, f)
                     inverse = splat(keep) / l  # dropout's factor, once for all keys
                     for n in range(0, d, KEYS):
-                        o = tile(p, start * LANES, LANES, vs, ko + start * D + n, D, 1,
-                                 stop - start)
+                        o = tile(
+                            p, start * LANES, LANES, vs, ko + start * D + n, D, 1, stop - start
+                        )
                         for c in range(KEYS):
                             store(oT, (n + c) * LANES, o[c] * inverse)
                     to_rows(oT, os, qo + i0 * D, D)
@@ -291,8 +292,9 @@ def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep
                             store(p, (j + n) * LANES, f)
                             store(ds, (j + n) * LANES, e * (y - delta))
                     for n in range(0, d, KEYS):
-                        o = tile(ds, start * LANES, LANES, ks, ko + start * D + n, D, 1,
-                                 stop - start)
+                        o = tile(
+                            ds, start * LANES, LANES, ks, ko + start * D + n, D, 1, stop - start
+                        )
                         for c in range(KEYS):
                             store(oT, (n + c) * LANES, o[c])
                     to_rows(oT, dqs, at, D)

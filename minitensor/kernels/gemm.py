@@ -39,13 +39,28 @@ PANELS = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for
 
 
 @intrinsic
-def tile(typingctx: Any, a: Any, i: Any, down: Any, across: Any, panel: Any, j: Any, count: Any,
-         bias: Any, n: Any, out: Any, o: Any, step: Any, add: Any) -> Any:
+def tile(
+    typingctx: Any,
+    a: Any,
+    i: Any,
+    down: Any,
+    across: Any,
+    panel: Any,
+    j: Any,
+    count: Any,
+    bias: Any,
+    n: Any,
+    out: Any,
+    o: Any,
+    step: Any,
+    add: Any,
+) -> Any:
     """out[o + r step + c] = bias[n + c] + Σ_k a[i + r down + k across] panel[j + k WIDTH + c], for
     r below ROWS and c below WIDTH; with `add`, that is added to out. All arrays are flat.
 
     Written in LLVM's language, since nothing else keeps this many sums in registers.
     """
+
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         _, i, down, across, _, j, count, _, n, _, o, step, add = args
         align = a.dtype.bitwidth // 8
@@ -64,7 +79,8 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, across: Any, panel: Any, j: 
         rows = [vectors(b.gep(first, [b.mul(step, constant(r))])) for r in range(ROWS)]
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         prefetch = b.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + 3 * [word]))
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + 3 * [word])
+        )
         outs = [p for row in rows for p in row]
         for p in outs:  # sent for early: to be written, kept in every cache, data
             b.call(prefetch, [b.bitcast(p, byte), word(1), word(3), word(1)])
@@ -94,6 +110,7 @@ def tile(typingctx: Any, a: Any, i: Any, down: Any, across: Any, panel: Any, j: 
                     for p, x in zip(outs, (x for row in sums for x in row), strict=True):
                         b.store(b.fadd(x, b.load(p, align=align)) if old else x, p, align=align)
         return context.get_dummy_value()
+
     i = types.intp
     return types.void(a, i, i, i, panel, i, i, bias, i, out, i, i, types.boolean), codegen
 
@@ -116,8 +133,23 @@ def sweep(a, i, down, across, panels, count, bias, out, o, columns, step, add, s
     for n in range(0, whole, WIDTH):
         tile(a, i, down, across, panels, n * count, count, bias, n, out, o + n, step, add)
     for n in range(whole, columns, WIDTH):
-        edge(a, i, down, across, panels, n * count, count, bias, n, out, o + n, step, add, skip,
-             min(WIDTH, columns - n))
+        edge(
+            a,
+            i,
+            down,
+            across,
+            panels,
+            n * count,
+            count,
+            bias,
+            n,
+            out,
+            o + n,
+            step,
+            add,
+            skip,
+            min(WIDTH, columns - n),
+        )
 
 
 @inline
@@ -178,8 +210,21 @@ def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
     """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
     for m in range(0, rows, ROWS):
         r = min(m, rows - ROWS)  # the last strip goes back, to be whole
-        sweep(a, i + r * down, down, 1, panels, count, bias, out, o + r * step, columns, step, add,
-              m - r)
+        sweep(
+            a,
+            i + r * down,
+            down,
+            1,
+            panels,
+            count,
+            bias,
+            out,
+            o + r * step,
+            columns,
+            step,
+            add,
+            m - r,
+        )
 
 
 @outlined
@@ -195,12 +240,28 @@ def multiply_turned(a, i, M, rows, panels, bias, out, N, add):
         last = min(first + STRIPS * ROWS, M)
         for k in range(rows):
             for m in range(first, last, ROWS):  # a vector; the next row covers its surplus
-                store(strips, (m - first) // ROWS * size + k * ROWS,
-                      load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0)))
+                store(
+                    strips,
+                    (m - first) // ROWS * size + k * ROWS,
+                    load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0)),
+                )
         for m in range(first, last, ROWS):
             r = min(m, M - ROWS)
-            sweep(strips, (m - first) // ROWS * size, 1, ROWS, panels, rows, bias, out, r * N, N,
-                  N, add, m - r)
+            sweep(
+                strips,
+                (m - first) // ROWS * size,
+                1,
+                ROWS,
+                panels,
+                rows,
+                bias,
+                out,
+                r * N,
+                N,
+                N,
+                add,
+                m - r,
+            )
 
 
 @jit
@@ -231,15 +292,18 @@ def _product(a, b, turned, bias, out):
 def suits(x: np.ndarray, weight: np.ndarray, outputs: int) -> bool:
     """Whether a product of x (N, I) with a weight of I x O numbers is done here. The smallest would
     be all edges; the largest are left to BLAS, which takes several threads for them if it may."""
-    return (x.dtype == weight.dtype == np.float32 and min(*x.shape, outputs) >= LANES
-            and x.size * outputs <= 2**32)
+    return (
+        x.dtype == weight.dtype == np.float32
+        and min(*x.shape, outputs) >= LANES
+        and x.size * outputs <= 2**32
+    )
 
 
 def empty(*shape: int) -> np.ndarray:
     """An array of float32 that begins at a line of cache: no store then takes two."""
     spare = np.empty(math.prod(shape) + LANES, np.float32)
     first = -(spare.__array_interface__["data"][0] // 4) % LANES
-    return spare[first:first + math.prod(shape)].reshape(shape)
+    return spare[first : first + math.prod(shape)].reshape(shape)
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

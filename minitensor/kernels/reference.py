@@ -60,13 +60,15 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array,
     return centred * r[:, None] * weight + bias, mean, r
 
 
-def layer_norm_backward(g: Array, x: Array, weight: Array, mean: Array,
-                        r: Array) -> tuple[Array, Array, Array]:
+def layer_norm_backward(
+    g: Array, x: Array, weight: Array, mean: Array, r: Array
+) -> tuple[Array, Array, Array]:
     """With x̂ = (x − μ) r and h = g w: dx = r (h − mean(h) − x̂ mean(h x̂)), dw = Σ g x̂, db = Σ g."""
     xhat = (x - mean[:, None]) * r[:, None]
     h = g * weight
-    dx = r[:, None] * (h - np.mean(h, axis=1, keepdims=True)
-                       - xhat * np.mean(h * xhat, axis=1, keepdims=True))
+    dx = r[:, None] * (
+        h - np.mean(h, axis=1, keepdims=True) - xhat * np.mean(h * xhat, axis=1, keepdims=True)
+    )
     return dx, np.sum(g * xhat, axis=0), np.sum(g, axis=0)
 
 
@@ -127,8 +129,9 @@ def dropout(x: Array, drop: np.uint32, keep: float, k0: np.uint32, k1: np.uint32
     return x * (_kept(x.size, drop, k0, k1).reshape(x.shape) * x.dtype.type(keep))
 
 
-def dropout_add(x: Array, branch: Array, drop: np.uint32, keep: float, k0: np.uint32,
-                k1: np.uint32) -> Array:
+def dropout_add(
+    x: Array, branch: Array, drop: np.uint32, keep: float, k0: np.uint32, k1: np.uint32
+) -> Array:
     """x + dropout(branch)."""
     return x + dropout(branch, drop, keep, k0, k1)
 
@@ -151,14 +154,15 @@ def rotate(x: Array, cos: Array, sin: Array, inverse: bool = False) -> Array:
     return out
 
 
-def attention_weights(q: Array, k: Array, scale: float, window: int,
-                      causal: bool) -> tuple[Array, Array]:
+def attention_weights(
+    q: Array, k: Array, scale: float, window: int, causal: bool
+) -> tuple[Array, Array]:
     """softmax(scale q kᵀ + mask) (B, H, T, T) and its log-sum-exp (B, H, T); heads are matched.
 
     Query i sees key j if j ≤ i and, where there is a window, i − j < window.
     """
     scores = np.einsum("bihd,bjhd->bhij", q, k) * scale
-    i, j = np.ogrid[:q.shape[1], :k.shape[1]]
+    i, j = np.ogrid[: q.shape[1], : k.shape[1]]
     if causal:
         seen = (j <= i) & (i - j < window) if window else j <= i
         scores = np.where(seen, scores, -np.inf)
@@ -168,8 +172,14 @@ def attention_weights(q: Array, k: Array, scale: float, window: int,
     return e / total, (top + np.log(total))[..., 0]
 
 
-def _attention_mask(shape: tuple[int, ...], drop: np.uint32, keep: float, k0: np.uint32,
-                    k1: np.uint32, dtype: np.dtype) -> Array | float:
+def _attention_mask(
+    shape: tuple[int, ...],
+    drop: np.uint32,
+    keep: float,
+    k0: np.uint32,
+    k1: np.uint32,
+    dtype: np.dtype,
+) -> Array | float:
     """Dropout factors (B, H, T, T). Each head has a key of its own; one hash serves two keys.
 
     The hash of (i, j // 2) gives its lower 16 bits to an even j and its upper 16 to an odd one.
@@ -190,9 +200,19 @@ def _split(packed: Array, H: int) -> list[Array]:
     return np.split(packed, [H, (packed.shape[2] + H) // 2], axis=2)
 
 
-def attention(packed: Array, H: int, cos: Array, sin: Array, scale: float, window: int,
-              causal: bool, drop: np.uint32, keep: float, k0: np.uint32,
-              k1: np.uint32) -> tuple[Array, Array]:
+def attention(
+    packed: Array,
+    H: int,
+    cos: Array,
+    sin: Array,
+    scale: float,
+    window: int,
+    causal: bool,
+    drop: np.uint32,
+    keep: float,
+    k0: np.uint32,
+    k1: np.uint32,
+) -> tuple[Array, Array]:
     """dropout(softmax(scale q kᵀ)) v (B, T, H, d) and the log-sum-exp of the scores (B, H, T).
 
     q and k are rotated by RoPE first; a group of H/K query heads shares a key/value head.
@@ -205,9 +225,22 @@ def attention(packed: Array, H: int, cos: Array, sin: Array, scale: float, windo
     return np.einsum("bhij,bjhd->bihd", p, v), lse
 
 
-def attention_backward(g: Array, packed: Array, H: int, out: Array, lse: Array, cos: Array,
-                       sin: Array, scale: float, window: int, causal: bool, drop: np.uint32,
-                       keep: float, k0: np.uint32, k1: np.uint32) -> Array:
+def attention_backward(
+    g: Array,
+    packed: Array,
+    H: int,
+    out: Array,
+    lse: Array,
+    cos: Array,
+    sin: Array,
+    scale: float,
+    window: int,
+    causal: bool,
+    drop: np.uint32,
+    keep: float,
+    k0: np.uint32,
+    k1: np.uint32,
+) -> Array:
     """dq, dk, dv, packed. With P the weights, M the dropout factors, S the scaled scores:
 
     dV = (P∘M)ᵀ g;  dP = M ∘ (g Vᵀ);  dS = P ∘ (dP − rowsum(P ∘ dP));  dQ = scale dS K,
@@ -233,8 +266,9 @@ def attention_backward(g: Array, packed: Array, H: int, out: Array, lse: Array, 
 # --------------------------------------------------------------------------- loss, embedding
 
 
-def cross_entropy(logits: Array, targets: Array, ignore_index: int, smoothing: float,
-                  weight: float) -> Array:
+def cross_entropy(
+    logits: Array, targets: Array, ignore_index: int, smoothing: float, weight: float
+) -> Array:
     """Turn logits (N, V) into their gradient in place and return the losses (N,).
 
     With p = softmax(z) and the target distribution t = (1−s) onehot + s/V: loss = −Σ t log p and
@@ -255,8 +289,15 @@ def cross_entropy(logits: Array, targets: Array, ignore_index: int, smoothing: f
     return np.where(used, loss, 0).astype(logits.dtype)
 
 
-def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: int, scale: float,
-                         wanted: bool, k: Any = HERE) -> tuple[float, Array, Array]:
+def linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    ignore_index: int,
+    scale: float,
+    wanted: bool,
+    k: Any = HERE,
+) -> tuple[float, Array, Array]:
     """Σ of the losses of the logits z = x Wᵀ, and with `wanted` their gradients times `scale`:
     dx = dz W and dW = dzᵀ x. x (N, D), W (V, D). The logits are made a block of rows at a time."""
     (N, _), V = x.shape, len(weight)
@@ -265,12 +306,15 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: 
     # reading and writing all of it.
     block = max(256, min(N, 2**20 // (V * x.itemsize) // 64 * 64))
     for n in range(0, N, block):
-        part = x[n:n + block]
+        part = x[n : n + block]
         logits = k.linear(part, weight, None)  # (block, V)
-        total += float(k.cross_entropy(logits, targets[n:n + block], ignore_index, 0.0,
-                                       x.dtype.type(scale)).sum(dtype=np.float64))
+        total += float(
+            k.cross_entropy(
+                logits, targets[n : n + block], ignore_index, 0.0, x.dtype.type(scale)
+            ).sum(dtype=np.float64)
+        )
         if wanted:
-            dx[n:n + block] = k.linear_dx(logits, weight)
+            dx[n : n + block] = k.linear_dx(logits, weight)
             dw += logits.T @ part
     return total, dx, dw
 
@@ -302,8 +346,9 @@ def _norm(x: Array, norm: Norm, k: Any) -> tuple[Array, Array, Array]:
     return y, np.zeros_like(r), r
 
 
-def _enter_backward(maps: list[tuple[Array, Map]], g: Array, x: Array, norm: Norm, mean: Array,
-                    r: Array, k: Any) -> tuple[Array, ...]:
+def _enter_backward(
+    maps: list[tuple[Array, Map]], g: Array, x: Array, norm: Norm, mean: Array, r: Array, k: Any
+) -> tuple[Array, ...]:
     """Backward of linear(norm(x)), for every map with the gradient dy of its result: dx = g + what
     comes through norm and maps, d of the norm's weight and bias, and dW and db of each map."""
     h, dh = _norm(x, norm, k)[0], sum(k.linear_dx(dy, weight) for dy, (weight, _) in maps)
@@ -322,17 +367,26 @@ def _leave(a: Array, linear: Map, x: Array, drop: tuple[Any, ...], k: Any) -> Ar
     return np.asarray(k.dropout_add(x.reshape(-1), y.reshape(-1), *drop)).reshape(x.shape)
 
 
-def _leave_backward(g: Array, a: Array, linear: Map, drop: tuple[Any, ...],
-                    k: Any) -> tuple[Array, Array, Array]:
+def _leave_backward(
+    g: Array, a: Array, linear: Map, drop: tuple[Any, ...], k: Any
+) -> tuple[Array, Array, Array]:
     """da, dW and db; x gets g as it is."""
     if drop[0]:
         g = k.dropout(g.reshape(-1), *drop).reshape(g.shape)
     return k.linear_dx(g, linear[0]), g.T @ a, g.sum(axis=0)
 
 
-def attention_sublayer(x: Array, norm: Norm, qkv: Map, out: Map, heads: tuple[int, ...], H: int,
-                       attend: tuple[Any, ...], drop: tuple[Any, ...],
-                       k: Any = HERE) -> tuple[Array, ...]:
+def attention_sublayer(
+    x: Array,
+    norm: Norm,
+    qkv: Map,
+    out: Map,
+    heads: tuple[int, ...],
+    H: int,
+    attend: tuple[Any, ...],
+    drop: tuple[Any, ...],
+    k: Any = HERE,
+) -> tuple[Array, ...]:
     """x + dropout(out(attention(qkv(norm(x))))), x (N, D), with N = B T; then what the backward
     keeps. `heads` is the shape (B, T, H + 2 K, d) of q|k|v, `attend` what attention takes after H.
     """
@@ -342,9 +396,18 @@ def attention_sublayer(x: Array, norm: Norm, qkv: Map, out: Map, heads: tuple[in
     return _leave(a.reshape(len(x), -1), out, x, drop, k), mean, r, packed, a, lse
 
 
-def attention_sublayer_backward(g: Array, x: Array, norm: Norm, qkv: Map, out: Map,
-                                kept: Sequence[Array], H: int, attend: tuple[Any, ...],
-                                drop: tuple[Any, ...], k: Any = HERE) -> tuple[Array, ...]:
+def attention_sublayer_backward(
+    g: Array,
+    x: Array,
+    norm: Norm,
+    qkv: Map,
+    out: Map,
+    kept: Sequence[Array],
+    H: int,
+    attend: tuple[Any, ...],
+    drop: tuple[Any, ...],
+    k: Any = HERE,
+) -> tuple[Array, ...]:
     """dx, then d of the norm's weight and bias, and of weight and bias of qkv and out."""
     mean, r, packed, a, lse = kept
     da, *dout = _leave_backward(g, a.reshape(len(x), -1), out, drop, k)
@@ -353,8 +416,16 @@ def attention_sublayer_backward(g: Array, x: Array, norm: Norm, qkv: Map, out: M
     return *_enter_backward(maps, g, x, norm, mean, r, k), *dout
 
 
-def feed_forward_sublayer(x: Array, norm: Norm, gate: Map | None, up: Map, down: Map, tanh: bool,
-                          drop: tuple[Any, ...], k: Any = HERE) -> tuple[Any, ...]:
+def feed_forward_sublayer(
+    x: Array,
+    norm: Norm,
+    gate: Map | None,
+    up: Map,
+    down: Map,
+    tanh: bool,
+    drop: tuple[Any, ...],
+    k: Any = HERE,
+) -> tuple[Any, ...]:
     """x + dropout(down(f(up(norm(x))))), x (N, D), f = gelu; or with a gate f(z) = silu(gate(…)) z.
 
     Then what the backward keeps: means, factors, and what went into f: the gate's part, and up's.
@@ -369,10 +440,18 @@ def _activate(a: Array | None, b: Array, tanh: bool, k: Any) -> Array:
     return np.asarray(c).reshape(b.shape)
 
 
-def feed_forward_sublayer_backward(g: Array, x: Array, norm: Norm, gate: Map | None, up: Map,
-                                   down: Map, kept: Sequence[Any], tanh: bool,
-                                   drop: tuple[Any, ...],
-                                   k: Any = HERE) -> tuple[Array | None, ...]:
+def feed_forward_sublayer_backward(
+    g: Array,
+    x: Array,
+    norm: Norm,
+    gate: Map | None,
+    up: Map,
+    down: Map,
+    kept: Sequence[Any],
+    tanh: bool,
+    drop: tuple[Any, ...],
+    k: Any = HERE,
+) -> tuple[Array | None, ...]:
     """dx, then d of the norm's weight and bias, and of weight and bias of gate, up and down."""
     mean, r, a, b = kept
     dc, *ddown = _leave_backward(g, _activate(a, b, tanh, k), down, drop, k)
@@ -388,8 +467,19 @@ def feed_forward_sublayer_backward(g: Array, x: Array, norm: Norm, gate: Map | N
 # ---------------------------------------------------------------------------------- optimiser
 
 
-def adamw(p: Array, g: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float,
-          eps: float, decay: float, step: int, scale: float) -> None:
+def adamw(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    step: int,
+    scale: float,
+) -> None:
     """AdamW (Loshchilov & Hutter 2019) in place on flat arrays; `scale` multiplies g (clipping)."""
     dt = p.dtype.type
     g = g * dt(scale)

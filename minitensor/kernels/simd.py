@@ -40,8 +40,9 @@ class Vector(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector):
-        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(),
-                                                     LANES))
+        super().__init__(
+            dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(), LANES)
+        )
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
@@ -50,8 +51,9 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
 
 
 def _splat(builder: Any, x: Any) -> Any:
-    one = builder.insert_element(ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined), x,
-                                 ir.Constant(ir.IntType(32), 0))
+    one = builder.insert_element(
+        ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined), x, ir.Constant(ir.IntType(32), 0)
+    )
     return _shuffle(builder, one, one, [0] * LANES)
 
 
@@ -62,26 +64,29 @@ def _number(type_: Any, value: float) -> Any:
 def _pointer(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
     data = context.make_array(array)(context, builder, value).data
     element = context.data_model_manager.lookup(array.dtype).get_value_type()
-    return builder.bitcast(builder.gep(data, [index]),
-                           ir.VectorType(element, LANES).as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), ir.VectorType(element, LANES).as_pointer())
 
 
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """The LANES elements of a flat array from `index` on."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
     return Vector(array.dtype)(array, types.intp), codegen
 
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write a vector to the LANES elements of a flat array from `index` on."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
+
     return types.void(array, types.intp, vector), codegen
 
 
@@ -94,68 +99,89 @@ def _first(builder: Any, count: Any) -> Any:
 
 def _masked(builder: Any, what: str, returns: Any, arguments: list[Any]) -> Any:
     """Call llvm.masked.load or .store: lanes outside of the mask do not touch the memory."""
-    vector = next(a.type for a in arguments if isinstance(a.type, ir.VectorType)
-                  and not isinstance(a.type.element, ir.IntType))
+    vector = next(
+        a.type
+        for a in arguments
+        if isinstance(a.type, ir.VectorType) and not isinstance(a.type.element, ir.IntType)
+    )
     kind = {"float": "f32", "double": "f64"}[str(vector.element)]
     name = f"llvm.masked.{what}.v{LANES}{kind}.p0v{LANES}{kind}"
     function = builder.module.globals.get(name) or ir.Function(
-        builder.module, ir.FunctionType(returns, [a.type for a in arguments]), name)
+        builder.module, ir.FunctionType(returns, [a.type for a in arguments]), name
+    )
     return builder.call(function, arguments)
 
 
 @intrinsic
 def load_part(typingctx: Any, array: Any, index: Any, count: Any, rest: Any) -> Any:
     """`load` of the first `count` lanes; the others are `rest`, whatever is in memory there."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         vector, align = pointer.type.pointee, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        return _masked(builder, "load", vector, [
-            pointer, align, _first(builder, args[2]), _splat(builder, args[3])])
+        return _masked(
+            builder,
+            "load",
+            vector,
+            [pointer, align, _first(builder, args[2]), _splat(builder, args[3])],
+        )
+
     return Vector(array.dtype)(array, types.intp, types.intp, array.dtype), codegen
 
 
 @intrinsic
 def store_part(typingctx: Any, array: Any, index: Any, vector: Any, count: Any) -> Any:
     """`store` of the first `count` lanes only."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        _masked(builder, "store", ir.VoidType(), [
-            args[2], pointer, align, _first(builder, args[3])])
+        _masked(
+            builder, "store", ir.VoidType(), [args[2], pointer, align, _first(builder, args[3])]
+        )
         return context.get_dummy_value()
+
     return types.void(array, types.intp, vector, types.intp), codegen
 
 
 @intrinsic
 def swap_pairs(typingctx: Any, x: Any) -> Any:
     """Lanes 1, 0, 3, 2, …"""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         return _shuffle(builder, args[0], args[0], [n ^ 1 for n in range(LANES)])
+
     return x(x), codegen
 
 
 @intrinsic
 def interleave(typingctx: Any, x: Any) -> Any:
     """Lanes 0, h, 1, h + 1, …, where h = LANES / 2: the halves of x in turns."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         lanes = [n // 2 + n % 2 * (LANES // 2) for n in range(LANES)]
         return _shuffle(builder, args[0], args[0], lanes)
+
     return x(x), codegen
 
 
 @intrinsic
 def sum_pairs(typingctx: Any, a: Any, b: Any) -> Any:
     """Lanes 0 + 1, 2 + 3, … of a, and then of b."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-        even, odd = (_shuffle(builder, args[0], args[1], [2 * n + m for n in range(LANES)])
-                     for m in (0, 1))
+        even, odd = (
+            _shuffle(builder, args[0], args[1], [2 * n + m for n in range(LANES)]) for m in (0, 1)
+        )
         return builder.fadd(even, odd)
+
     return a(a, b), codegen
 
 
 @intrinsic
 def splat_pair(typingctx: Any, array: Any, index: Any) -> Any:
     """array[index], array[index + 1] in turns in all lanes."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         vector = _pointer(context, builder, sig.args[0], *args)
         two = ir.VectorType(vector.type.pointee.element, 2)
@@ -163,6 +189,7 @@ def splat_pair(typingctx: Any, array: Any, index: Any) -> Any:
         pair = builder.load(pointer, align=array.dtype.bitwidth // 8)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [n % 2 for n in range(LANES)])
         return builder.shuffle_vector(pair, pair, lanes)
+
     return Vector(array.dtype)(array, index), codegen
 
 
@@ -173,6 +200,7 @@ def transpose(typingctx: Any, a: Any, i: Any, step: Any, b: Any, j: Any, across:
     In log2(LANES) rounds the off-diagonal halves of 2 x 2 blocks change places, blocks of 1, 2, 4,
     … at a time: all in registers, where element by element would cost a store for each.
     """
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         def pointer(array: int, start: Any, stride: Any, n: int) -> Any:
             offset = builder.add(start, builder.mul(stride, ir.Constant(stride.type, n)))
@@ -182,8 +210,10 @@ def transpose(typingctx: Any, a: Any, i: Any, step: Any, b: Any, j: Any, across:
         rows = [builder.load(pointer(0, args[1], args[2], n), align=align) for n in range(LANES)]
         size = 1
         while size < LANES:
-            low, high = ([c + (c & size and LANES - size) for c in range(LANES)],
-                         [c + (LANES if c & size else size) for c in range(LANES)])
+            low, high = (
+                [c + (c & size and LANES - size) for c in range(LANES)],
+                [c + (LANES if c & size else size) for c in range(LANES)],
+            )
             for n in (n for n in range(LANES) if not n & size):
                 pair = rows[n], rows[n + size]
                 rows[n], rows[n + size] = (_shuffle(builder, *pair, m) for m in (low, high))
@@ -191,6 +221,7 @@ def transpose(typingctx: Any, a: Any, i: Any, step: Any, b: Any, j: Any, across:
         for k in range(LANES):
             builder.store(rows[k], pointer(3, args[4], args[5], k), align=align)
         return context.get_dummy_value()
+
     index = types.intp
     return types.void(a, index, index, b, index, index), codegen
 
@@ -198,30 +229,36 @@ def transpose(typingctx: Any, a: Any, i: Any, step: Any, b: Any, j: Any, across:
 @intrinsic
 def splat(typingctx: Any, x: Any) -> Any:
     """The number `x` in every lane."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         return _splat(builder, args[0])
+
     return Vector(x)(x), codegen
 
 
 @intrinsic
 def iota(typingctx: Any, start: Any) -> Any:
     """start, start + 1, … (uint32)."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         i32 = ir.IntType(32)
         steps = ir.Constant(ir.VectorType(i32, LANES), [ir.Constant(i32, n) for n in range(LANES)])
         return builder.add(_splat(builder, args[0]), steps)
+
     return Vector(types.uint32)(types.uint32), codegen
 
 
 @intrinsic
 def pick(typingctx: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """Lane by lane: x where a >= b, else y."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         if isinstance(a.dtype, types.Float):
             test = builder.fcmp_ordered(">=", args[0], args[1])
         else:
             test = builder.icmp_unsigned(">=", args[0], args[1])
         return builder.select(test, args[2], args[3])
+
     return x(a, b, x, y), codegen
 
 
@@ -239,6 +276,7 @@ def _by_lane(builder: Any, name: str, x: Any) -> Any:
 @intrinsic
 def exp2_negative(typingctx: Any, x: Any) -> Any:
     """2**x for x ≤ 0, lane by lane; 0 from −127 down in float32, where NaN stays NaN."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         kind, element = args[0].type, args[0].type.element
         if x.dtype != types.float32:  # float64 is there for proofs, so libm will do
@@ -250,24 +288,28 @@ def exp2_negative(typingctx: Any, x: Any) -> Any:
         # cancelling what is added and taken off.
         magic, name = _number(element, 1.5 * 2**23), f"llvm.arithmetic.fence.v{LANES}f32"
         fence = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(kind, [kind]), name)
+            builder.module, ir.FunctionType(kind, [kind]), name
+        )
         shifted = builder.call(fence, [builder.fadd(v, magic)])
         n = builder.call(fence, [builder.fsub(shifted, magic)])
         r = builder.fsub(v, n)  # |r| ≤ 1/2, exactly
         p = _number(element, EXP2[-1])
         for c in reversed(EXP2[:-1]):
-            p = builder.fadd(builder.fmul(p, r, flags=CONTRACT), _number(element, c),
-                             flags=CONTRACT)
+            p = builder.fadd(
+                builder.fmul(p, r, flags=CONTRACT), _number(element, c), flags=CONTRACT
+            )
         # Times 2**n: n is added to the exponent's bits. At −127 that makes 1.0 a plain 0.
         i32 = ir.VectorType(ir.IntType(32), LANES)
         shift = builder.shl(builder.bitcast(shifted, i32), _number(ir.IntType(32), 23))
         return builder.bitcast(builder.add(builder.bitcast(p, i32), shift), kind)
+
     return x(x), codegen
 
 
 @intrinsic
 def log2(typingctx: Any, x: Any) -> Any:
     """The binary logarithm, lane by lane, of positive numbers that are not denormal."""
+
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         kind, element = args[0].type, args[0].type.element
         if x.dtype != types.float32:
@@ -275,21 +317,25 @@ def log2(typingctx: Any, x: Any) -> Any:
         # x = 2**n f with f from √½ to √2; log₂ f = 2/ln 2 · artanh((f − 1) / (f + 1)), a series.
         i32 = ir.VectorType(ir.IntType(32), LANES)
         bits, one = builder.bitcast(args[0], i32), _number(element, 1.0)
-        n = builder.ashr(builder.sub(bits, _number(ir.IntType(32), 0x3F3504F3)),
-                         _number(ir.IntType(32), 23))
+        n = builder.ashr(
+            builder.sub(bits, _number(ir.IntType(32), 0x3F3504F3)), _number(ir.IntType(32), 23)
+        )
         f = builder.bitcast(builder.sub(bits, builder.shl(n, _number(ir.IntType(32), 23))), kind)
         s = builder.fdiv(builder.fsub(f, one), builder.fadd(f, one))
         z, p = builder.fmul(s, s), _number(element, 2 * LOG2E / 7)
         for k in (5, 3, 1):
-            p = builder.fadd(builder.fmul(p, z, flags=CONTRACT), _number(element, 2 * LOG2E / k),
-                             flags=CONTRACT)
+            p = builder.fadd(
+                builder.fmul(p, z, flags=CONTRACT), _number(element, 2 * LOG2E / k), flags=CONTRACT
+            )
         y = builder.fadd(builder.sitofp(n, kind), builder.fmul(p, s))
         return builder.select(builder.fcmp_unordered("uno", args[0], args[0]), args[0], y)
+
     return x(x), codegen
 
 
 def _binary(python_operator: Callable[..., Any], float_op: str, int_op: str) -> None:
     """Make an operator work lane by lane; a number on the right goes to every lane."""
+
     @intrinsic
     def apply(typingctx: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
@@ -297,6 +343,7 @@ def _binary(python_operator: Callable[..., Any], float_op: str, int_op: str) -> 
             if isinstance(a.dtype, types.Float):
                 return getattr(builder, float_op)(args[0], right, flags=CONTRACT)
             return getattr(builder, int_op)(args[0], right)
+
         return a(a, b if isinstance(b, Vector) else a.dtype), codegen
 
     @overload(python_operator)
@@ -332,7 +379,7 @@ def aligned(size, like):  # type: ignore[no-untyped-def]
     """Flat scratch that begins at a cache line, so that no vector of it lies in two of them."""
     x = np.empty(size + 64, like.dtype)
     skip = -x.ctypes.data % 64 // x.itemsize
-    return x[skip:skip + size]
+    return x[skip : skip + size]
 
 
 @inline

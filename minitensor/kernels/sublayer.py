@@ -113,7 +113,8 @@ def norm_backward(dh, g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift
         b = x.dtype.type(t / D)
         for d in range(D):
             dx[n + m, d] = g[n + m, d] + rm * (
-                dh[m, d] * scale[d] - a - (x[n + m, d] - mu) * rm * b)
+                dh[m, d] * scale[d] - a - (x[n + m, d] - mu) * rm * b
+            )
         for d in range(D):
             dscale[d] += dh[m, d] * ((x[n + m, d] - mu) * rm)
             dshift[d] += dh[m, d]
@@ -136,7 +137,7 @@ def add_rows(g, n, rows, width, total):
     """total += the sum of the rows of g from n on, where it is wanted: a bias's gradient."""
     if total.size:
         for m in range(n, n + rows):
-            row = g[m * width:(m + 1) * width]
+            row = g[m * width : (m + 1) * width]
             for d in range(width):
                 total[d] += row[d]
 
@@ -145,8 +146,32 @@ def add_rows(g, n, rows, width, total):
 
 
 @jit
-def _attention(x, scale, shift, centred, eps, qkv, qkv_bias, out, out_bias, heads, H, cos, sin,
-               factor, window, causal, p, kept, k0, k1, drop, keep, o0, o1):
+def _attention(
+    x,
+    scale,
+    shift,
+    centred,
+    eps,
+    qkv,
+    qkv_bias,
+    out,
+    out_bias,
+    heads,
+    H,
+    cos,
+    sin,
+    factor,
+    window,
+    causal,
+    p,
+    kept,
+    k0,
+    k1,
+    drop,
+    keep,
+    o0,
+    o1,
+):
     (N, D), W = x.shape, len(qkv)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     panels, begin, shift = packed(qkv, True), padded(qkv_bias, W, x), padded(shift, D, x)
@@ -173,9 +198,36 @@ def _attention(x, scale, shift, centred, eps, qkv, qkv_bias, out, out_bias, head
 
 
 @jit
-def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, lse, H, cos, sin,
-                        factor, window, causal, p, kept, k0, k1, drop, keep, o0, o1, qkv_biased,
-                        out_biased):
+def _attention_backward(
+    g,
+    x,
+    scale,
+    shift,
+    centred,
+    qkv,
+    out,
+    mean,
+    r,
+    y,
+    a,
+    lse,
+    H,
+    cos,
+    sin,
+    factor,
+    window,
+    causal,
+    p,
+    kept,
+    k0,
+    k1,
+    drop,
+    keep,
+    o0,
+    o1,
+    qkv_biased,
+    out_biased,
+):
     (N, D), W, F = x.shape, len(qkv), out.shape[1]
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dqkv, dqkv_bias = aligned(W * D, x), np.zeros(W if qkv_biased else 0, x.dtype)
@@ -197,8 +249,9 @@ def _attention_backward(g, x, scale, shift, centred, qkv, out, mean, r, y, a, ls
         multiply_turned(back, i, D, rows, panels, nothing, dout, F, n > 0)
         add_rows(back, n, rows, D, dout_bias)
         n += rows
-    dy = backward(da.reshape(a.shape), y, H, a, lse, cos, sin, factor, window, causal, p, kept, k0,
-                  k1).reshape(-1)
+    dy = backward(
+        da.reshape(a.shape), y, H, a, lse, cos, sin, factor, window, causal, p, kept, k0, k1
+    ).reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
@@ -246,8 +299,24 @@ def activate_backward(a, b, tanh, c, da, db):
 
 
 @jit
-def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, down, down_bias,
-                  tanh, drop, keep, k0, k1):
+def _feed_forward(
+    x,
+    scale,
+    shift,
+    centred,
+    eps,
+    gate,
+    gate_bias,
+    up,
+    up_bias,
+    down,
+    down_bias,
+    tanh,
+    drop,
+    keep,
+    k0,
+    k1,
+):
     (N, D), F = x.shape, len(up)
     shift = padded(shift, D, x)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
@@ -272,8 +341,28 @@ def _feed_forward(x, scale, shift, centred, eps, gate, gate_bias, up, up_bias, d
 
 
 @jit
-def _feed_forward_backward(g, x, scale, shift, centred, gate, up, down, mean, r, a, b, tanh, drop,
-                           keep, k0, k1, gate_biased, up_biased, down_biased):
+def _feed_forward_backward(
+    g,
+    x,
+    scale,
+    shift,
+    centred,
+    gate,
+    up,
+    down,
+    mean,
+    r,
+    a,
+    b,
+    tanh,
+    drop,
+    keep,
+    k0,
+    k1,
+    gate_biased,
+    up_biased,
+    down_biased,
+):
     (N, D), F = x.shape, len(up)
     shift = padded(shift, D, x)
     dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
@@ -309,8 +398,17 @@ def _feed_forward_backward(g, x, scale, shift, centred, gate, up, down, mean, r,
         add_rows(db, 0, rows, F, dup_bias)
         add_rows(back, n, rows, D, ddown_bias)
         n += rows
-    return (dx, dscale, dshift, dgate.reshape(gate.shape), dgate_bias, dup.reshape(F, D), dup_bias,
-            ddown.reshape(D, F), ddown_bias)
+    return (
+        dx,
+        dscale,
+        dshift,
+        dgate.reshape(gate.shape),
+        dgate_bias,
+        dup.reshape(F, D),
+        dup_bias,
+        ddown.reshape(D, F),
+        ddown_bias,
+    )
 
 
 # -------------------------------------------------------------------------------------- the loss
@@ -326,8 +424,8 @@ def _linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted):
     while n < N:
         rows = height(n, N)
         multiply(x, n * D, D, rows, turned, D, nothing, z, 0, V, V, False)
-        logits = z[:rows * V].reshape(rows, V)
-        for loss in entropy(logits, targets[n:n + rows], ignore_index, 0.0, scale):
+        logits = z[: rows * V].reshape(rows, V)
+        for loss in entropy(logits, targets[n : n + rows], ignore_index, 0.0, scale):
             total += loss
         if wanted:
             multiply(z, 0, V, rows, panels, V, nothing, dx, n * D, D, D, False)
@@ -361,61 +459,142 @@ def vector(bias: Array | None) -> Array:
     return NONE if bias is None else bias
 
 
-def attention_sublayer(x: Array, norm: reference.Norm, qkv: reference.Map, out: reference.Map,
-                       heads: tuple[int, ...], H: int, attend: tuple[Any, ...],
-                       drop: tuple[Any, ...]) -> tuple[Array, ...]:
+def attention_sublayer(
+    x: Array,
+    norm: reference.Norm,
+    qkv: reference.Map,
+    out: reference.Map,
+    heads: tuple[int, ...],
+    H: int,
+    attend: tuple[Any, ...],
+    drop: tuple[Any, ...],
+) -> tuple[Array, ...]:
     if not suits(x, qkv[0], out[0]):
         return reference.attention_sublayer(x, norm, qkv, out, heads, H, attend, drop, kernels)
     scale, shift, centred, eps = norm
     return _attention(  # type: ignore[no-any-return]
-        x, scale, vector(shift), centred, eps, qkv[0], vector(qkv[1]), out[0], vector(out[1]),
-        heads, H, *attend, *drop)
+        x,
+        scale,
+        vector(shift),
+        centred,
+        eps,
+        qkv[0],
+        vector(qkv[1]),
+        out[0],
+        vector(out[1]),
+        heads,
+        H,
+        *attend,
+        *drop,
+    )
 
 
-def attention_sublayer_backward(g: Array, x: Array, norm: reference.Norm, qkv: reference.Map,
-                                out: reference.Map, kept: Sequence[Array], H: int,
-                                attend: tuple[Any, ...],
-                                drop: tuple[Any, ...]) -> tuple[Array, ...]:
+def attention_sublayer_backward(
+    g: Array,
+    x: Array,
+    norm: reference.Norm,
+    qkv: reference.Map,
+    out: reference.Map,
+    kept: Sequence[Array],
+    H: int,
+    attend: tuple[Any, ...],
+    drop: tuple[Any, ...],
+) -> tuple[Array, ...]:
     if not suits(x, qkv[0], out[0]):
-        return reference.attention_sublayer_backward(g, x, norm, qkv, out, kept, H, attend, drop,
-                                                     kernels)
+        return reference.attention_sublayer_backward(
+            g, x, norm, qkv, out, kept, H, attend, drop, kernels
+        )
     scale, shift, centred, _ = norm
     return _attention_backward(  # type: ignore[no-any-return]
-        g, x, scale, vector(shift), centred, qkv[0], out[0], *kept, H, *attend, *drop,
-        qkv[1] is not None, out[1] is not None)
+        g,
+        x,
+        scale,
+        vector(shift),
+        centred,
+        qkv[0],
+        out[0],
+        *kept,
+        H,
+        *attend,
+        *drop,
+        qkv[1] is not None,
+        out[1] is not None,
+    )
 
 
-def feed_forward_sublayer(x: Array, norm: reference.Norm, gate: reference.Map | None,
-                          up: reference.Map, down: reference.Map, tanh: bool,
-                          drop: tuple[Any, ...]) -> tuple[Any, ...]:
+def feed_forward_sublayer(
+    x: Array,
+    norm: reference.Norm,
+    gate: reference.Map | None,
+    up: reference.Map,
+    down: reference.Map,
+    tanh: bool,
+    drop: tuple[Any, ...],
+) -> tuple[Any, ...]:
     if not suits(x, up[0], down[0], *(gate or ())[:1]):
         return reference.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop, kernels)
     scale, shift, centred, eps = norm
     gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward(  # type: ignore[no-any-return]
-        x, scale, vector(shift), centred, eps, gate_weight, vector(gate_bias), up[0],
-        vector(up[1]), down[0], vector(down[1]), tanh, *drop)
+        x,
+        scale,
+        vector(shift),
+        centred,
+        eps,
+        gate_weight,
+        vector(gate_bias),
+        up[0],
+        vector(up[1]),
+        down[0],
+        vector(down[1]),
+        tanh,
+        *drop,
+    )
 
 
-def feed_forward_sublayer_backward(g: Array, x: Array, norm: reference.Norm,
-                                   gate: reference.Map | None, up: reference.Map,
-                                   down: reference.Map, kept: Sequence[Any], tanh: bool,
-                                   drop: tuple[Any, ...]) -> tuple[Array | None, ...]:
+def feed_forward_sublayer_backward(
+    g: Array,
+    x: Array,
+    norm: reference.Norm,
+    gate: reference.Map | None,
+    up: reference.Map,
+    down: reference.Map,
+    kept: Sequence[Any],
+    tanh: bool,
+    drop: tuple[Any, ...],
+) -> tuple[Array | None, ...]:
     if not suits(x, up[0], down[0], *(gate or ())[:1]):
-        return reference.feed_forward_sublayer_backward(g, x, norm, gate, up, down, kept, tanh,
-                                                        drop, kernels)
+        return reference.feed_forward_sublayer_backward(
+            g, x, norm, gate, up, down, kept, tanh, drop, kernels
+        )
     scale, shift, centred, _ = norm
     gate_weight, gate_bias = gate or (NO_WEIGHT, None)
     return _feed_forward_backward(  # type: ignore[no-any-return]
-        g, x, scale, vector(shift), centred, gate_weight, up[0], down[0], *kept, tanh, *drop,
-        gate_bias is not None, up[1] is not None, down[1] is not None)
+        g,
+        x,
+        scale,
+        vector(shift),
+        centred,
+        gate_weight,
+        up[0],
+        down[0],
+        *kept,
+        tanh,
+        *drop,
+        gate_bias is not None,
+        up[1] is not None,
+        down[1] is not None,
+    )
 
 
-def linear_cross_entropy(x: Array, weight: Array, targets: Array, ignore_index: int, scale: float,
-                         wanted: bool) -> tuple[float, Array, Array]:
+def linear_cross_entropy(
+    x: Array, weight: Array, targets: Array, ignore_index: int, scale: float, wanted: bool
+) -> tuple[float, Array, Array]:
     if not suits(x, weight):
-        return reference.linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted,
-                                              kernels)
-    total, dx, dw = _linear_cross_entropy(x, weight, targets, ignore_index, x.dtype.type(scale),
-                                          wanted)
+        return reference.linear_cross_entropy(
+            x, weight, targets, ignore_index, scale, wanted, kernels
+        )
+    total, dx, dw = _linear_cross_entropy(
+        x, weight, targets, ignore_index, x.dtype.type(scale), wanted
+    )
     return total, dx.reshape(x.shape) if wanted else dx, dw.reshape(weight.shape) if wanted else dw

@@ -63,6 +63,7 @@ from minitensor.ops.transformer import (
     swiglu,
 )
 
+# fmt: off
 __all__ = [
     "abs", "add", "argmax", "astype", "attention", "attention_sublayer",
     "binary_cross_entropy_with_logits", "clip", "concat", "cos", "cross_entropy", "div", "dropout",
@@ -73,3 +74,4 @@ __all__ = [
     "sigmoid", "silu", "sin", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "std",
     "sub", "sum", "swapaxes", "swiglu", "tanh", "transpose", "tril", "unsqueeze", "var", "where",
 ]
+# fmt: on

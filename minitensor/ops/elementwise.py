@@ -25,8 +25,9 @@ from minitensor.tensor import op
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-def draw(rng: np.random.Generator, *shapes: tuple[int, ...], low: float = -2.0,
-         high: float = 2.0) -> tuple[Array, ...]:
+def draw(
+    rng: np.random.Generator, *shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0
+) -> tuple[Array, ...]:
     """One float64 array per shape, uniform in [low, high)."""
     return tuple(np.asarray(rng.uniform(low, high, shape)) for shape in shapes)
 
@@ -35,6 +36,7 @@ def _unary(low: float = -2.0, high: float = 2.0) -> Callable[[np.random.Generato
     def cases(rng: np.random.Generator) -> Cases:
         for shape in (3, 4), (), (0, 2), (2, 1, 3):
             yield draw(rng, shape, low=low, high=high), {}
+
     return cases
 
 
@@ -46,11 +48,17 @@ def _off_zero(rng: np.random.Generator) -> Cases:
 
 def _binary(low: float = -2.0, high: float = 2.0) -> Callable[[np.random.Generator], Cases]:
     def cases(rng: np.random.Generator) -> Cases:
-        for shapes in (((3, 4), (3, 4)), ((3, 4), (4,)), ((), (2, 3)), ((2, 1, 3), (4, 1)),
-                       ((0, 3), (1, 3))):
+        for shapes in (
+            ((3, 4), (3, 4)),
+            ((3, 4), (4,)),
+            ((), (2, 3)),
+            ((2, 1, 3), (4, 1)),
+            ((0, 3), (1, 3)),
+        ):
             yield draw(rng, *shapes, low=low, high=high), {}
         yield (*draw(rng, (2, 3), low=low, high=high), 1.5), {}
         yield (1.5, *draw(rng, (2, 3), low=low, high=high)), {}
+
     return cases
 
 
@@ -90,8 +98,7 @@ def mul(a: Array, b: Array) -> Any:
 
 @op(cases=_binary(0.5, 2.0))
 def div(a: Array, b: Array) -> Any:
-    """a / b. d(a/b) = da / b - (a/b) db / b, so a gets g / b and b gets -g * y / b with y = a / b.
-    """
+    """a / b. d(a/b) = da / b - (a/b) db / b; with y = a / b, a gets g / b and b gets -g y / b."""
     a, b = _pair(a, b)
     y = a / b
     return y, (lambda g: g / b, lambda g: -g * y / b)
@@ -179,8 +186,11 @@ def where(condition: Array, a: Array, b: Array) -> Any:
     """
     condition = np.asarray(condition, dtype=bool)
     a, b = _pair(a, b)
-    return np.where(condition, a, b), (None, lambda g: np.where(condition, g, 0),
-                                       lambda g: np.where(condition, 0, g))
+    return np.where(condition, a, b), (
+        None,
+        lambda g: np.where(condition, g, 0),
+        lambda g: np.where(condition, 0, g),
+    )
 
 
 def _distinct(rng: np.random.Generator) -> Cases:
@@ -194,8 +204,10 @@ def _distinct(rng: np.random.Generator) -> Cases:
 
 def _extreme(y: Array, a: Any, b: Any) -> Any:
     """The vjps of maximum and minimum: to the operand that was chosen, half to each in a tie."""
+
     def share(mine: Any, other: Any) -> Callable[[Array], Array]:
         return lambda g: g * np.where(y == mine, np.where(y == other, 0.5, 1), 0).astype(g.dtype)
+
     return y, (share(a, b), share(b, a))
 
 

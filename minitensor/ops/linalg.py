@@ -18,10 +18,22 @@ from minitensor.tensor import Tensor, op
 
 
 def _matmul_cases(rng: np.random.Generator) -> Cases:
-    for shapes in (((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)),
-                   ((2, 4, 3), (3, 2)), ((2, 4, 3), (2, 3, 2)), ((5, 1, 2, 3), (4, 3, 2)),
-                   ((3,), (2, 3, 4)), ((2, 4, 3), (3,)), ((2, 3), (5, 3, 2)), ((2, 0), (0, 3)),
-                   ((0, 2, 3), (3, 2)), ((2, 4, 0), (0, 3)), ((2, 4, 3), (1, 3, 2))):
+    for shapes in (
+        ((2, 3), (3, 4)),
+        ((3,), (3,)),
+        ((3,), (3, 2)),
+        ((2, 3), (3,)),
+        ((2, 4, 3), (3, 2)),
+        ((2, 4, 3), (2, 3, 2)),
+        ((5, 1, 2, 3), (4, 3, 2)),
+        ((3,), (2, 3, 4)),
+        ((2, 4, 3), (3,)),
+        ((2, 3), (5, 3, 2)),
+        ((2, 0), (0, 3)),
+        ((0, 2, 3), (3, 2)),
+        ((2, 4, 0), (0, 3)),
+        ((2, 4, 3), (1, 3, 2)),
+    ):
         yield draw(rng, *shapes), {}
 
 
@@ -61,7 +73,7 @@ def matmul(a: Array, b: Array) -> Any:
     return (out[..., 0] if column else out), (left, right)
 
 
-@op(cases=lambda rng: (iter([(draw(rng, (3,), (4,)), {}), (draw(rng, (0,), (2,)), {})])))
+@op(cases=lambda rng: iter([(draw(rng, (3,), (4,)), {}), (draw(rng, (0,), (2,)), {})]))
 def outer(a: Array, b: Array) -> Any:
     """y[i, j] = a[i] b[j] of two vectors. dY = da bᵀ + a dbᵀ, so a gets G b and b gets Gᵀ a."""
     a, b = _pair(a, b)
@@ -112,12 +124,21 @@ def _spread(term: str, g: Array, letters: str, sizes: dict[str, int]) -> Array:
 
 
 def _einsum_cases(rng: np.random.Generator) -> Cases:
-    for subscripts, *shapes in (("ij,jk->ik", (2, 3), (3, 4)), ("ij->ji", (2, 3)), ("ij->", (2, 3)),
-                                ("ij,jk", (2, 3), (3, 2)), ("ii->i", (3, 3)), ("ii", (3, 3)),
-                                ("bhqd,bhkd->bhqk", (2, 2, 3, 2), (2, 2, 4, 2)),
-                                ("i,j,k->kij", (2,), (3,), (2,)), ("ij,kl->k", (2, 2), (3, 2)),
-                                ("...ij,...jk->...ik", (2, 2, 3), (3, 2)), ("iij,j->ji", (2, 2, 3),
-                                (3,)), ("...i,i", (2, 1, 3), (3,)), ("ij,ij->i", (2, 3), (1, 3))):
+    for subscripts, *shapes in (
+        ("ij,jk->ik", (2, 3), (3, 4)),
+        ("ij->ji", (2, 3)),
+        ("ij->", (2, 3)),
+        ("ij,jk", (2, 3), (3, 2)),
+        ("ii->i", (3, 3)),
+        ("ii", (3, 3)),
+        ("bhqd,bhkd->bhqk", (2, 2, 3, 2), (2, 2, 4, 2)),
+        ("i,j,k->kij", (2,), (3,), (2,)),
+        ("ij,kl->k", (2, 2), (3, 2)),
+        ("...ij,...jk->...ik", (2, 2, 3), (3, 2)),
+        ("iij,j->ji", (2, 2, 3), (3,)),
+        ("...i,i", (2, 1, 3), (3,)),
+        ("ij,ij->i", (2, 3), (1, 3)),
+    ):
         yield draw(rng, *shapes), {"subscripts": subscripts}
 
 
@@ -134,8 +155,12 @@ def _einsum(*operands: Array, subscripts: str) -> Any:
         others = [(t, x) for j, (t, x) in enumerate(zip(terms, operands, strict=True)) if j != i]
         known = right + "".join(t for t, _ in others)
         keep = "".join(c for c in dict.fromkeys(terms[i]) if c in known)
-        g = np.einsum(f"{','.join([right, *(t for t, _ in others)])}->{keep}", g,
-                      *(x for _, x in others), optimize=bool(others))
+        g = np.einsum(
+            f"{','.join([right, *(t for t, _ in others)])}->{keep}",
+            g,
+            *(x for _, x in others),
+            optimize=bool(others),
+        )
         return _spread(terms[i], g, keep, sizes)
 
     return y, tuple(lambda g, i=i: vjp(g, i) for i in range(len(operands)))
@@ -180,8 +205,10 @@ def pinv(E: Array) -> Any:
     gram = X.T @ X
     rank = int(np.linalg.matrix_rank(gram, hermitian=True)) if X.size else 0
     if rank < E.shape[1]:
-        raise ValueError(f"the {E.shape[1]} columns are not independent (rank {rank}), so the "
-                         "pseudo-inverse has no derivative")
+        raise ValueError(
+            f"the {E.shape[1]} columns are not independent (rank {rank}), so the "
+            "pseudo-inverse has no derivative"
+        )
     S = np.linalg.inv(gram)
     P = S @ X.T  # of X; that of E has its rows multiplied by `unit`
 

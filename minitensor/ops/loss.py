@@ -24,13 +24,15 @@ def _weight(reduction: str, n: int) -> float:
 
 def _same_shape(x: Array, target: Array) -> None:
     if x.shape != np.shape(target):
-        raise ValueError("prediction and target must have the same shape, or a column and a row "
-                         "would silently make a matrix; reshape one of them")
+        raise ValueError(
+            "prediction and target must have the same shape, or a column and a row "
+            "would silently make a matrix; reshape one of them"
+        )
 
 
 def _cases(rng: np.random.Generator) -> Cases:
     for reduction in ("mean", "sum", "none"):
-        x, = draw(rng, (3, 4))
+        (x,) = draw(rng, (3, 4))
         yield (x, rng.uniform(0, 1, (3, 4))), {"reduction": reduction}
 
 
@@ -58,4 +60,6 @@ def binary_cross_entropy_with_logits(x: Array, target: Array, reduction: str = "
     target = np.asarray(target, x.dtype)
     y = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))) - target * x
     return y if reduction == "none" else y.sum() * w, (
-        lambda g: g * w * (sigmoid_array(x) - target), lambda g: g * -w * x)
+        lambda g: g * w * (sigmoid_array(x) - target),
+        lambda g: g * -w * x,
+    )

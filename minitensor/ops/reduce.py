@@ -102,7 +102,8 @@ def var(x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> A
     axes = _axes(x, axis)
     v, centred, scale = _variance(x, axes, ddof)
     return (v if keepdims else v.squeeze(axes)), (
-        lambda g: _kept(g, axes, keepdims) * (2 * scale) * centred,)
+        lambda g: _kept(g, axes, keepdims) * (2 * scale) * centred,
+    )
 
 
 @op(cases=_spread_cases)
@@ -115,7 +116,8 @@ def std(x: Array, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> A
     v, centred, scale = _variance(x, axes, ddof)
     s = np.sqrt(v)
     return (s if keepdims else s.squeeze(axes)), (
-        lambda g: _kept(g, axes, keepdims) * scale * centred / np.where(s == 0, 1, s),)
+        lambda g: _kept(g, axes, keepdims) * scale * centred / np.where(s == 0, 1, s),
+    )
 
 
 def _distinct(rng: np.random.Generator) -> Cases:
@@ -126,10 +128,12 @@ def _distinct(rng: np.random.Generator) -> Cases:
 
 def _extreme(x: Array, y: Array, axes: tuple[int, ...], keepdims: bool) -> Any:
     """Backward of max and min; `y` has its axes kept."""
+
     def vjp(g: Array) -> Array:
         chosen = x == y
         ties = np.maximum(chosen.sum(axis=axes, keepdims=True), 1).astype(x.dtype)
         return _kept(g, axes, keepdims) / ties * chosen
+
     return (y if keepdims else y.squeeze(axes)), (vjp,)
 
 
@@ -160,7 +164,8 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     with np.errstate(divide="ignore"):
         y = m + np.log(np.exp(x - m).sum(axis=axes, keepdims=True))
     return (y if keepdims else y.squeeze(axes)), (
-        lambda g: _kept(g, axes, keepdims) * np.exp(x - np.where(np.isfinite(y), y, 0)),)
+        lambda g: _kept(g, axes, keepdims) * np.exp(x - np.where(np.isfinite(y), y, 0)),
+    )
 
 
 def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
@@ -168,5 +173,3 @@ def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     without a gradient. The first of several that tie."""
     array = x._array if isinstance(x, Tensor) else np.asarray(x)
     return Tensor._wrap(np.asarray(array.argmax(axis=axis, keepdims=keepdims)))
-
-

@@ -36,8 +36,11 @@ def reshape(x: Array, shape: int | Sequence[int]) -> Any:
     return x.reshape(shape), (lambda g: g.reshape(x.shape),)
 
 
-@op(cases=lambda rng: ((draw(rng, (2, 3, 4)), {"axes": axes})
-                       for axes in (None, (1, 0, 2), (2, 0, 1), (-1, 0, 1))))
+@op(
+    cases=lambda rng: (
+        (draw(rng, (2, 3, 4)), {"axes": axes}) for axes in (None, (1, 0, 2), (2, 0, 1), (-1, 0, 1))
+    )
+)
 def transpose(x: Array, axes: Sequence[int] | None = None) -> Any:
     """Axes in another order: axis i of the result is axis ``axes[i]`` (all reversed if None).
 
@@ -49,8 +52,11 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> Any:
     return x.transpose(axes), (lambda g: g.transpose(inverse),)
 
 
-@op(cases=lambda rng: ((draw(rng, (2, 3, 4)), {"axis1": a, "axis2": b})
-                       for a, b in ((0, 1), (-1, 0), (1, 1))))
+@op(
+    cases=lambda rng: (
+        (draw(rng, (2, 3, 4)), {"axis1": a, "axis2": b}) for a, b in ((0, 1), (-1, 0), (1, 1))
+    )
+)
 def swapaxes(x: Array, axis1: int, axis2: int) -> Any:
     """Exchange two axes; the gradient has them exchanged again."""
     return x.swapaxes(axis1, axis2), (lambda g: g.swapaxes(axis1, axis2),)
@@ -69,9 +75,15 @@ def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
     return np.expand_dims(x, axis), (lambda g: g.reshape(x.shape),)
 
 
-@op(cases=lambda rng: iter([(draw(rng, (1, 3)), {"shape": (2, 4, 3)}),
-                            (draw(rng, (2, 1)), {"shape": (-1, 3)}),
-                            (draw(rng, ()), {"shape": (2, 0)})]))
+@op(
+    cases=lambda rng: iter(
+        [
+            (draw(rng, (1, 3)), {"shape": (2, 4, 3)}),
+            (draw(rng, (2, 1)), {"shape": (-1, 3)}),
+            (draw(rng, ()), {"shape": (2, 0)}),
+        ]
+    )
+)
 def expand(x: Array, shape: Sequence[int]) -> Any:
     """Repeat along axes of length 1, or new leading ones, up to `shape` (-1 keeps a length).
 
@@ -83,9 +95,15 @@ def expand(x: Array, shape: Sequence[int]) -> Any:
     return np.broadcast_to(x, full), (lambda g: g,)
 
 
-@op(cases=lambda rng: iter([(draw(rng, (2, 3), (1, 3), (0, 3)), {}),
-                            (draw(rng, (2, 3), (2, 1)), {"axis": -1}),
-                            (draw(rng, (2,)), {})]))
+@op(
+    cases=lambda rng: iter(
+        [
+            (draw(rng, (2, 3), (1, 3), (0, 3)), {}),
+            (draw(rng, (2, 3), (2, 1)), {"axis": -1}),
+            (draw(rng, (2,)), {}),
+        ]
+    )
+)
 def concat(*xs: Array, axis: int = 0) -> Any:
     """Tensors (separate arguments or one list) one after the other along an existing axis.
 
@@ -114,29 +132,39 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
     n = x.shape[axis]
     if isinstance(sections, int):
         if sections < 1 or n % sections:
-            raise ValueError(f"split: an axis of length {n} has no {sections} equal parts; give "
-                             "the indices at which to cut")
+            raise ValueError(
+                f"split: an axis of length {n} has no {sections} equal parts; give "
+                "the indices at which to cut"
+            )
         sections = range(n // sections, n, n // sections) if n else [0] * (sections - 1)
     cuts = [0, *sections, n]
     lead = (slice(None),) * (axis % x.ndim)
     return [getitem(x, (*lead, slice(i, j))) for i, j in itertools.pairwise(cuts)]
 
 
-@op(cases=lambda rng: iter([(draw(rng, (2, 3)), {"width": [(1, 0), (2, 1)]}),
-                            (draw(rng, (2, 3)), {"width": 1, "value": 3.0}),
-                            (draw(rng, (3,)), {"width": (0, 2)})]))
+@op(
+    cases=lambda rng: iter(
+        [
+            (draw(rng, (2, 3)), {"width": [(1, 0), (2, 1)]}),
+            (draw(rng, (2, 3)), {"width": 1, "value": 3.0}),
+            (draw(rng, (3,)), {"width": (0, 2)}),
+        ]
+    )
+)
 def pad(x: Array, width: Any, value: float = 0.0) -> Any:
     """`value` around the elements: `width` is a number, a pair (before, after) for every axis, or
     one pair per axis. The gradient of the inside passes; that of the rim falls away.
     """
     pairs = np.broadcast_to(width, (x.ndim, 2)).tolist()
-    inside = tuple(slice(before, before + n)
-                   for (before, _), n in zip(pairs, x.shape, strict=True))
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=True))
     return np.pad(x, pairs, constant_values=value), (lambda g: g[inside],)
 
 
-@op(cases=lambda rng: ((draw(rng, shape), {"k": k})
-                       for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))))
+@op(
+    cases=lambda rng: (
+        (draw(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
+    )
+)
 def tril(x: Array, k: int = 0) -> Any:
     """The lower triangle of the last two axes (on and under diagonal k), 0 above; so is the
     gradient's."""
@@ -153,11 +181,23 @@ def astype(x: Array, dtype: Any) -> Any:
 
 
 def _index_cases(rng: np.random.Generator) -> Cases:
-    x, = draw(rng, (4, 3, 5))
-    for index in (2, -1, slice(None, None, -2), (slice(1, 3), ..., 0), (None, 1), (..., None),
-                  [0, 2, 2, 0], (slice(None), [1, 1]), ([0, 0, 1], [2, 2, 0]),
-                  (np.array([[1], [1]]), slice(None), [0, 4]), x[:, 0, 0] > 0, x > 0,
-                  (x[..., 0] > 0, 1), np.array([], dtype=np.int64)):
+    (x,) = draw(rng, (4, 3, 5))
+    for index in (
+        2,
+        -1,
+        slice(None, None, -2),
+        (slice(1, 3), ..., 0),
+        (None, 1),
+        (..., None),
+        [0, 2, 2, 0],
+        (slice(None), [1, 1]),
+        ([0, 0, 1], [2, 2, 0]),
+        (np.array([[1], [1]]), slice(None), [0, 4]),
+        x[:, 0, 0] > 0,
+        x > 0,
+        (x[..., 0] > 0, 1),
+        np.array([], dtype=np.int64),
+    ):
         yield (x,), {"index": index}
 
 
@@ -171,8 +211,11 @@ def getitem(x: Array, index: Any) -> Any:
     """
     index = tuple(map(_plain, index)) if isinstance(index, tuple) else _plain(index)
     y = x[index]
-    kinds = [np.asarray(i).dtype.kind for i in (index if isinstance(index, tuple) else (index,))
-             if isinstance(i, (list, np.ndarray))]
+    kinds = [
+        np.asarray(i).dtype.kind
+        for i in (index if isinstance(index, tuple) else (index,))
+        if isinstance(i, (list, np.ndarray))
+    ]
     if "i" not in kinds and "u" not in kinds:
         return y, (lambda g: Part(index, g),)  # every place at most once
 

@@ -49,8 +49,10 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
     Backward: y is linear in each argument, so dx = g W, dW = gᵀ x summed over the rows, db = Σ g.
     """
     if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
-                         f"takes {weight.shape[1]}")
+        raise ValueError(
+            f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
+            f"takes {weight.shape[1]}"
+        )
     _check("bias", bias, len(weight))
     rows, weight = _rows(x), np.ascontiguousarray(weight)
     y = kernels.linear(rows, weight, bias)
@@ -75,8 +77,10 @@ def embedding(weight: Array, ids: Array) -> Any:
     """
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
-        raise IndexError(f"embedding: ids run from {ids.min()} to {ids.max()}, but the table has "
-                         f"rows 0 to {len(weight) - 1}")
+        raise IndexError(
+            f"embedding: ids run from {ids.min()} to {ids.max()}, but the table has "
+            f"rows 0 to {len(weight) - 1}"
+        )
     flat = ids.ravel()
     return weight[ids], (lambda g: kernels.embedding_backward(_rows(g), flat, len(weight)), None)
 
@@ -117,8 +121,9 @@ def _layer_norm_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_layer_norm_cases)
-def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
-               eps: float = 1e-5) -> Any:
+def layer_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
+) -> Any:
     """y = (x − μ) r w + b over the last axis, r = 1 / sqrt(var(x) + eps) (Ba et al. 2016).
 
     Backward: with x̂ = (x − μ) r and h = g w, the terms through μ and r take out the parts of h
@@ -159,8 +164,9 @@ def gelu(x: Array, approximate: str = "none") -> Any:
     flat = np.ascontiguousarray(x).reshape(-1)
 
     def backward(g: Array) -> Array:
-        return kernels.gelu_backward(np.ascontiguousarray(g).reshape(-1), flat,
-                                     tanh).reshape(x.shape)
+        return kernels.gelu_backward(np.ascontiguousarray(g).reshape(-1), flat, tanh).reshape(
+            x.shape
+        )
 
     return kernels.gelu(flat, tanh).reshape(x.shape), (backward,)
 
@@ -233,14 +239,16 @@ def dropout_add(x: Array, branch: Array, p: float, key: int) -> Any:
     a, b = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(branch).reshape(-1)
     return kernels.dropout_add(a, b, *args).reshape(x.shape), (
         lambda g: g,
-        lambda g: kernels.dropout(np.ascontiguousarray(g).reshape(-1), *args).reshape(x.shape))
+        lambda g: kernels.dropout(np.ascontiguousarray(g).reshape(-1), *args).reshape(x.shape),
+    )
 
 
 # --------------------------------------------------------------------------------- attention
 
 
-def rope_table(length: int, head_dim: int, theta: float = 10000.0,
-               dtype: Any = np.float32) -> tuple[Array, Array]:
+def rope_table(
+    length: int, head_dim: int, theta: float = 10000.0, dtype: Any = np.float32
+) -> tuple[Array, Array]:
     """cos and sin of the angles t θ^(−2n/d), each (length, head_dim / 2)."""
     if head_dim % 2:
         raise ValueError(f"rope: head_dim is {head_dim}; it must be even, since pairs are turned")
@@ -262,8 +270,10 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
     """
     T, d = x.shape[-2:]
     if cos.shape[0] < T or cos.shape[1] * 2 != d:
-        raise ValueError(f"rope: the table {cos.shape} does not fit x {x.shape}: it needs at "
-                         f"least {T} rows and {d // 2} columns")
+        raise ValueError(
+            f"rope: the table {cos.shape} does not fit x {x.shape}: it needs at "
+            f"least {T} rows and {d // 2} columns"
+        )
     c, s = cos[:T].astype(x.dtype), sin[:T].astype(x.dtype)
 
     def turn(a: Array, s: Array) -> Array:
@@ -275,9 +285,18 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
     return turn(x, s), (lambda g: turn(g, -s),)
 
 
-def _attention_options(name: str, shape: tuple[int, ...], H: int, rope: Any, window: int,
-                       scale: float | None, causal: bool, p: float, key: int,
-                       dtype: np.dtype) -> tuple[Any, ...]:
+def _attention_options(
+    name: str,
+    shape: tuple[int, ...],
+    H: int,
+    rope: Any,
+    window: int,
+    scale: float | None,
+    causal: bool,
+    p: float,
+    key: int,
+    dtype: np.dtype,
+) -> tuple[Any, ...]:
     """What a kernel takes after packed heads (B, T, H + 2 K, d), q, k and v side by side, and H."""
     _, T, heads, d = shape
     K = (heads - H) // 2
@@ -289,17 +308,34 @@ def _attention_options(name: str, shape: tuple[int, ...], H: int, rope: Any, win
     empty = np.empty((0, 0), dt)
     cos, sin = (t[:T].astype(dt, copy=False) for t in rope) if rope else (empty, empty)
     if rope and cos.shape != (T, d // 2):
-        raise ValueError(f"{name}: the rope table {rope[0].shape} does not fit {T} positions of "
-                         f"heads of {d}")
-    return (cos, sin, dt(1 / math.sqrt(d) if scale is None else scale), window, causal,
-            *_dropped(p, key, dtype))
+        raise ValueError(
+            f"{name}: the rope table {rope[0].shape} does not fit {T} positions of heads of {d}"
+        )
+    return (
+        cos,
+        sin,
+        dt(1 / math.sqrt(d) if scale is None else scale),
+        window,
+        causal,
+        *_dropped(p, key, dtype),
+    )
 
 
-def _attend(name: str, packed: Array, H: int, rope: Any, window: int, scale: float | None,
-            causal: bool, p: float, key: int) -> tuple[Array, Vjp]:
+def _attend(
+    name: str,
+    packed: Array,
+    H: int,
+    rope: Any,
+    window: int,
+    scale: float | None,
+    causal: bool,
+    p: float,
+    key: int,
+) -> tuple[Array, Vjp]:
     """Output (B, T, H, d), and the function from its gradient to that of `packed`."""
-    args = _attention_options(name, packed.shape, H, rope, window, scale, causal, p, key,
-                              packed.dtype)
+    args = _attention_options(
+        name, packed.shape, H, rope, window, scale, causal, p, key, packed.dtype
+    )
     out, lse = kernels.attention(packed, H, *args)
 
     def backward(g: Array) -> Array:
@@ -318,8 +354,17 @@ def _attention_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_attention_cases)
-def attention(q: Array, k: Array, v: Array, *, causal: bool = True, window: int = 0,
-              scale: float | None = None, dropout: float = 0.0, key: int = 0) -> Any:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    key: int = 0,
+) -> Any:
     """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017), no T×T array stored.
 
     q (B, H, T, d); k and v (B, K, T, d) with K dividing H (a group of H/K query heads shares one).
@@ -332,15 +377,17 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = True, window: int 
     """
     H, K = q.shape[1], k.shape[1]
     if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
-        raise ValueError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; batch, "
-                         "time and head size must agree, and k and v have one shape")
+        raise ValueError(
+            f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; batch, "
+            "time and head size must agree, and k and v have one shape"
+        )
     # One layout for all, the kernel's: (B, T, H + 2 K, d).
     packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
     out, kernel = _attend("attention", packed, H, None, window, scale, causal, dropout, key)
 
     def backward(g: Array) -> tuple[Array, ...]:
         grads = kernel(g.swapaxes(1, 2)).swapaxes(1, 2)
-        return grads[:, :H], grads[:, H:H + K], grads[:, H + K:]
+        return grads[:, :H], grads[:, H : H + K], grads[:, H + K :]
 
     return out.swapaxes(1, 2), backward
 
@@ -354,9 +401,17 @@ def _self_attention_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_self_attention_cases)
-def self_attention(qkv: Array, n_head: int, n_kv_head: int | None = None, *,
-                   rope: tuple[np.ndarray, np.ndarray] | None = None, window: int = 0,
-                   scale: float | None = None, dropout: float = 0.0, key: int = 0) -> Any:
+def self_attention(
+    qkv: Array,
+    n_head: int,
+    n_kv_head: int | None = None,
+    *,
+    rope: tuple[np.ndarray, np.ndarray] | None = None,
+    window: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    key: int = 0,
+) -> Any:
     """Causal `attention` on packed projections, with RoPE inside: what a block calls.
 
     qkv (B, T, (H + 2K) d) holds q, k and v side by side along its last axis -> (B, T, H d). `rope`
@@ -367,8 +422,10 @@ def self_attention(qkv: Array, n_head: int, n_kv_head: int | None = None, *,
     B, T, width = qkv.shape
     d, left = divmod(width, n_head + 2 * K)
     if left:
-        raise ValueError(f"self_attention: qkv is {width} wide, which {n_head} query and 2 × {K} "
-                         "key/value heads do not divide")
+        raise ValueError(
+            f"self_attention: qkv is {width} wide, which {n_head} query and 2 × {K} "
+            "key/value heads do not divide"
+        )
 
     packed = np.ascontiguousarray(qkv).reshape(B, T, -1, d)
     out, kernel = _attend("self_attention", packed, n_head, rope, window, scale, True, dropout, key)
@@ -409,13 +466,17 @@ def _check_targets(name: str, targets: Array, rows: int, classes: int, ignore_in
     """Targets as a flat integer array of `rows`, each a class or `ignore_index`."""
     t = np.ascontiguousarray(targets).reshape(-1)
     if t.dtype.kind not in "iu" or len(t) != rows:
-        raise ValueError(f"{name}: targets must be {rows} integers, one a row; got {t.dtype} of "
-                         f"shape {np.shape(targets)}")
+        raise ValueError(
+            f"{name}: targets must be {rows} integers, one a row; got {t.dtype} of "
+            f"shape {np.shape(targets)}"
+        )
     t = t.astype(np.int64, copy=False)
     bad = ((t < 0) | (t >= classes)) & (t != ignore_index)
     if bad.any():
-        raise IndexError(f"{name}: target {t[bad][0]} at row {int(np.argmax(bad))} is not a class "
-                         f"of 0..{classes - 1}")
+        raise IndexError(
+            f"{name}: target {t[bad][0]} at row {int(np.argmax(bad))} is not a class "
+            f"of 0..{classes - 1}"
+        )
     return t
 
 
@@ -428,21 +489,29 @@ def _cross_entropy_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_cross_entropy_cases)
-def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100,
-                  label_smoothing: float = 0.0, reduction: str = "mean") -> Any:
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Any:
     """−Σ t log softmax(logits) with t = (1−s) onehot(target) + s/V; logits (..., V), targets (...).
 
     `reduction`: "mean" over the rows that count, "sum", or "none" (the targets' shape). Rows whose
     target is `ignore_index` count for nothing. Backward: d logits = g (softmax(logits) − t).
     """
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"cross_entropy: reduction is {reduction!r}; it must be 'mean', 'sum' or "
-                         "'none'")
+        raise ValueError(
+            f"cross_entropy: reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'"
+        )
     rows = np.array(logits, order="C").reshape(-1, logits.shape[-1])  # a copy: the gradient
     t = _check_targets("cross_entropy", targets, *rows.shape, ignore_index)
     weight = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
-    losses = kernels.cross_entropy(rows, t, ignore_index, label_smoothing,
-                                   logits.dtype.type(weight))
+    losses = kernels.cross_entropy(
+        rows, t, ignore_index, label_smoothing, logits.dtype.type(weight)
+    )
     if reduction == "none":
         out = losses.reshape(np.shape(targets))
         return out, (lambda g: (rows * g.reshape(-1, 1)).reshape(logits.shape), None)
@@ -457,8 +526,9 @@ def _linear_cross_entropy_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_linear_cross_entropy_cases)
-def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, ignore_index: int = -100,
-                         reduction: str = "mean") -> Any:
+def linear_cross_entropy(
+    x: Array, weight: Array, targets: Array, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Any:
     """cross_entropy(x Wᵀ, targets), a block of rows at a time: the logits are never stored whole.
 
     x (..., D), weight (V, D), targets (...). With a vocabulary of thousands the logits are the
@@ -467,16 +537,35 @@ def linear_cross_entropy(x: Array, weight: Array, targets: Array, *, ignore_inde
     only scales both, later.
     """
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or "
-                         "'sum'")
+        raise ValueError(
+            f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or 'sum'"
+        )
     rows, weight = _rows(x), np.ascontiguousarray(weight)
     t = _check_targets("linear_cross_entropy", targets, len(rows), len(weight), ignore_index)
     scale = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
     loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, scale, recording())
     return np.asarray(loss * scale, x.dtype), (
-        lambda g: (dx * g).reshape(x.shape), lambda g: dw * g, None)
+        lambda g: (dx * g).reshape(x.shape),
+        lambda g: dw * g,
+        None,
+    )
 
 
-__all__ = ["attention", "cross_entropy", "dropout", "dropout_add", "embedding", "gelu",
-           "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "rms_norm", "rope",
-           "rope_table", "self_attention", "softmax", "swiglu"]
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "dropout",
+    "dropout_add",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "log_softmax",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "self_attention",
+    "softmax",
+    "swiglu",
+]

@@ -35,12 +35,7 @@ def test_train_takes_the_options(text, trained, tmp_path, capsys):
     call += ["--pattern", "gpt4", "--tie_break", "ids", "--min-frequency", 2, "--processes", 2]
     assert main([str(word) for word in [*call, "--quiet"]]) == 0
     expected = bpe.train(
-        [text, text],
-        262,
-        special_tokens=["<s>"],
-        pattern="gpt4",
-        tie_break="ids",
-        min_frequency=2,
+        [text, text], 262, special_tokens=["<s>"], pattern="gpt4", tie_break="ids", min_frequency=2
     )
     assert bpe.load(path) == expected
 

@@ -15,16 +15,42 @@ SIZE = {"vocab_size": 13, "context": 8, "n_layer": 2, "n_head": 2, "d_model": 8,
 BARE = {"qkv_bias": False, "out_bias": False, "ffn_bias": False}
 CONFIGS = {  # the recipes, small; and the parts that none of them has
     "quick": {"norm": "rms", "positions": "rope", "ffn": "swiglu", "head": "tied", **BARE},
-    "pinv-0.8m": {"norm": "rms", "positions": "rope", "ffn": "swiglu", "gate_bias": True,
-                  "head": "pinv", **BARE},
+    "pinv-0.8m": {
+        "norm": "rms",
+        "positions": "rope",
+        "ffn": "swiglu",
+        "gate_bias": True,
+        "head": "pinv",
+        **BARE,
+    },
     "mini": {"norm": "layer", "positions": "sinusoidal", "ffn": "gelu", "head": "tied"},
     "pretrain-2m": {"norm": "layer", "positions": "learned", "ffn": "gelu", "head": "tied"},
-    "neo-41m": {"norm": "layer", "positions": "learned", "ffn": "gelu_tanh", "qkv_bias": False,
-                "windows": (0, 3), "scale_attention": False, "head": "untied"},
-    "shakespeare-char": {"norm": "layer", "norm_bias": False, "positions": "learned",
-                         "ffn": "gelu", "head": "tied", **BARE},
-    "grouped": {"n_head": 4, "n_kv_head": 2, "norm": "rms", "positions": "rope", "ffn": "swiglu",
-                "head": "untied", "windows": (3,)},
+    "neo-41m": {
+        "norm": "layer",
+        "positions": "learned",
+        "ffn": "gelu_tanh",
+        "qkv_bias": False,
+        "windows": (0, 3),
+        "scale_attention": False,
+        "head": "untied",
+    },
+    "shakespeare-char": {
+        "norm": "layer",
+        "norm_bias": False,
+        "positions": "learned",
+        "ffn": "gelu",
+        "head": "tied",
+        **BARE,
+    },
+    "grouped": {
+        "n_head": 4,
+        "n_kv_head": 2,
+        "norm": "rms",
+        "positions": "rope",
+        "ffn": "swiglu",
+        "head": "untied",
+        "windows": (3,),
+    },
 }
 ADAMW = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 CLIP, STEPS = 1.0, 20
@@ -112,8 +138,9 @@ def loss(c, p, ids, targets):
         window = windows[i % len(windows)] or T
         back = torch.arange(T)[:, None] - torch.arange(T)
         scale = None if c.get("scale_attention", True) else 1.0
-        y = F.scaled_dot_product_attention(q, k, v, (back >= 0) & (back < window), scale=scale,
-                                           enable_gqa=True)
+        y = F.scaled_dot_product_attention(
+            q, k, v, (back >= 0) & (back < window), scale=scale, enable_gqa=True
+        )
         return linear(y.transpose(1, 2).flatten(-2), f"blocks.{i}.attn.out")
 
     def feed_forward(x, i):
@@ -135,8 +162,11 @@ def loss(c, p, ids, targets):
         x = x + attention(norm(x, f"blocks.{i}.attn_norm"), i)
         x = x + feed_forward(norm(x, f"blocks.{i}.ffn_norm"), i)
     x = norm(x, "norm")
-    head = {"tied": lambda: p["embedding.weight"].T, "untied": lambda: p["head.weight"].T,
-            "pinv": lambda: torch.linalg.pinv(p["embedding.weight"])}[c["head"]]()
+    head = {
+        "tied": lambda: p["embedding.weight"].T,
+        "untied": lambda: p["head.weight"].T,
+        "pinv": lambda: torch.linalg.pinv(p["embedding.weight"]),
+    }[c["head"]]()
     return F.cross_entropy((x @ head).flatten(0, 1), targets.flatten())
 
 
@@ -152,8 +182,12 @@ def golden(name):
     out = {f"{name}/loss": value.item()}
     out.update({f"{name}/grad/{n}": g.numpy() for n, g in zip(p, grads, strict=True)})
     optimiser = torch.optim.AdamW(
-        [{"params": [t for t in p.values() if t.ndim > 1]},
-         {"params": [t for t in p.values() if t.ndim == 1], "weight_decay": 0.0}], **ADAMW)
+        [
+            {"params": [t for t in p.values() if t.ndim > 1]},
+            {"params": [t for t in p.values() if t.ndim == 1], "weight_decay": 0.0},
+        ],
+        **ADAMW,
+    )
     losses = []
     for _ in range(STEPS):
         optimiser.zero_grad()

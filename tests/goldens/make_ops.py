@@ -33,8 +33,13 @@ def self_attention(x):
     """Four heads of width 2 on two key/value heads, with RoPE, a window of 3, and no scale."""
     q, k, v = (t.unflatten(-1, (-1, 2)).transpose(1, 2) for t in x.split([8, 4, 4], -1))
     back = torch.arange(5)[:, None] - torch.arange(5)
-    return F.scaled_dot_product_attention(turn(q), turn(k), v, (back >= 0) & (back < 3), scale=1.0,
-                                          enable_gqa=True).transpose(1, 2).flatten(-2)
+    return (
+        F.scaled_dot_product_attention(
+            turn(q), turn(k), v, (back >= 0) & (back < 3), scale=1.0, enable_gqa=True
+        )
+        .transpose(1, 2)
+        .flatten(-2)
+    )
 
 
 OPS = {  # name: (function of torch tensors, inputs)
@@ -53,8 +58,10 @@ OPS = {  # name: (function of torch tensors, inputs)
     "pow_tensor": (torch.pow, [[0.0, 0.0, 2.0, 1.5], [0.0, 2.0, -1.0, 0.5]]),
     "pow_of_number": (lambda x: 2.0**x, [[0.0, -1.0, 3.5]]),
     "sigmoid": (torch.sigmoid, [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
-    "softplus": (lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-                 [[-800.0, -40.0, 0.0, 3.0, 800.0]]),
+    "softplus": (
+        lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+        [[-800.0, -40.0, 0.0, 3.0, 800.0]],
+    ),
     "silu": (F.silu, [[-800.0, -4.0, 0.0, 3.0, 800.0]]),
     "gelu": (F.gelu, [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), [[-30.0, -4.0, 0.0, 3.0, 30.0]]),
@@ -71,25 +78,35 @@ OPS = {  # name: (function of torch tensors, inputs)
     "einsum": (lambda a, b: torch.einsum("bij,kj->ibk", a, b), [normal(2, 3, 4), normal(5, 4)]),
     "softmax": (lambda x: x.softmax(0), [[[1000.0, -1.0], [1001.0, -inf], [0.0, 2.0]]]),
     "log_softmax": (lambda x: x.log_softmax(-1), [normal(3, 4) * 100]),
-    "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), [normal(3, 4), normal(4),
-                                                                 normal(4)]),
+    "layer_norm": (
+        lambda x, w, b: F.layer_norm(x, (4,), w, b),
+        [normal(3, 4), normal(4), normal(4)],
+    ),
     "rms_norm": (lambda x, w: F.rms_norm(x, (4,), w, eps=1e-5), [normal(3, 4), normal(4)]),
-    "cross_entropy": (lambda x: F.cross_entropy(x, T([1, -100, 0]), label_smoothing=0.1),
-                      [normal(3, 4)]),
-    "cross_entropy_none": (lambda x: F.cross_entropy(x, T([1, 2, 0]), reduction="none"),
-                           [normal(3, 4) * 300]),
-    "cross_entropy_sum": (lambda x: F.cross_entropy(x, T([1, 2, 2]), reduction="sum",
-                                                    ignore_index=2, label_smoothing=0.3),
-                          [normal(3, 4)]),
+    "cross_entropy": (
+        lambda x: F.cross_entropy(x, T([1, -100, 0]), label_smoothing=0.1),
+        [normal(3, 4)],
+    ),
+    "cross_entropy_none": (
+        lambda x: F.cross_entropy(x, T([1, 2, 0]), reduction="none"),
+        [normal(3, 4) * 300],
+    ),
+    "cross_entropy_sum": (
+        lambda x: F.cross_entropy(
+            x, T([1, 2, 2]), reduction="sum", ignore_index=2, label_smoothing=0.3
+        ),
+        [normal(3, 4)],
+    ),
     "mse": (F.mse_loss, [normal(3, 2), normal(3, 2)]),
     "bce": (F.binary_cross_entropy_with_logits, [[-900.0, -1.0, 0.0, 900.0], [0.0, 1.0, 0.3, 1.0]]),
     "rope": (turn, [normal(1, 2, 3, 4)]),
     "self_attention": (self_attention, [normal(2, 5, 16)]),
     "linear": (F.linear, [normal(2, 3, 4), normal(5, 4), normal(5)]),
     "swiglu": (lambda a, b: F.silu(a) * b, [normal(2, 3), normal(2, 3)]),
-    "attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True,
-                                                                 enable_gqa=True),
-                  [normal(2, 4, 5, 2), normal(2, 2, 5, 2), normal(2, 2, 5, 2)]),
+    "attention": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        [normal(2, 4, 5, 2), normal(2, 2, 5, 2), normal(2, 2, 5, 2)],
+    ),
 }
 
 OPTIMISERS = {
@@ -118,8 +135,12 @@ def ops():
 
 
 def optimisers():
-    out = {"start0": normal(4, 3), "start1": normal(2, 5), "gradients0": normal(6, 4, 3),
-           "gradients1": normal(6, 2, 5)}
+    out = {
+        "start0": normal(4, 3),
+        "start1": normal(2, 5),
+        "gradients0": normal(6, 4, 3),
+        "gradients1": normal(6, 2, 5),
+    }
     torch.Tensor.bfloat16 = lambda x: x.clone()  # Muon rounds inside; compare without that
     for name, (make, options) in OPTIMISERS.items():
         ps = [torch.tensor(out[f"start{i}"], requires_grad=True) for i in range(2)]

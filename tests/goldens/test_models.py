@@ -62,8 +62,10 @@ def test_float32_agrees_with_float64_in_every_gradient(name):
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-8), ("float32", 1e-4)])
 def test_twenty_steps_of_adamw_lose_what_pytorch_loses(name, dtype, tolerance):
     gpt = model(name, dtype)
-    groups = [{"params": [p for p in gpt.parameters() if p.ndim > 1]},
-              {"params": [p for p in gpt.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in gpt.parameters() if p.ndim > 1]},
+        {"params": [p for p in gpt.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
     optimiser = mt.optim.AdamW(groups, **MAKE["ADAMW"])
     losses = []
     for _ in range(MAKE["STEPS"]):

@@ -50,8 +50,9 @@ def test_boxes_do_not_overlap_and_inputs_are_to_the_left():
     for _ in range(30):
         loss = loss + mt.sin(loss) * 0.5
     svg = ET.fromstring(mt.draw(loss)._repr_svg_())
-    boxes = [tuple(int(r.get(k)) for k in ("x", "y", "width", "height"))
-             for r in svg.iter(f"{SVG}rect")]
+    boxes = [
+        tuple(int(r.get(k)) for k in ("x", "y", "width", "height")) for r in svg.iter(f"{SVG}rect")
+    ]
     assert len(boxes) > 90
     for i, (x, y, w, h) in enumerate(boxes):
         assert x >= 0 and x + w <= int(svg.get("width")) and y + h <= int(svg.get("height"))

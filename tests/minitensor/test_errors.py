@@ -13,15 +13,29 @@ def f32(*values):
     return mt.Tensor(np.array(values, np.float32), requires_grad=True)
 
 
-@pytest.mark.parametrize("make", [
-    lambda x: x * 2.5, lambda x: 2 - x, lambda x: x / np.float64(3), lambda x: np.int64(3) * x,
-    lambda x: x + [0.1, 0.2],  # noqa: RUF005
-    lambda x: x * np.array([1, 2]), lambda x: np.array([True, False]) * x,
-    lambda x: mt.Tensor([3, 4]) / x, lambda x: x ** np.float64(2.7), lambda x: 2.0 ** x,
-    lambda x: mt.where([True, False], x, 0.5), lambda x: mt.maximum(x, 1), lambda x: x @ [[1], [2]],
-    lambda x: mt.mse_loss(x, np.array([1.0, 2.0])), lambda x: mt.outer(np.array([1, 2]), x),
-    lambda x: x.mean() * 3 - 1e-5, lambda x: x.std(), lambda x: mt.clip(x, 0.5),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x * 2.5,
+        lambda x: 2 - x,
+        lambda x: x / np.float64(3),
+        lambda x: np.int64(3) * x,
+        lambda x: x + [0.1, 0.2],  # noqa: RUF005
+        lambda x: x * np.array([1, 2]),
+        lambda x: np.array([True, False]) * x,
+        lambda x: mt.Tensor([3, 4]) / x,
+        lambda x: x ** np.float64(2.7),
+        lambda x: 2.0**x,
+        lambda x: mt.where([True, False], x, 0.5),
+        lambda x: mt.maximum(x, 1),
+        lambda x: x @ [[1], [2]],
+        lambda x: mt.mse_loss(x, np.array([1.0, 2.0])),
+        lambda x: mt.outer(np.array([1, 2]), x),
+        lambda x: x.mean() * 3 - 1e-5,
+        lambda x: x.std(),
+        lambda x: mt.clip(x, 0.5),
+    ],
+)
 def test_numbers_lists_and_integers_do_not_widen_float32(make):
     assert make(f32(1.0, 2.0)).dtype == np.float32
 
@@ -38,8 +52,7 @@ def test_a_tensor_behaves_like_an_array():
     assert [row.tolist() for row in x] == x.tolist() == [[1, 2], [3, 4]]
     assert float(x[1, 1]) == x[1, 1].item() == 4 and bool(x[0, 0] > 0)
     np.testing.assert_array_equal(np.asarray(x), x.data)
-    np.testing.assert_array_equal((~(x >= 2)).data,
-                                  [[True, False], [False, False]])
+    np.testing.assert_array_equal((~(x >= 2)).data, [[True, False], [False, False]])
     np.testing.assert_array_equal((x == 2).data, (np.array(2) == x.data))
     assert len({x, x.T, x}) == 2, "hashed by identity"
     assert repr(f32(1.0)) == "Tensor([1.], float32, requires_grad=True)"
@@ -50,8 +63,16 @@ def test_a_tensor_behaves_like_an_array():
 def test_reflected_operators_and_matmul():
     a, b = np.array([1.0, 2.0]), np.array([[1.0, 2.0], [3.0, 4.0]])
     t = mt.Tensor(b)
-    for got, want in [(a + t, a + b), (a - t, a - b), (a * t, a * b), (a / t, a / b),
-                      (a ** t, a ** b), (a @ t, a @ b), (2 / t, 2 / b), (2 ** t, 2 ** b)]:
+    for got, want in [
+        (a + t, a + b),
+        (a - t, a - b),
+        (a * t, a * b),
+        (a / t, a / b),
+        (a**t, a**b),
+        (a @ t, a @ b),
+        (2 / t, 2 / b),
+        (2**t, 2**b),
+    ]:
         assert isinstance(got, mt.Tensor)
         np.testing.assert_allclose(got.data, want)
 
@@ -60,8 +81,9 @@ def test_ties_share_the_gradient():
     x = mt.Tensor(np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
     (g,) = mt.grad(x.max(), [x])
     np.testing.assert_array_equal(g, [[0, 0.5, 0.5], [0, 0, 0]])
-    np.testing.assert_allclose(mt.grad(x.min(axis=1).sum(), [x])[0],
-                               [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(
+        mt.grad(x.min(axis=1).sum(), [x])[0], [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]]
+    )
     (g,) = mt.grad(mt.maximum(x, 2.0).sum(), [x])
     np.testing.assert_array_equal(g, [[0, 1, 1], [0.5, 0.5, 0.5]])
 
@@ -102,35 +124,47 @@ def test_pinv_is_accurate_and_scale_free():
     P = mt.pinv(E * scale).data
     np.testing.assert_allclose((P * scale[:, None]) @ E, np.eye(8), atol=1e-12)
     small = rng.normal(size=(361, 128)).astype(np.float32) * np.float32(0.02)
-    np.testing.assert_allclose(mt.pinv(small).data, np.linalg.pinv(small.astype(np.float64)),
-                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        mt.pinv(small).data, np.linalg.pinv(small.astype(np.float64)), rtol=1e-4, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("call, match", [
-    (lambda: f32(1, 2) + f32(1, 2, 3), r"add: .*could not be broadcast.*got float32\[2\], float32"),
-    (lambda: f32(1, 2) @ f32(1, 2, 3), r"matmul: .*got float32\[2\], float32\[3\]"),
-    (lambda: mt.Tensor(np.ones((2, 3, 4))) @ mt.Tensor(np.ones((3, 2))),
-     "matmul: the inner lengths 4 and 3 differ"),
-    (lambda: f32(1) @ 2, "matmul: an operand has no axes"),
-    (lambda: f32(1, 2).sum(axis=1), r"sum: axis 1 does not exist in 1 axes; got float32\[2\]"),
-    (lambda: f32(1, 2).mean(axis=(0, -1)), r"mean: axis \(0, -1\) names one axis twice"),
-    (lambda: f32(1, 2).reshape(3), r"reshape: cannot reshape"),
-    (lambda: f32(1, 2).squeeze(0), r"squeeze: .*got float32\[2\]"),
-    (lambda: mt.Tensor(np.zeros(0)).max(), r"max: .*got float64\[0\]"),
-    (lambda: mt.split(f32(1, 2, 3), 2), "split: an axis of length 3 has no 2 equal parts"),
-    (lambda: mt.tril(f32(1)), "tril: needs at least 2 axes"),
-    (lambda: mt.outer(f32(1), mt.Tensor([[1.0]])), "outer: needs two vectors"),
-    (lambda: mt.clip(f32(1)), "clip: give low, high or both"),
-    (lambda: mt.mse_loss(f32(1, 2), mt.Tensor([[1.0], [2.0]])), "mse_loss: .*the same shape"),
-    (lambda: mt.mse_loss(f32(1), f32(1), "max"), "mse_loss: reduction is 'max'"),
-    (lambda: mt.einsum("ij,jk", f32(1)), "einsum: 'ij,jk' names 2 operands"),
-    (lambda: mt.einsum("ij", f32(1)), "einsum: 'ij' does not fit an operand of 1 axes"),
-    (lambda: mt.pinv(np.ones((2, 3))), "pinv: needs a matrix with at least as many rows"),
-    (lambda: mt.pinv(np.ones((3, 2))), r"pinv: the 2 columns are not independent \(rank 1\)"),
-    (lambda: mt.pinv(np.array([[np.nan]])), "pinv: the matrix holds a non-finite value"),
-    (lambda: mt.concat([f32(1), mt.Tensor([[1.0]])]), r"concat: .*float32\[1\], float32\[1, 1\]"),
-    (lambda: mt.stack([]), "stack: need at least one array"),
-])
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (
+            lambda: f32(1, 2) + f32(1, 2, 3),
+            r"add: .*could not be broadcast.*got float32\[2\], float32",
+        ),
+        (lambda: f32(1, 2) @ f32(1, 2, 3), r"matmul: .*got float32\[2\], float32\[3\]"),
+        (
+            lambda: mt.Tensor(np.ones((2, 3, 4))) @ mt.Tensor(np.ones((3, 2))),
+            "matmul: the inner lengths 4 and 3 differ",
+        ),
+        (lambda: f32(1) @ 2, "matmul: an operand has no axes"),
+        (lambda: f32(1, 2).sum(axis=1), r"sum: axis 1 does not exist in 1 axes; got float32\[2\]"),
+        (lambda: f32(1, 2).mean(axis=(0, -1)), r"mean: axis \(0, -1\) names one axis twice"),
+        (lambda: f32(1, 2).reshape(3), r"reshape: cannot reshape"),
+        (lambda: f32(1, 2).squeeze(0), r"squeeze: .*got float32\[2\]"),
+        (lambda: mt.Tensor(np.zeros(0)).max(), r"max: .*got float64\[0\]"),
+        (lambda: mt.split(f32(1, 2, 3), 2), "split: an axis of length 3 has no 2 equal parts"),
+        (lambda: mt.tril(f32(1)), "tril: needs at least 2 axes"),
+        (lambda: mt.outer(f32(1), mt.Tensor([[1.0]])), "outer: needs two vectors"),
+        (lambda: mt.clip(f32(1)), "clip: give low, high or both"),
+        (lambda: mt.mse_loss(f32(1, 2), mt.Tensor([[1.0], [2.0]])), "mse_loss: .*the same shape"),
+        (lambda: mt.mse_loss(f32(1), f32(1), "max"), "mse_loss: reduction is 'max'"),
+        (lambda: mt.einsum("ij,jk", f32(1)), "einsum: 'ij,jk' names 2 operands"),
+        (lambda: mt.einsum("ij", f32(1)), "einsum: 'ij' does not fit an operand of 1 axes"),
+        (lambda: mt.pinv(np.ones((2, 3))), "pinv: needs a matrix with at least as many rows"),
+        (lambda: mt.pinv(np.ones((3, 2))), r"pinv: the 2 columns are not independent \(rank 1\)"),
+        (lambda: mt.pinv(np.array([[np.nan]])), "pinv: the matrix holds a non-finite value"),
+        (
+            lambda: mt.concat([f32(1), mt.Tensor([[1.0]])]),
+            r"concat: .*float32\[1\], float32\[1, 1\]",
+        ),
+        (lambda: mt.stack([]), "stack: need at least one array"),
+    ],
+)
 def test_errors_name_the_op_and_what_came(call, match):
     with pytest.raises(ValueError, match=match) as error:
         call()

@@ -15,11 +15,14 @@ RNG = np.random.default_rng
 
 def faulty(forward, *vjps):
     """An op that is not registered, with a backward of choice."""
-    names = ["a", "b"][:len(vjps)]
+    names = ["a", "b"][: len(vjps)]
     namespace = {"np": np, "forward": forward, "vjps": vjps}
-    exec(f"def fault({', '.join(f'{n}: np.ndarray' for n in names)}):\n"
-         f"    return forward({', '.join(names)}), tuple(lambda g, f=f: f(g, {', '.join(names)})"
-         f" for f in vjps)", namespace)
+    exec(
+        f"def fault({', '.join(f'{n}: np.ndarray' for n in names)}):\n"
+        f"    return forward({', '.join(names)}), tuple(lambda g, f=f: f(g, {', '.join(names)})"
+        f" for f in vjps)",
+        namespace,
+    )
     return mt.Op(namespace["fault"], lambda rng: [])
 
 
@@ -31,31 +34,56 @@ def draw(*shapes):
 FAULTS = {  # family: an op with one fault in it, of the kinds that happen
     "elementwise, the sign": (faulty(np.cos, lambda g, a: g * np.sin(a)), draw((3, 2))),
     "elementwise, a factor": (faulty(np.square, lambda g, a: g * a), draw((3,))),
-    "elementwise, the other operand": (faulty(np.multiply, lambda g, a, b: g * b,
-                                              lambda g, a, b: g * b), draw((2, 3), (2, 3))),
-    "broadcasting, one row for the sum": (faulty(np.add, lambda g, a, b: g,
-                                                 lambda g, a, b: g[0]), draw((2, 3), (3,))),
-    "reduce, the mean without its n": (faulty(lambda a: a.mean(1), lambda g, a: np.repeat(
-        g[:, None], 3, 1)), draw((2, 3))),
-    "reduce, the variance of one too many": (faulty(np.var, lambda g, a: g * 2 * (
-        a - a.mean()) / (a.size - 1)), draw((4,))),
-    "shape, reshape for transpose": (faulty(np.transpose, lambda g, a: g.reshape(a.shape)),
-                                     draw((2, 3))),
-    "shape, a repeated index written once": (faulty(
-        lambda a: a[[0, 0, 1]], lambda g, a: np.stack([g[1], g[2]])), draw((2, 3))),
-    "linalg, a missing transpose": (faulty(np.matmul, lambda g, a, b: g @ b,
-                                           lambda g, a, b: a.T @ g), draw((3, 3), (3, 3))),
-    "linalg, a dropped term": (faulty(np.linalg.pinv, lambda g, a: -np.linalg.pinv(a).T @ g
-                                      @ np.linalg.pinv(a).T), draw((4, 2))),
-    "loss, no mean": (faulty(lambda a, b: np.square(a - b).mean(), lambda g, a, b: 2 * g * (a - b),
-                             lambda g, a, b: -2 * g * (a - b)), draw((2, 2), (2, 2))),
-    "transformer, softmax without its sum": (faulty(
-        lambda a: np.exp(a) / np.exp(a).sum(), lambda g, a: g * np.exp(a) / np.exp(a).sum()),
-        draw((4,))),
+    "elementwise, the other operand": (
+        faulty(np.multiply, lambda g, a, b: g * b, lambda g, a, b: g * b),
+        draw((2, 3), (2, 3)),
+    ),
+    "broadcasting, one row for the sum": (
+        faulty(np.add, lambda g, a, b: g, lambda g, a, b: g[0]),
+        draw((2, 3), (3,)),
+    ),
+    "reduce, the mean without its n": (
+        faulty(lambda a: a.mean(1), lambda g, a: np.repeat(g[:, None], 3, 1)),
+        draw((2, 3)),
+    ),
+    "reduce, the variance of one too many": (
+        faulty(np.var, lambda g, a: g * 2 * (a - a.mean()) / (a.size - 1)),
+        draw((4,)),
+    ),
+    "shape, reshape for transpose": (
+        faulty(np.transpose, lambda g, a: g.reshape(a.shape)),
+        draw((2, 3)),
+    ),
+    "shape, a repeated index written once": (
+        faulty(lambda a: a[[0, 0, 1]], lambda g, a: np.stack([g[1], g[2]])),
+        draw((2, 3)),
+    ),
+    "linalg, a missing transpose": (
+        faulty(np.matmul, lambda g, a, b: g @ b, lambda g, a, b: a.T @ g),
+        draw((3, 3), (3, 3)),
+    ),
+    "linalg, a dropped term": (
+        faulty(np.linalg.pinv, lambda g, a: -np.linalg.pinv(a).T @ g @ np.linalg.pinv(a).T),
+        draw((4, 2)),
+    ),
+    "loss, no mean": (
+        faulty(
+            lambda a, b: np.square(a - b).mean(),
+            lambda g, a, b: 2 * g * (a - b),
+            lambda g, a, b: -2 * g * (a - b),
+        ),
+        draw((2, 2), (2, 2)),
+    ),
+    "transformer, softmax without its sum": (
+        faulty(lambda a: np.exp(a) / np.exp(a).sum(), lambda g, a: g * np.exp(a) / np.exp(a).sum()),
+        draw((4,)),
+    ),
     "a gradient of nothing": (faulty(np.exp, lambda g, a: np.zeros_like(g)), draw((3,))),
     "a NaN": (faulty(np.exp, lambda g, a: g * np.nan), draw((3,))),
-    "one element of many": (faulty(np.exp, lambda g, a: g * np.exp(a) * np.where(
-        np.arange(50) == 37, 1.00001, 1)), draw((50,))),
+    "one element of many": (
+        faulty(np.exp, lambda g, a: g * np.exp(a) * np.where(np.arange(50) == 37, 1.00001, 1)),
+        draw((50,)),
+    ),
 }
 
 
@@ -122,18 +150,22 @@ def test_the_registry_check_finds_a_fault_in_any_case():
 
 
 def run(*args):
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True,
-                          encoding="utf-8", check=False)
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, encoding="utf-8", check=False
+    )
 
 
 def test_the_table_and_its_exit_status():
     good = run("-m", "minitensor.gradcheck", "mul", "pinv")
     assert good.returncode == 0, good.stderr
     assert "mul" in good.stdout and "all 2 ops pass" in good.stdout and not good.stderr
-    bad = run("-c", "import sys, minitensor as mt\nfrom minitensor.gradcheck import main\n"
-              "op = mt.registry['exp']; fn = op.fn\n"
-              "op.fn = lambda x: (fn(x)[0], (lambda g: -fn(x)[1][0](g),))\n"
-              "sys.exit(main(['exp', 'log']))")
+    bad = run(
+        "-c",
+        "import sys, minitensor as mt\nfrom minitensor.gradcheck import main\n"
+        "op = mt.registry['exp']; fn = op.fn\n"
+        "op.fn = lambda x: (fn(x)[0], (lambda g: -fn(x)[1][0](g),))\n"
+        "sys.exit(main(['exp', 'log']))",
+    )
     assert bad.returncode == 1 and "FAIL" in bad.stdout and "1 of 2 ops failed" in bad.stdout
     unknown = run("-m", "minitensor.gradcheck", "expp")
     assert unknown.returncode == 2 and "no op is called 'expp'" in unknown.stderr

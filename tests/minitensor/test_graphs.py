@@ -38,13 +38,15 @@ def broadcasting_pairs(draw, low=-2.0, high=2.0):
     full = draw(st.lists(axis_lengths, max_size=3))
 
     def one():
-        shape = [draw(st.sampled_from([1, n])) for n in full[draw(st.integers(0, len(full))):]]
+        shape = [draw(st.sampled_from([1, n])) for n in full[draw(st.integers(0, len(full))) :]]
         return draw(arrays(tuple(shape), low, high))
+
     return one(), one()
 
 
-@pytest.mark.parametrize("name", ["exp", "sin", "cos", "tanh", "sigmoid", "silu", "softplus", "erf",
-                                  "neg", "gelu"])
+@pytest.mark.parametrize(
+    "name", ["exp", "sin", "cos", "tanh", "sigmoid", "silu", "softplus", "erf", "neg", "gelu"]
+)
 @DRAWN
 @given(x=arrays())
 def test_smooth_functions(name, x):
@@ -76,7 +78,7 @@ def test_broadcast_division_and_power(name, pair):
 @given(x=arrays(low=0.5), n=st.one_of(st.integers(-18, 18), st.sampled_from([0.5, -0.5, 1.5, 2.2])))
 def test_powers_agree_with_numpy(x, n):
     np.testing.assert_allclose(mt.pow(x, n).data, np.power(x, float(n)), rtol=1e-13)
-    mt.gradcheck(lambda t: t ** n, [x])
+    mt.gradcheck(lambda t: t**n, [x])
 
 
 @DRAWN
@@ -101,8 +103,10 @@ def test_reductions_over_any_axes(name, x, data, keepdims):
 def test_matmul_follows_every_rule_of_numpy(data):
     n, k, m = (data.draw(axis_lengths) for _ in range(3))
     lead = data.draw(st.lists(st.integers(1, 2), max_size=2))
-    first, second = ([data.draw(st.sampled_from([1, d])) for d in lead[data.draw(
-        st.integers(0, len(lead))):]] for _ in range(2))
+    first, second = (
+        [data.draw(st.sampled_from([1, d])) for d in lead[data.draw(st.integers(0, len(lead))) :]]
+        for _ in range(2)
+    )
     a = data.draw(arrays((k,) if data.draw(st.booleans()) and not first else (*first, n, k)))
     b = data.draw(arrays((k,) if data.draw(st.booleans()) and not second else (*second, k, m)))
     np.testing.assert_allclose((mt.Tensor(a) @ b).data, a @ b, atol=1e-13)
@@ -118,7 +122,8 @@ def test_basic_and_advanced_indexing(x, data):
             number = st.integers(-n, n - 1)
             kinds += [number, st.lists(number, min_size=3, max_size=3)]
         return data.draw(st.one_of(kinds))
-    index = tuple(one(n) for n in x.shape[:data.draw(st.integers(0, x.ndim))])
+
+    index = tuple(one(n) for n in x.shape[: data.draw(st.integers(0, x.ndim))])
     if data.draw(st.booleans()):
         index = (*index, *data.draw(st.sampled_from([(None,), (...,)])))
     plain = tuple(np.array(i) if isinstance(i, list) else i for i in index)
@@ -127,12 +132,21 @@ def test_basic_and_advanced_indexing(x, data):
 
 
 UNARY = {
-    "tanh": mt.tanh, "sin": mt.sin, "sigmoid": mt.sigmoid, "softplus": mt.softplus,
-    "gelu": mt.gelu, "exp∘tanh": lambda x: mt.exp(mt.tanh(x)), "x²": lambda x: x ** 2,
-    "rsqrt": lambda x: mt.rsqrt(x * x + 1), "softmax": lambda x: mt.softmax(x, axis=0),
-    "layer_norm": lambda x: mt.layer_norm(x, eps=0.1), "transpose": lambda x: x.T.reshape(2, 3),
-    "gather": lambda x: x[[1, 0, 1]][:2], "slice": lambda x: mt.concat([x[:, 1:], x[:, :1]], 1),
-    "reverse": lambda x: x[::-1, ::-1], "matrix": lambda x: x @ x.T @ x * 0.1,
+    "tanh": mt.tanh,
+    "sin": mt.sin,
+    "sigmoid": mt.sigmoid,
+    "softplus": mt.softplus,
+    "gelu": mt.gelu,
+    "exp∘tanh": lambda x: mt.exp(mt.tanh(x)),
+    "x²": lambda x: x**2,
+    "rsqrt": lambda x: mt.rsqrt(x * x + 1),
+    "softmax": lambda x: mt.softmax(x, axis=0),
+    "layer_norm": lambda x: mt.layer_norm(x, eps=0.1),
+    "transpose": lambda x: x.T.reshape(2, 3),
+    "gather": lambda x: x[[1, 0, 1]][:2],
+    "slice": lambda x: mt.concat([x[:, 1:], x[:, :1]], 1),
+    "reverse": lambda x: x[::-1, ::-1],
+    "matrix": lambda x: x @ x.T @ x * 0.1,
     "centre": lambda x: x - x.mean(axis=0, keepdims=True),
     "stack": lambda x: mt.stack([x[0], x[1]]),
     "einsum": lambda x: mt.einsum("ij,kj,kl->il", x, x, x) * 0.1,
@@ -142,10 +156,15 @@ UNARY = {
     "pad": lambda x: mt.pad(x, 1)[1:3, :3] + mt.tril(x),
 }
 BINARY = {
-    "+": lambda a, b: a + b, "-": lambda a, b: 1 - a + b * 0.5, "*": lambda a, b: a * b,
-    "/": lambda a, b: a / (b * b + 1), "row": lambda a, b: a * b[0],
-    "column": lambda a, b: a + b[:, 1:2], "where": lambda a, b: mt.where(np.eye(2, 3) > 0, a, b),
-    "swiglu": mt.swiglu, "linear": lambda a, b: mt.linear(a, b) @ b,
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: 1 - a + b * 0.5,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / (b * b + 1),
+    "row": lambda a, b: a * b[0],
+    "column": lambda a, b: a + b[:, 1:2],
+    "where": lambda a, b: mt.where(np.eye(2, 3) > 0, a, b),
+    "swiglu": mt.swiglu,
+    "linear": lambda a, b: mt.linear(a, b) @ b,
     "scalar": lambda a, b: a * b.sum() * 0.2,
 }
 
@@ -161,8 +180,12 @@ def test_random_graphs_with_reuse(data):
         if data.draw(st.booleans()):
             plan.append((UNARY[data.draw(st.sampled_from(sorted(UNARY)))], [data.draw(number)]))
         else:
-            plan.append((BINARY[data.draw(st.sampled_from(sorted(BINARY)))],
-                         [data.draw(number), data.draw(number)]))
+            plan.append(
+                (
+                    BINARY[data.draw(st.sampled_from(sorted(BINARY)))],
+                    [data.draw(number), data.draw(number)],
+                )
+            )
 
     def graph(*xs):
         stack = list(xs)

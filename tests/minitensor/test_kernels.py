@@ -40,46 +40,91 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
     "dropout": lambda d: (mt.dropout, [n(9, 41)], {"p": 0.3, "key": 2**63 + 5}),
     "dropout_add": lambda d: (mt.dropout_add, [n(9, 41), n(9, 41)], {"p": 0.1, "key": 11}),
     "cross_entropy": lambda d: (mt.cross_entropy, [n(3, 37, 29) * 4, MASKED], {}),
-    "cross_entropy smooth": lambda d: (mt.cross_entropy, [n(3, 37, 29), MASKED],
-                                       {"label_smoothing": 0.2, "reduction": "none"}),
-    "linear_cross_entropy": lambda d: (mt.linear_cross_entropy, [n(3, 37, 16), n(29, 16), MASKED],
-                                       {}),
+    "cross_entropy smooth": lambda d: (
+        mt.cross_entropy,
+        [n(3, 37, 29), MASKED],
+        {"label_smoothing": 0.2, "reduction": "none"},
+    ),
+    "linear_cross_entropy": lambda d: (
+        mt.linear_cross_entropy,
+        [n(3, 37, 16), n(29, 16), MASKED],
+        {},
+    ),
     "embedding": lambda d: (mt.embedding, [n(29, 17), IDS], {}),
     "attention": lambda d: (mt.attention, [n(2, 4, 37, 8), n(2, 2, 37, 8), n(2, 2, 37, 8)], {}),
-    "attention to all": lambda d: (mt.attention, [n(1, 2, 19, 5), n(1, 2, 19, 5), n(1, 2, 19, 5)],
-                                   {"causal": False, "dropout": 0.2, "key": 3}),
+    "attention to all": lambda d: (
+        mt.attention,
+        [n(1, 2, 19, 5), n(1, 2, 19, 5), n(1, 2, 19, 5)],
+        {"causal": False, "dropout": 0.2, "key": 3},
+    ),
     "attention of wide heads": lambda d: (
-        mt.attention, [n(2, 6, 43, 20), n(2, 3, 43, 20), n(2, 3, 43, 20)],
-        {"dropout": 0.3, "key": 4, "window": 21}),
+        mt.attention,
+        [n(2, 6, 43, 20), n(2, 3, 43, 20), n(2, 3, 43, 20)],
+        {"dropout": 0.3, "key": 4, "window": 21},
+    ),
     "attention of one": lambda d: (mt.attention, [n(2, 1, 1, 3), n(2, 1, 1, 3), n(2, 1, 1, 3)], {}),
-    "self_attention": lambda d: (mt.self_attention, [n(2, 37, 96)],
-                                 {"n_head": 4, "rope": table(d), "dropout": 0.15, "key": 9}),
-    "self_attention wide": lambda d: (mt.self_attention, [n(2, 37, 40 * 5)], {
-        "n_head": 3, "n_kv_head": 1, "rope": table(d, 40)}),
-    "self_attention local": lambda d: (mt.self_attention, [n(2, 37, 64)], {
-        "n_head": 4, "n_kv_head": 2, "rope": table(d), "window": 5, "scale": 1.0}),
-    "attention_sublayer": lambda d: (mt.attention_sublayer, [
-        n(3, 37, 34), n(34), None, n(64, 34) / 6, None, n(34, 32) / 6, None],
-        {"n_head": 4, "n_kv_head": 2, "norm": "rms", "rope": table(d), "dropout": 0.2,
-         "keys": (5, 6)}),
-    "attention_sublayer with biases": lambda d: (mt.attention_sublayer, [
-        n(2, 97, 32), n(32), n(32), n(96, 32) / 6, n(96), n(32, 32) / 6, n(32)], {"n_head": 2}),
-    "attention_sublayer, too large": lambda d: (mt.attention_sublayer, [
-        n(1, 17, 272), n(272), n(272), n(816, 272) / 16, None, n(272, 272) / 16, None],
-        {"n_head": 2, "dropout": 0.1, "keys": (7, 8)}),
-    "feed_forward_sublayer": lambda d: (mt.feed_forward_sublayer, [
-        n(205, 33), n(33), None, None, None, n(70, 33) / 4, None, n(33, 70), None], {}),
-    "feed_forward_sublayer with biases": lambda d: (mt.feed_forward_sublayer, [
-        n(2, 37, 32), n(32), n(32), None, None, n(64, 32) / 4, n(64), n(32, 64), n(32)],
-        {"activation": "gelu_tanh", "dropout": 0.2, "key": 9}),
-    "feed_forward_sublayer with a gate": lambda d: (mt.feed_forward_sublayer, [
-        n(3, 37, 40), n(40), None, n(45, 40) / 4, n(45), n(45, 40) / 4, n(45), n(40, 45), n(40)],
-        {"activation": "swiglu", "norm": "rms", "dropout": 0.1, "key": 3}),
-    "feed_forward_sublayer, too large": lambda d: (mt.feed_forward_sublayer, [
-        n(18, 32), n(32), None, None, None, n(777, 32) / 4, None, n(32, 777), n(32)], {}),
-    "feed_forward_sublayer with a gate, too small": lambda d: (mt.feed_forward_sublayer, [
-        n(18, 8), n(8), n(8), n(20, 8), None, n(20, 8), n(20), n(8, 20), n(8)],
-        {"activation": "swiglu"}),
+    "self_attention": lambda d: (
+        mt.self_attention,
+        [n(2, 37, 96)],
+        {"n_head": 4, "rope": table(d), "dropout": 0.15, "key": 9},
+    ),
+    "self_attention wide": lambda d: (
+        mt.self_attention,
+        [n(2, 37, 40 * 5)],
+        {"n_head": 3, "n_kv_head": 1, "rope": table(d, 40)},
+    ),
+    "self_attention local": lambda d: (
+        mt.self_attention,
+        [n(2, 37, 64)],
+        {"n_head": 4, "n_kv_head": 2, "rope": table(d), "window": 5, "scale": 1.0},
+    ),
+    "attention_sublayer": lambda d: (
+        mt.attention_sublayer,
+        [n(3, 37, 34), n(34), None, n(64, 34) / 6, None, n(34, 32) / 6, None],
+        {
+            "n_head": 4,
+            "n_kv_head": 2,
+            "norm": "rms",
+            "rope": table(d),
+            "dropout": 0.2,
+            "keys": (5, 6),
+        },
+    ),
+    "attention_sublayer with biases": lambda d: (
+        mt.attention_sublayer,
+        [n(2, 97, 32), n(32), n(32), n(96, 32) / 6, n(96), n(32, 32) / 6, n(32)],
+        {"n_head": 2},
+    ),
+    "attention_sublayer, too large": lambda d: (
+        mt.attention_sublayer,
+        [n(1, 17, 272), n(272), n(272), n(816, 272) / 16, None, n(272, 272) / 16, None],
+        {"n_head": 2, "dropout": 0.1, "keys": (7, 8)},
+    ),
+    "feed_forward_sublayer": lambda d: (
+        mt.feed_forward_sublayer,
+        [n(205, 33), n(33), None, None, None, n(70, 33) / 4, None, n(33, 70), None],
+        {},
+    ),
+    "feed_forward_sublayer with biases": lambda d: (
+        mt.feed_forward_sublayer,
+        [n(2, 37, 32), n(32), n(32), None, None, n(64, 32) / 4, n(64), n(32, 64), n(32)],
+        {"activation": "gelu_tanh", "dropout": 0.2, "key": 9},
+    ),
+    "feed_forward_sublayer with a gate": lambda d: (
+        mt.feed_forward_sublayer,
+        [n(3, 37, 40), n(40), None, n(45, 40) / 4, n(45), n(45, 40) / 4, n(45), n(40, 45), n(40)],
+        {"activation": "swiglu", "norm": "rms", "dropout": 0.1, "key": 3},
+    ),
+    "feed_forward_sublayer, too large": lambda d: (
+        mt.feed_forward_sublayer,
+        [n(18, 32), n(32), None, None, None, n(777, 32) / 4, None, n(32, 777), n(32)],
+        {},
+    ),
+    "feed_forward_sublayer with a gate, too small": lambda d: (
+        mt.feed_forward_sublayer,
+        [n(18, 8), n(8), n(8), n(20, 8), None, n(20, 8), n(20), n(8, 20), n(8)],
+        {"activation": "swiglu"},
+    ),
 }
 
 
@@ -92,10 +137,13 @@ def compute(name, dtype, backend, monkeypatch, used=None):
             if used is not None:
                 used.add(kernel)
             return twin(*args)
+
         monkeypatch.setitem(vars(kernels), kernel, spy)
     op, inputs, options = CASES[name](dtype)
-    xs = [x if x is None or x.dtype.kind == "i" else mt.Tensor(x, dtype=dtype, requires_grad=True)
-          for x in inputs]
+    xs = [
+        x if x is None or x.dtype.kind == "i" else mt.Tensor(x, dtype=dtype, requires_grad=True)
+        for x in inputs
+    ]
     y = op(*xs, **options)
     weights = np.cos(np.arange(y.size)).reshape(y.shape)
     return [y.data, *mt.grad(y, [x for x in xs if isinstance(x, mt.Tensor)], weights)]
@@ -138,14 +186,22 @@ def test_an_inner_product_meets_nothing_but_its_own_numbers():
 
 def test_a_broken_cache_is_compiled_anew(tmp_path):
     """And what other kernels have there is left alone, compiled already or not."""
-    code = ("import minitensor as mt, numpy as np; x = mt.Tensor(np.ones(8, np.float32)); "
-            "print(mt.gelu(x).data[0], mt.swiglu(x, x).data[0], end=' '); "
-            "print(mt.dropout(x, 0.5, 1).shape)")
+    code = (
+        "import minitensor as mt, numpy as np; x = mt.Tensor(np.ones(8, np.float32)); "
+        "print(mt.gelu(x).data[0], mt.swiglu(x, x).data[0], end=' '); "
+        "print(mt.dropout(x, 0.5, 1).shape)"
+    )
     folder = {**os.environ, "MINITENSOR_CACHE": str(tmp_path)}
 
     def run():
-        done = subprocess.run([sys.executable, "-c", code], env=folder, capture_output=True,
-                              text=True, timeout=300, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
         return done.stdout
 
     first = run()

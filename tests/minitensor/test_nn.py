@@ -72,8 +72,10 @@ def test_a_wrong_state_names_everything_and_changes_nothing():
     before = net.state_dict()
     with pytest.raises(ValueError) as error:
         net.load_state_dict(state)
-    assert str(error.value) == ("load_state_dict of Net: missing: scale; unexpected: extra; "
-                                "misshapen: layers.0.bias (9,) instead of (4,)")
+    assert str(error.value) == (
+        "load_state_dict of Net: missing: scale; unexpected: extra; "
+        "misshapen: layers.0.bias (9,) instead of (4,)"
+    )
     with pytest.raises(ValueError, match=r"Net: misshapen: layers.0.bias"):
         net.load_state_dict(state, strict=False)
     for name, values in net.state_dict().items():
@@ -127,10 +129,12 @@ def test_dropout_acts_in_training_only_and_anew_each_time():
 
 def test_initialisers():
     x = nn.Parameter(np.empty((400, 300), np.float32))
-    for fill, std in [(lambda: nn.init.normal_(x, 0.3, rng(), mean=0.1), 0.3),
-                      (lambda: nn.init.uniform_(x, -1, 1, rng()), 3**-0.5),
-                      (lambda: nn.init.xavier_uniform_(x, rng=rng()), (2 / 700) ** 0.5),
-                      (lambda: nn.init.kaiming_uniform_(x, rng=rng()), (2 / 300) ** 0.5)]:
+    for fill, std in [
+        (lambda: nn.init.normal_(x, 0.3, rng(), mean=0.1), 0.3),
+        (lambda: nn.init.uniform_(x, -1, 1, rng()), 3**-0.5),
+        (lambda: nn.init.xavier_uniform_(x, rng=rng()), (2 / 700) ** 0.5),
+        (lambda: nn.init.kaiming_uniform_(x, rng=rng()), (2 / 300) ** 0.5),
+    ]:
         assert fill() is x and x.requires_grad
         assert abs(x.data.std() / std - 1) < 0.01
     assert nn.init.zeros_(x).data.max() == 0 and nn.init.ones_(x).data.min() == 1

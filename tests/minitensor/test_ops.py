@@ -11,7 +11,10 @@ from minitensor.check import TOLERANCE, check_op
 
 NAMES = sorted(mt.registry)
 NOT_OPS = {  # public, but no op of their own: what they are made of, or why there is no gradient
-    "einsum": "einsum", "split": "getitem", "argmax": None, "rope_table": None,
+    "einsum": "einsum",
+    "split": "getitem",
+    "argmax": None,
+    "rope_table": None,
 }
 
 
@@ -46,12 +49,43 @@ def test_everything_public_is_registered_or_explained():
 def test_every_method_of_a_tensor_ends_in_registered_ops():
     seen = set()
     x = mt.Tensor(np.full((2, 2), 0.5), requires_grad=True)
-    arguments = {"reshape": (4,), "transpose": (1, 0), "expand": (3, 2, 2), "swapaxes": (0, 1),
-                 "squeeze": (), "unsqueeze": (0,), "astype": (np.float32,), "clip": (0, 1),
-                 "__pow__": (2,), "__rpow__": (2,), "__getitem__": (0,)}
-    nullary = {"T", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "relu", "abs",
-               "sum", "mean", "max", "min", "logsumexp", "var", "std", "softmax", "log_softmax",
-               "__neg__", "__abs__"}
+    arguments = {
+        "reshape": (4,),
+        "transpose": (1, 0),
+        "expand": (3, 2, 2),
+        "swapaxes": (0, 1),
+        "squeeze": (),
+        "unsqueeze": (0,),
+        "astype": (np.float32,),
+        "clip": (0, 1),
+        "__pow__": (2,),
+        "__rpow__": (2,),
+        "__getitem__": (0,),
+    }
+    nullary = {
+        "T",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "abs",
+        "sum",
+        "mean",
+        "max",
+        "min",
+        "logsumexp",
+        "var",
+        "std",
+        "softmax",
+        "log_softmax",
+        "__neg__",
+        "__abs__",
+    }
     binary = {f"__{r}{o}__" for o in ["add", "sub", "mul", "truediv", "matmul"] for r in ("", "r")}
     for name in sorted(nullary | binary | set(arguments)):
         value = getattr(x, name)
@@ -60,8 +94,19 @@ def test_every_method_of_a_tensor_ends_in_registered_ops():
         assert y.requires_grad, name
         seen.add(y._node.op)
     assert seen <= set(NAMES)
-    other = {"item", "tolist", "numpy", "backward", "retain_grad", "register_hook", "detach",
-             "copy_", "requires_grad_", "argmax", "T"}
+    other = {
+        "item",
+        "tolist",
+        "numpy",
+        "backward",
+        "retain_grad",
+        "register_hook",
+        "detach",
+        "copy_",
+        "requires_grad_",
+        "argmax",
+        "T",
+    }
     public = {n for n, v in vars(mt.Tensor).items() if inspect.isfunction(v) and n[0] != "_"}
     assert public <= nullary | set(arguments) | other
 
@@ -85,9 +130,15 @@ def test_nothing_is_promoted(name, dtype):
         assert y.dtype == dtype
         backward = y._node.backward
         g = np.ones(y.shape, dtype)
-        sent = ([vjp(g) for vjp, p in zip(backward, y._node.parents, strict=False)
-                 if vjp is not None and p is not None]
-                if isinstance(backward, tuple) else backward(g))
+        sent = (
+            [
+                vjp(g)
+                for vjp, p in zip(backward, y._node.parents, strict=False)
+                if vjp is not None and p is not None
+            ]
+            if isinstance(backward, tuple)
+            else backward(g)
+        )
         for part in sent if isinstance(sent, (tuple, list)) else [sent]:
             if part is not None:
                 assert (part.grad if isinstance(part, mt.Part) else np.asarray(part)).dtype == dtype
@@ -144,7 +195,7 @@ def test_small_powers_are_products(monkeypatch):
     for dtype in (np.float32, np.float64):
         x = mt.Tensor(np.array([1.0, 4.0]), requires_grad=True, dtype=dtype)
         for n in (0, 1, 2, 3, 4, 7, 16, 0.5, -0.5, 1.5, -1, -2, 2.0, np.float32(3), np.int64(2)):
-            y = x ** n
+            y = x**n
             (g,) = mt.grad(y.sum(), [x])
             assert y.dtype == g.dtype == dtype
             assert y.data[1] == pytest.approx(4.0**n) and g[1] == pytest.approx(n * 4.0 ** (n - 1))
@@ -153,8 +204,13 @@ def test_small_powers_are_products(monkeypatch):
 def test_cutting_into_n_parts_costs_n_parts_in_the_backward():
     sent = []
     x = mt.Tensor(np.ones((60, 7)), requires_grad=True)
-    with mt.observe(lambda op, phase, seconds, arrays, g: sent.append(
-            sum(a.size for a in arrays)) if (op, phase) == ("getitem", "backward") else None):
+    with mt.observe(
+        lambda op, phase, seconds, arrays, g: (
+            sent.append(sum(a.size for a in arrays))
+            if (op, phase) == ("getitem", "backward")
+            else None
+        )
+    ):
         loss = sum((row * i).sum() for i, row in enumerate(x))
         loss = loss + sum((part * part).sum() for part in mt.split(x, 12, axis=0))
         loss.backward()

@@ -53,7 +53,7 @@ def test_a_saved_state_goes_on_bit_for_bit(name):
 def test_dtypes_are_kept_and_scale_multiplies_gradients(name, dtype):
     ps, qs = parameters(dtype), parameters(dtype)
     a, b = MAKERS[name](ps), MAKERS[name](qs)
-    grads = gradients(ps, 0)[:len(a.parameters)]
+    grads = gradients(ps, 0)[: len(a.parameters)]
     a.step(grads, scale=0.5)
     b.step([g * dtype(0.5) for g in grads])
     for p, q in zip(ps, qs, strict=True):
@@ -142,16 +142,19 @@ def test_wrong_calls_are_explained():
     ps = parameters()
     opt = optim.AdamW(ps)
     for call, match in [
-            (lambda: optim.AdamW([]), "got no parameters"),
-            (lambda: optim.AdamW([ps[0], ps[0]]), r"parameter 1 \(shape \(4, 3\)\) is there twice"),
-            (lambda: optim.AdamW(ps, lr=-1), "cannot be negative"),
-            (lambda: optim.AdamW(ps, betas=(0.9, 1.0)), r"betas .* must be in \[0, 1\)"),
-            (lambda: optim.SGD(ps, nesterov=True), "nesterov needs a momentum"),
-            (lambda: optim.Muon(ps), r"shape \(5,\); only matrices"),
-            (lambda: opt.step([None]), "2 parameters but 1 gradients"),
-            (lambda: opt.step([np.ones(3), None]), r"has shape \(4, 3\), its gradient \(3,\)"),
-            (lambda: opt.load_state_dict(optim.AdamW(ps[:1]).state_dict()),
-             r"groups of \[2\] parameters, the saved state of \[1\]")]:
+        (lambda: optim.AdamW([]), "got no parameters"),
+        (lambda: optim.AdamW([ps[0], ps[0]]), r"parameter 1 \(shape \(4, 3\)\) is there twice"),
+        (lambda: optim.AdamW(ps, lr=-1), "cannot be negative"),
+        (lambda: optim.AdamW(ps, betas=(0.9, 1.0)), r"betas .* must be in \[0, 1\)"),
+        (lambda: optim.SGD(ps, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.Muon(ps), r"shape \(5,\); only matrices"),
+        (lambda: opt.step([None]), "2 parameters but 1 gradients"),
+        (lambda: opt.step([np.ones(3), None]), r"has shape \(4, 3\), its gradient \(3,\)"),
+        (
+            lambda: opt.load_state_dict(optim.AdamW(ps[:1]).state_dict()),
+            r"groups of \[2\] parameters, the saved state of \[1\]",
+        ),
+    ]:
         with pytest.raises(ValueError, match=match):
             call()
     with pytest.raises(TypeError, match="parameter 0 is not a leaf"):
@@ -182,6 +185,7 @@ def test_clipping():
 def test_schedules_rise_fall_and_stay(schedule):
     def at(step):
         return schedule(step, lr=1.0, min_lr=0.1, warmup=10, total=110)
+
     assert [at(s) for s in (0, 5, 10)] == [0, 0.5, 1]
     assert [at(s) for s in (110, 111, 10**9)] == pytest.approx([0.1] * 3)
     rates = [at(s) for s in range(10, 120)]

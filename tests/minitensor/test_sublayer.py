@@ -34,13 +34,26 @@ def norm_of(x, kind, weight, bias):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 9), st.sampled_from(["layer", "rms"]), st.booleans(),
-       st.sampled_from([0.0, 0.3]), st.sampled_from([1, 2]), st.sampled_from([0, 2]))
+@given(
+    st.integers(0, 9),
+    st.sampled_from(["layer", "rms"]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([0, 2]),
+)
 def test_attention_is_its_parts(seed, norm, biased, p, groups, window):
     K = 2 // groups
     x, w, b, qkv, qb, out, ob = leaves = arrays(
-        seed, (2, 5, D), (D,), given_if(biased and norm == "layer", D), ((2 + 2 * K) * HEAD, D),
-        given_if(biased, (2 + 2 * K) * HEAD), (D, 2 * HEAD), given_if(biased, D))
+        seed,
+        (2, 5, D),
+        (D,),
+        given_if(biased and norm == "layer", D),
+        ((2 + 2 * K) * HEAD, D),
+        given_if(biased, (2 + 2 * K) * HEAD),
+        (D, 2 * HEAD),
+        given_if(biased, D),
+    )
     table = mt.rope_table(5, HEAD, dtype=np.float64)
     options = {"n_head": 2, "n_kv_head": K, "rope": table, "window": window, "dropout": p}
     whole = mt.attention_sublayer(*leaves, norm=norm, keys=(3, 4), **options)
@@ -49,27 +62,47 @@ def test_attention_is_its_parts(seed, norm, biased, p, groups, window):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 9), st.sampled_from(["layer", "rms"]), st.booleans(),
-       st.sampled_from([0.0, 0.3]), st.sampled_from(["gelu", "gelu_tanh", "swiglu"]))
+@given(
+    st.integers(0, 9),
+    st.sampled_from(["layer", "rms"]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
+)
 def test_feed_forward_is_its_parts(seed, norm, biased, p, activation):
     gated, F = activation == "swiglu", 11
     x, w, b, gate, gb, up, ub, down, db = leaves = arrays(
-        seed, (2, 5, D), (D,), given_if(biased and norm == "layer", D), given_if(gated, F, D),
-        given_if(gated and biased, F), (F, D), given_if(biased, F), (D, F), given_if(biased, D))
+        seed,
+        (2, 5, D),
+        (D,),
+        given_if(biased and norm == "layer", D),
+        given_if(gated, F, D),
+        given_if(gated and biased, F),
+        (F, D),
+        given_if(biased, F),
+        (D, F),
+        given_if(biased, D),
+    )
     whole = mt.feed_forward_sublayer(*leaves, activation=activation, norm=norm, dropout=p, key=4)
     h = norm_of(x, norm, w, b)
     z = mt.linear(h, up, ub)
-    c = (mt.swiglu(mt.linear(h, gate, gb), z) if gated
-         else mt.gelu(z, "tanh" if activation == "gelu_tanh" else "none"))
+    c = (
+        mt.swiglu(mt.linear(h, gate, gb), z)
+        if gated
+        else mt.gelu(z, "tanh" if activation == "gelu_tanh" else "none")
+    )
     same(whole, mt.dropout_add(x, mt.linear(c, down, db), p, 4), leaves)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"norm": "batch"}, "norm is 'batch'; it must be 'layer' or 'rms'"),
-    ({"norm": "rms"}, "an RMSNorm has no bias"),
-    ({"activation": "relu"}, "activation is 'relu'; it must be"),
-    ({"activation": "swiglu"}, "gate must be given"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"norm": "batch"}, "norm is 'batch'; it must be 'layer' or 'rms'"),
+        ({"norm": "rms"}, "an RMSNorm has no bias"),
+        ({"activation": "relu"}, "activation is 'relu'; it must be"),
+        ({"activation": "swiglu"}, "gate must be given"),
+    ],
+)
 def test_feed_forward_says_which_option_is_wrong(change, words):
     leaves = arrays(0, (2, D), (D,), (D,), None, None, (11, D), None, (D, 11), None)
     with pytest.raises(ValueError, match=words):
@@ -95,11 +128,18 @@ def test_no_shape_is_left_to_the_kernels():
             with pytest.raises(ValueError, match="must be"):
                 op(*(mt.Tensor(rng.normal(size=s).astype(np.float32)) for s in wrong), **options)
 
-    refused(mt.attention_sublayer, [(1, 20, 32), (32,), (32,), (96, 32), (96,), (32, 32), (32,)],
-            {0}, n_head=2)
-    refused(mt.feed_forward_sublayer,
-            [(20, 32), (32,), (32,), (40, 32), (40,), (40, 32), (40,), (32, 40), (32,)], {0},
-            activation="swiglu")
+    refused(
+        mt.attention_sublayer,
+        [(1, 20, 32), (32,), (32,), (96, 32), (96,), (32, 32), (32,)],
+        {0},
+        n_head=2,
+    )
+    refused(
+        mt.feed_forward_sublayer,
+        [(20, 32), (32,), (32,), (40, 32), (40,), (40, 32), (40,), (32, 40), (32,)],
+        {0},
+        activation="swiglu",
+    )
     refused(mt.linear, [(20, 32), (40, 32), (40,)], {0, 1})
     refused(mt.layer_norm, [(20, 32), (32,), (32,)], {0})
     refused(mt.rms_norm, [(20, 32), (32,)], {0})
@@ -107,8 +147,10 @@ def test_no_shape_is_left_to_the_kernels():
 
 def test_a_bias_of_another_dtype_is_no_obstacle():
     """Wide enough for the compiled kernels, whose panels are float32."""
-    leaves = [None if x is None else mt.Tensor(x.data / 4, requires_grad=True, dtype=np.float32)
-              for x in arrays(0, (20, 32), (32,), None, None, None, (40, 32), None, (32, 40), None)]
+    leaves = [
+        None if x is None else mt.Tensor(x.data / 4, requires_grad=True, dtype=np.float32)
+        for x in arrays(0, (20, 32), (32,), None, None, None, (40, 32), None, (32, 40), None)
+    ]
     for place, size in ((2, 32), (6, 40), (8, 32)):
         bias = np.linspace(-1, 1, size)
         results = []

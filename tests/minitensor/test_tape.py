@@ -101,6 +101,7 @@ def test_no_grad_and_enable_grad_nest_and_restore():
     @mt.no_grad()
     def double(t):
         return t * 2
+
     assert not double(x).requires_grad
     with pytest.raises(ZeroDivisionError), mt.no_grad():
         1 / 0
@@ -174,8 +175,12 @@ def test_an_observer_sees_every_op_both_ways():
     with mt.observe(lambda op, phase, seconds, arrays, array: seen.append((op, phase))):
         x = leaf(3.0)
         (x * x).sum().backward()
-    assert seen == [("mul", "forward"), ("sum", "forward"), ("sum", "backward"),
-                    ("mul", "backward")]
+    assert seen == [
+        ("mul", "forward"),
+        ("sum", "forward"),
+        ("sum", "backward"),
+        ("mul", "backward"),
+    ]
 
 
 # ------------------------------------------------------------------------------ changes in place
@@ -278,8 +283,9 @@ def test_backward_frees_as_it_goes(no_collector):
         held.append(weakref.ref(h._node))
     loss = h.sum()
     del h
-    first.register_hook(lambda g: alive.append(sum(
-        r() is not None and r().backward is not None for r in held)))
+    first.register_hook(
+        lambda g: alive.append(sum(r() is not None and r().backward is not None for r in held))
+    )
     alive = []
     loss.backward()
     assert alive == [0]
@@ -320,10 +326,13 @@ def test_a_checkpoint_gives_the_same_gradients_to_everything_used():
         return mt.tanh(h @ w1 * scale) @ w2 + h
 
     plain = mt.grad((block(block(x, 2.0), 1.0) * x).sum(), [x, w1, w2])
-    kept = mt.grad((mt.checkpoint(block, mt.checkpoint(block, x, 2.0), scale=1.0) * x).sum(),
-                   [x, w1, w2])
-    nested = mt.grad((mt.checkpoint(lambda t: mt.checkpoint(block, block(t, 2.0), 1.0), x)
-                      * x).sum(), [x, w1, w2])
+    kept = mt.grad(
+        (mt.checkpoint(block, mt.checkpoint(block, x, 2.0), scale=1.0) * x).sum(), [x, w1, w2]
+    )
+    nested = mt.grad(
+        (mt.checkpoint(lambda t: mt.checkpoint(block, block(t, 2.0), 1.0), x) * x).sum(),
+        [x, w1, w2],
+    )
     for a, b, c in zip(plain, kept, nested, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-14)
         np.testing.assert_allclose(c, a, rtol=1e-14)

@@ -82,16 +82,23 @@ def pickled(path, saved):
     np.savez(path, meta=np.array([{"a": 1}], dtype=object))
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda path, saved: None, "no such model file"),
-    (lambda path, saved: path.mkdir(), "a folder; give a model file"),
-    (lambda path, saved: path.write_bytes(b""), "not a tinygpt model file"),
-    (lambda path, saved: path.write_bytes(b"\x93NUMPY\x01\x00"), "not a tinygpt model file"),
-    (lambda path, saved: np.savez(path, x=np.ones(2)), "an archive without 'meta'"),
-    (foreign_meta, "its 'meta' is of another kind"), (newer, "model format 9"),
-    (pickled, "truncated or damaged"), (truncated, "truncated or damaged"),
-    (flipped, "truncated or damaged"), (lacking, "lacks 'norm.weight'"),
-    (misshapen, r"'norm.weight' has shape \(3,\), the configuration says \(16,\)")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path, saved: None, "no such model file"),
+        (lambda path, saved: path.mkdir(), "a folder; give a model file"),
+        (lambda path, saved: path.write_bytes(b""), "not a tinygpt model file"),
+        (lambda path, saved: path.write_bytes(b"\x93NUMPY\x01\x00"), "not a tinygpt model file"),
+        (lambda path, saved: np.savez(path, x=np.ones(2)), "an archive without 'meta'"),
+        (foreign_meta, "its 'meta' is of another kind"),
+        (newer, "model format 9"),
+        (pickled, "truncated or damaged"),
+        (truncated, "truncated or damaged"),
+        (flipped, "truncated or damaged"),
+        (lacking, "lacks 'norm.weight'"),
+        (misshapen, r"'norm.weight' has shape \(3,\), the configuration says \(16,\)"),
+    ],
+)
 def test_what_is_no_model_is_told_in_one_line(tmp_path, saved, make, message):
     path = tmp_path / "m.npz"
     make(path, saved)

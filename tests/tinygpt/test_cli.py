@@ -13,24 +13,29 @@ from tinygpt import cli, recipes
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("arguments", "status", "message"), [
-    ("train quik", 2, "unknown recipe 'quik'; did you mean 'quick'?"),
-    ("train --set lrr=1", 2, "did you mean 'lr'?"),
-    ("train --set lr=fast", 2, "lr: expected a number, got 'fast'"),
-    ("train --max-itres 3", 2, "unknown option '--max-itres'; did you mean --max-iters?"),
-    ("train --max-iters many", 2, "invalid int value"),
-    ("train --max-iters 0", 2, "max_iters: expected at least 1"),
-    ("train --threads 0", 2, "--threads: expected at least 1"),
-    ("train quick pinv", 2, "unknown argument 'pinv'"),
-    ("train --config none.json", 1, "none.json: No such file"),
-    ("train --data none.txt", 1, "none.txt: no such file"),
-    ("train --resume", 1, "no run to go on with"),
-    ("eval none.npz", 1, "none.npz: no such model file"),
-    ("evil", 2, "unknown command 'evil'; did you mean 'eval'?"),
-    ("data", 2, "expected fetch or prepare"),
-    ("recipes nano", 2, "unknown recipe 'nano'")])
-def test_errors_are_one_line_with_the_right_status(tmp_path, monkeypatch, capsys, arguments,
-                                                   status, message):
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("train quik", 2, "unknown recipe 'quik'; did you mean 'quick'?"),
+        ("train --set lrr=1", 2, "did you mean 'lr'?"),
+        ("train --set lr=fast", 2, "lr: expected a number, got 'fast'"),
+        ("train --max-itres 3", 2, "unknown option '--max-itres'; did you mean --max-iters?"),
+        ("train --max-iters many", 2, "invalid int value"),
+        ("train --max-iters 0", 2, "max_iters: expected at least 1"),
+        ("train --threads 0", 2, "--threads: expected at least 1"),
+        ("train quick pinv", 2, "unknown argument 'pinv'"),
+        ("train --config none.json", 1, "none.json: No such file"),
+        ("train --data none.txt", 1, "none.txt: no such file"),
+        ("train --resume", 1, "no run to go on with"),
+        ("eval none.npz", 1, "none.npz: no such model file"),
+        ("evil", 2, "unknown command 'evil'; did you mean 'eval'?"),
+        ("data", 2, "expected fetch or prepare"),
+        ("recipes nano", 2, "unknown recipe 'nano'"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_status(
+    tmp_path, monkeypatch, capsys, arguments, status, message
+):
     monkeypatch.chdir(tmp_path)
     try:
         assert cli.main(arguments.split()) == status
@@ -53,11 +58,14 @@ def test_both_signs_are_the_same_in_option_names():
 
 
 def test_help_needs_none_of_the_heavy_modules():
-    code = ("import sys, tinygpt.cli; status = tinygpt.cli.main(['--help']); "
-            "heavy = {'numpy', 'numba', 'tqdm', 'minitensor', 'bpe'} & set(sys.modules); "
-            "sys.exit(f'imported {heavy}' if heavy or status else 0)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
+    code = (
+        "import sys, tinygpt.cli; status = tinygpt.cli.main(['--help']); "
+        "heavy = {'numpy', 'numba', 'tqdm', 'minitensor', 'bpe'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy or status else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
 
@@ -69,7 +77,8 @@ def test_errors_that_nobody_foresaw_are_one_line_too(monkeypatch, capsys):
     monkeypatch.setattr(recipes, "main", fail)
     assert cli.main(["recipes"]) == 1
     assert capsys.readouterr().err == (
-        "tinygpt: error: KeyError: 'surprise' (run again with --debug for the traceback)\n")
+        "tinygpt: error: KeyError: 'surprise' (run again with --debug for the traceback)\n"
+    )
 
 
 def test_the_list_of_recipes_has_their_parameters(capsys):
@@ -82,8 +91,15 @@ def test_the_list_of_recipes_has_their_parameters(capsys):
 def test_a_table_of_parameters_has_both_columns(capsys):
     assert cli.main(["recipes", "neo_41m", "--table"]) == 0
     told = capsys.readouterr().out
-    for number in ("38,990,592", "28,342,272", "38,598,912", "105,931,776",
-                   "6,537,984", "6,146,304", "41,026,560"):
+    for number in (
+        "38,990,592",
+        "28,342,272",
+        "38,598,912",
+        "105,931,776",
+        "6,537,984",
+        "6,146,304",
+        "41,026,560",
+    ):
         assert number in told
 
 

@@ -14,8 +14,10 @@ def write(path, text):
     return path
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "empty"), (b" \n ", "empty"), (b"abc\xff\xfe", "not UTF-8 text: byte 0xff at offset 3")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b" \n ", "empty"), (b"abc\xff\xfe", "not UTF-8 text: byte 0xff at offset 3")],
+)
 def test_texts_that_cannot_be_used_are_told_in_one_line(tmp_path, tiny, content, message):
     path = write(tmp_path / "t.txt", content)
     with pytest.raises(Error, match=message):

@@ -18,8 +18,12 @@ SMALLER = {"vocab_size": 50, "context": 24, "n_layer": 2, "d_ff": 37}
 
 def smaller(c: Config) -> Config:
     """A recipe's architecture at a few thousand parameters."""
-    return c.replace(**SMALLER, tokenizer="bpe", windows=tuple(min(w, 5) for w in c.windows),
-                     d_model=c.n_head * (2 if c.n_head > 8 else 6))
+    return c.replace(
+        **SMALLER,
+        tokenizer="bpe",
+        windows=tuple(min(w, 5) for w in c.windows),
+        d_model=c.n_head * (2 if c.n_head > 8 else 6),
+    )
 
 
 CASES = {name: smaller(recipe) for name, recipe in recipes.RECIPES.items()}
@@ -28,7 +32,8 @@ CASES |= {
     "grouped": Config(**SMALLER, d_model=48, n_head=6, n_kv_head=3, positions="rope", norm="rms"),
     "many-heads": Config(**SMALLER, d_model=80, n_head=40, n_kv_head=20, positions="rope"),
     "one-head": Config(**SMALLER, d_model=7, n_head=1, head="untied"),
-    "float64": Config(**SMALLER, d_model=12, n_head=2, dtype="float64", windows=(3, 0))}
+    "float64": Config(**SMALLER, d_model=12, n_head=2, dtype="float64", windows=(3, 0)),
+}
 
 
 @pytest.fixture(params=["numba", "numpy"])
@@ -73,19 +78,36 @@ def test_logits_are_those_of_the_model(backend, c):
 def test_logits_are_those_of_the_model_for_any_configuration(data):
     pick = data.draw
     kv, group, half = pick(st.integers(1, 5)), pick(st.integers(1, 3)), pick(st.integers(1, 5))
-    flags = {key: pick(st.booleans()) for key in (
-        "qkv_bias", "out_bias", "ffn_bias", "norm_bias", "gate_bias", "scale_attention")}
-    choices = {key: pick(st.sampled_from(values)) for key, values in {
-        "norm": ("layer", "rms"), "positions": ("learned", "sinusoidal", "rope"),
-        "ffn": ("gelu", "gelu_tanh", "swiglu"), "head": ("tied", "untied", "pinv"),
-        "windows": ((0,), (3, 0), (1,))}.items()}
-    c = Config(vocab_size=170, context=20, n_layer=2, n_head=kv * group, n_kv_head=kv,
-               d_model=kv * group * 2 * half, d_ff=pick(st.integers(1, 70)), **flags, **choices)
+    flags = {
+        key: pick(st.booleans())
+        for key in ("qkv_bias", "out_bias", "ffn_bias", "norm_bias", "gate_bias", "scale_attention")
+    }
+    choices = {
+        key: pick(st.sampled_from(values))
+        for key, values in {
+            "norm": ("layer", "rms"),
+            "positions": ("learned", "sinusoidal", "rope"),
+            "ffn": ("gelu", "gelu_tanh", "swiglu"),
+            "head": ("tied", "untied", "pinv"),
+            "windows": ((0,), (3, 0), (1,)),
+        }.items()
+    }
+    c = Config(
+        vocab_size=170,
+        context=20,
+        n_layer=2,
+        n_head=kv * group,
+        n_kv_head=kv,
+        d_model=kv * group * 2 * half,
+        d_ff=pick(st.integers(1, 70)),
+        **flags,
+        **choices,
+    )
     model = model_of(c)
     cut, ids = pick(st.integers(1, 20)), tokens(c, 20)
     decoder = Decoder(model)
     parts = [decoder.feed([ids[:cut]]), *(decoder.feed([[token]]) for token in ids[cut:])]
-    close(np.concatenate(parts), logits(model, ids)[cut - 1:])
+    close(np.concatenate(parts), logits(model, ids)[cut - 1 :])
 
 
 def test_a_sequence_gives_the_same_bits_alone_and_among_others():
@@ -122,7 +144,7 @@ def test_exact_past_the_context_sees_the_last_tokens(backend):
     decoder = Decoder(model, past_context="exact")
     decoder.feed([ids[:22]])
     for end in range(23, 41):
-        expected = logits(model, ids[max(0, end - c.context):end])[-1]
+        expected = logits(model, ids[max(0, end - c.context) : end])[-1]
         close(decoder.feed([[ids[end - 1]]])[0], expected)
 
 
@@ -142,7 +164,7 @@ def test_drop_past_the_context_goes_on_with_the_newer_half(backend):
 def test_of_a_long_prompt_the_end_is_taken(way):
     c = CASES["mini-1m"]
     model, ids = model_of(c), tokens(c, 50)
-    close(Decoder(model, 1, way).feed([ids])[0], logits(model, ids[-c.context:])[-1])
+    close(Decoder(model, 1, way).feed([ids])[0], logits(model, ids[-c.context :])[-1])
 
 
 def test_a_context_of_one_token():

@@ -65,7 +65,8 @@ def test_bits_per_byte_counts_the_bytes_of_the_text(model, tokenizer):
     assert result["bytes"] == sum(len(doc.encode()) for doc in docs)
     assert result["tokens"] == sum(len(doc) + 1 for doc in docs) - 1
     assert result["bits_per_byte"] == pytest.approx(
-        result["loss"] * result["tokens"] / result["bytes"] / math.log(2))
+        result["loss"] * result["tokens"] / result["bytes"] / math.log(2)
+    )
     assert result["uniform"]["loss"] == pytest.approx(math.log(80))
     assert result["untrained"]["loss"] == pytest.approx(result["loss"], rel=0.02)
 

@@ -14,9 +14,16 @@ from tinygpt import recipes
 from tinygpt.config import Config
 from tinygpt.model import GPT, attention_weights, components, count, init_std, layout, sinusoids
 
-COUNTS = {"pinv-0.8m": 834_644, "mini-1m": 1_046_656, "mini-3m": 3_404_032, "mini-7m": 7_072_128,
-          "pretrain-2m": 1_850_112, "neo-41m": 41_026_560, "shakespeare-char": 804_096,
-          "shakespeare-fast": 157_344}
+COUNTS = {
+    "pinv-0.8m": 834_644,
+    "mini-1m": 1_046_656,
+    "mini-3m": 3_404_032,
+    "mini-7m": 7_072_128,
+    "pretrain-2m": 1_850_112,
+    "neo-41m": 41_026_560,
+    "shakespeare-char": 804_096,
+    "shakespeare-fast": 157_344,
+}
 SMALL = [name for name in recipes.RECIPES if name not in ("neo-41m", "mini-7m")]
 
 
@@ -108,17 +115,21 @@ def test_a_longer_text_than_the_context_is_an_error():
 
 
 VARIANTS = {
-    "gpt": {}, "no-bias": {"qkv_bias": False, "norm_bias": False, "ffn_bias": False},
+    "gpt": {},
+    "no-bias": {"qkv_bias": False, "norm_bias": False, "ffn_bias": False},
     "sinusoidal": {"positions": "sinusoidal", "ffn": "gelu_tanh"},
     "llama": {"positions": "rope", "norm": "rms", "ffn": "swiglu", "head": "untied"},
     "pinv": {"positions": "rope", "ffn": "swiglu", "gate_bias": True, "head": "pinv"},
-    "grouped": {"n_kv_head": 1}, "local": {"windows": (0, 3), "scale_attention": False}}
+    "grouped": {"n_kv_head": 1},
+    "local": {"windows": (0, 3), "scale_attention": False},
+}
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_follows_the_plain_formula(changes):
-    c = Config(vocab_size=20, context=8, n_layer=2, n_head=2, d_model=8, d_ff=12, dtype="float64",
-               seed=3).replace(**changes)
+    c = Config(
+        vocab_size=20, context=8, n_layer=2, n_head=2, d_model=8, d_ff=12, dtype="float64", seed=3
+    ).replace(**changes)
     model = GPT(c)
     rng = np.random.default_rng(0)
     with mt.no_grad():
@@ -126,12 +137,14 @@ def test_every_variant_follows_the_plain_formula(changes):
             p[...] = rng.normal(size=p.shape) * 0.5
     ids = ids_for(c)
     with mt.no_grad():
-        np.testing.assert_allclose(model(ids).numpy(), plain(c, model.state_dict(), ids),
-                                   rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            model(ids).numpy(), plain(c, model.state_dict(), ids), rtol=1e-9, atol=1e-9
+        )
 
 
 def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
     """The whole model in plain NumPy, without an op of the engine."""
+
     def linear(x, name):
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
 
@@ -150,13 +163,12 @@ def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
         x = x + w["positions.weight"]
     if c.positions == "sinusoidal":
         x = x + sinusoids(c.context, c.d_model, np.float64)
-    rope = mt.rope_table(c.context, c.head_dim, dtype=np.float64) \
-        if c.positions == "rope" else None
+    rope = mt.rope_table(c.context, c.head_dim, dtype=np.float64) if c.positions == "rope" else None
     for i in range(c.n_layer):
         b = f"blocks.{i}"
         qkv = linear(norm(x, f"{b}.attn_norm"), f"{b}.attn.qkv")
         weights = attention_weights(c, i, qkv, rope)
-        v = qkv[..., -c.kv_heads * c.head_dim:].reshape(2, c.context, c.kv_heads, -1)
+        v = qkv[..., -c.kv_heads * c.head_dim :].reshape(2, c.context, c.kv_heads, -1)
         v = np.repeat(v.swapaxes(1, 2), c.n_head // c.kv_heads, axis=1)
         y = (weights @ v).swapaxes(1, 2).reshape(2, c.context, -1)
         x = x + linear(y, f"{b}.attn.out")
@@ -166,16 +178,31 @@ def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
             x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{b}.ffn.up"), f"{b}.ffn.down")
         else:
             x = x + linear(act(linear(h, f"{b}.ffn.up")), f"{b}.ffn.down")
-    head = {"tied": w["embedding.weight"].T, "untied": w.get("head.weight", x[0]).T,
-            "pinv": np.linalg.pinv(w["embedding.weight"])}[c.head]
+    head = {
+        "tied": w["embedding.weight"].T,
+        "untied": w.get("head.weight", x[0]).T,
+        "pinv": np.linalg.pinv(w["embedding.weight"]),
+    }[c.head]
     return norm(x, "norm") @ head
 
 
 @pytest.mark.parametrize("head", ["tied", "untied", "pinv"])
 def test_gradients_agree_with_finite_differences(head):
-    c = Config(vocab_size=12, context=6, n_layer=1, n_head=2, d_model=8, d_ff=8, ffn="swiglu",
-               gate_bias=True, positions="rope", norm="rms", head=head, dropout=0.2,
-               dtype="float64")
+    c = Config(
+        vocab_size=12,
+        context=6,
+        n_layer=1,
+        n_head=2,
+        d_model=8,
+        d_ff=8,
+        ffn="swiglu",
+        gate_bias=True,
+        positions="rope",
+        norm="rms",
+        head=head,
+        dropout=0.2,
+        dtype="float64",
+    )
     model = GPT(c)
     ids = ids_for(c, 2, 6)
     targets = ids_for(c, 2, 6, seed=1)

@@ -19,8 +19,18 @@ from tinygpt.config import Config
 from tinygpt.model import GPT
 from tinygpt.sample import choose, draw, generate, generate_many, probabilities, sample_text
 
-C = Config(vocab_size=40, context=12, n_layer=1, n_head=2, d_model=16, d_ff=24, positions="rope",
-           norm="rms", ffn="swiglu", tokenizer="char")
+C = Config(
+    vocab_size=40,
+    context=12,
+    n_layer=1,
+    n_head=2,
+    d_model=16,
+    d_ff=24,
+    positions="rope",
+    norm="rms",
+    ffn="swiglu",
+    tokenizer="char",
+)
 TOKENIZER = bpe.CharTokenizer.train(["abcdefghij é€😀"], vocab_size=40)
 
 
@@ -59,8 +69,12 @@ def reference(logits, temperature, top_k, top_p):
     return p
 
 
-OPTIONS = {"temperature": st.sampled_from([0.2, 0.8, 1.0, 3.0]), "top_k": st.integers(0, 40),
-           "top_p": st.sampled_from([0.05, 0.3, 0.9, 0.99, 1.0]), "seed": st.integers(0, 999)}
+OPTIONS = {
+    "temperature": st.sampled_from([0.2, 0.8, 1.0, 3.0]),
+    "top_k": st.integers(0, 40),
+    "top_p": st.sampled_from([0.05, 0.3, 0.9, 0.99, 1.0]),
+    "seed": st.integers(0, 999),
+}
 
 
 @given(**OPTIONS)
@@ -80,8 +94,10 @@ def test_the_kernel_draws_what_the_formula_draws(temperature, top_k, top_p, seed
     rng = np.random.default_rng(seed)
     logits = np.round(rng.normal(0, 2, (20, 33)), seed % 3).astype(np.float32)
     u = rng.random(20)
-    expected = [draw(probabilities(row, temperature, top_k, top_p), x)
-                for row, x in zip(logits, u, strict=True)]
+    expected = [
+        draw(probabilities(row, temperature, top_k, top_p), x)
+        for row, x in zip(logits, u, strict=True)
+    ]
     drawn = kernels.twin("choose", "numba")(logits, temperature, top_k, top_p, u)
     assert drawn.tolist() == expected
 
@@ -95,7 +111,7 @@ def test_how_often_tokens_are_drawn(backend, monkeypatch):
     kept = {(0, 1.0): p, (2, 1.0): p[:2] / 0.75, (0, 0.8): p[:3] / 0.9}
     for (top_k, top_p), expected in kept.items():
         share = np.bincount(choose(logits, 1.0, top_k, top_p, u), minlength=4) / 4000
-        np.testing.assert_allclose(share[:len(expected)], expected, atol=1e-3)
+        np.testing.assert_allclose(share[: len(expected)], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
@@ -116,12 +132,23 @@ def test_greedy_is_the_argmax_of_the_model_and_what_top_k_1_gives(model):
 
 
 @given(**OPTIONS)
-@settings(max_examples=20, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_the_same_seed_gives_the_same_sequence(model, temperature, top_k, top_p, seed):
     def run():
-        return list(generate(model, [1], max_new_tokens=20, temperature=temperature, top_k=top_k,
-                             top_p=top_p, seed=seed))
+        return list(
+            generate(
+                model,
+                [1],
+                max_new_tokens=20,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        )
+
     assert run() == run()
 
 
@@ -137,8 +164,15 @@ def test_the_seed_decides_the_sequence(model):
 def test_a_sample_is_the_same_alone_and_in_a_batch(model, past_context):
     def run(samples, threads=1):
         texts = {n: [] for n in range(samples)}
-        for n, token in generate_many(model, [[1]] * samples, max_new_tokens=30, stop=(7,), seed=2,
-                                      past_context=past_context, threads=threads):
+        for n, token in generate_many(
+            model,
+            [[1]] * samples,
+            max_new_tokens=30,
+            stop=(7,),
+            seed=2,
+            past_context=past_context,
+            threads=threads,
+        ):
             texts[n].append(token)
         return texts
 
@@ -187,7 +221,7 @@ def test_the_end_of_a_text_stops_unless_ignored(file, model, capsys):
     assert 1 in ids, "the separator should come up"
     _, stopped, _ = run_cli(capsys, file, "--max-new-tokens", 400)
     _, on, _ = run_cli(capsys, file, "--max-new-tokens", 400, "--ignore-eot")
-    assert stopped == TOKENIZER.decode(ids[:ids.index(1)]) + "\n"
+    assert stopped == TOKENIZER.decode(ids[: ids.index(1)]) + "\n"
     assert on == TOKENIZER.decode(ids) + "\n"
 
 
@@ -195,23 +229,30 @@ def test_characters_of_several_tokens_come_out_whole(capsys, monkeypatch, tmp_pa
     tokenizer = bpe.train(["x"], 257)
     made = GPT(C.replace(vocab_size=257))
     path = tmp_path / "model.npz"
-    checkpoint.save(path, Saved(made.config, tokenizer,
-                                {name: p.numpy() for name, p in made.named_parameters()}))
+    checkpoint.save(
+        path,
+        Saved(made.config, tokenizer, {name: p.numpy() for name, p in made.named_parameters()}),
+    )
     smiley = [(0, tokenizer.encode_bytes(bytes([b]))[0]) for b in "😀".encode()]
     monkeypatch.setattr("tinygpt.sample.generate_many", lambda *_, **__: [*smiley, (0, None)])
     written = []
-    monkeypatch.setattr(sys, "stdout", type("Out", (io.StringIO,), {
-        "write": lambda self, text: written.append(text)})())
+    monkeypatch.setattr(
+        sys,
+        "stdout",
+        type("Out", (io.StringIO,), {"write": lambda self, text: written.append(text)})(),
+    )
     assert cli.main(["generate", str(path), "--max-new-tokens", "4"]) == 0
     assert written == ["😀", "\n"]
 
 
-WRONG = {"--temperature=-1": "--temperature: expected 0 (greedy) or more, got -1.0",
-         "--temperature=nan": "--temperature: expected 0 (greedy) or more, got nan",
-         "--top-k=-2": "--top-k: expected 0 (off) or more, got -2",
-         "--top-p=0": "--top-p: expected above 0 and at most 1 (off), got 0.0",
-         "--max-new-tokens=-1": "--max-new-tokens: expected 0 or more, got -1",
-         "--num-samples=0": "--num-samples: expected at least 1, got 0"}
+WRONG = {
+    "--temperature=-1": "--temperature: expected 0 (greedy) or more, got -1.0",
+    "--temperature=nan": "--temperature: expected 0 (greedy) or more, got nan",
+    "--top-k=-2": "--top-k: expected 0 (off) or more, got -2",
+    "--top-p=0": "--top-p: expected above 0 and at most 1 (off), got 0.0",
+    "--max-new-tokens=-1": "--max-new-tokens: expected 0 or more, got -1",
+    "--num-samples=0": "--num-samples: expected at least 1, got 0",
+}
 
 
 @pytest.mark.parametrize(("option", "message"), WRONG.items())

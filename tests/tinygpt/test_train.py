@@ -40,15 +40,21 @@ def recipe(tmp_path, tiny) -> Path:
 
 
 def run(recipe: Path, out: Path, *options: str) -> int:
-    return cli.main(["train", "--config", str(recipe), "--out", str(out), "--threads", "1",
-                     "--debug", *options])
+    return cli.main(
+        ["train", "--config", str(recipe), "--out", str(out), "--threads", "1", "--debug", *options]
+    )
 
 
 def start(out: Path, *options: str) -> subprocess.Popen:
     """Train in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "tinygpt", "train", "--out", str(out), "--threads", "1", *options],
-        cwd=ROOT, env=dict(os.environ), stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        cwd=ROOT,
+        env=dict(os.environ),
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def wait_for_step(out: Path, step: int) -> None:
@@ -68,8 +74,15 @@ def wait_for_step(out: Path, step: int) -> None:
 def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
     assert run(recipe, tmp_path / "run") == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "log.jsonl", "samples.txt", "model.npz", "best.npz",
-                     "checkpoint.npz", "checkpoint.npz.bak"}
+    assert names == {
+        "config.json",
+        "log.jsonl",
+        "samples.txt",
+        "model.npz",
+        "best.npz",
+        "checkpoint.npz",
+        "checkpoint.npz.bak",
+    }
     assert config.load(tmp_path / "run" / "config.json") == tiny
     log = records(tmp_path / "run")
     assert [r["step"] for r in log if "loss" in r] == list(range(6))
@@ -84,8 +97,9 @@ def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
 def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
     run(recipe, tmp_path / "one")
     run(recipe, tmp_path / "two", "--threads", "3")
-    assert (tmp_path / "one" / "model.npz").read_bytes() == \
-        (tmp_path / "two" / "model.npz").read_bytes()
+    assert (tmp_path / "one" / "model.npz").read_bytes() == (
+        tmp_path / "two" / "model.npz"
+    ).read_bytes()
     run(recipe, tmp_path / "other", "--seed", "2")
     assert not same(params(tmp_path / "one"), params(tmp_path / "other"))
 
@@ -126,13 +140,15 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, tiny, changes):
     for name in ("model.npz", "best.npz"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
-    assert (tmp_path / "whole" / "samples.txt").read_bytes() == \
-        (tmp_path / "cut" / "samples.txt").read_bytes()
+    assert (tmp_path / "whole" / "samples.txt").read_bytes() == (
+        tmp_path / "cut" / "samples.txt"
+    ).read_bytes()
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(r["step"], r.get("loss", r.get("valid_loss"))) for r in records(folder)
-            if "event" not in r]
+    return [
+        (r["step"], r.get("loss", r.get("valid_loss"))) for r in records(folder) if "event" not in r
+    ]
 
 
 def interrupt_after(steps: int):
@@ -149,8 +165,16 @@ def interrupt_after(steps: int):
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path):
-    options = ("--set", "max_iters=60", "--set", "checkpoint_interval=7",
-               "--set", "eval_interval=0", "--set", "sample_interval=0")
+    options = (
+        "--set",
+        "max_iters=60",
+        "--set",
+        "checkpoint_interval=7",
+        "--set",
+        "eval_interval=0",
+        "--set",
+        "sample_interval=0",
+    )
     run(recipe, tmp_path / "whole", *options)
     process = start(tmp_path / "cut", "--config", str(recipe), *options)
     wait_for_step(tmp_path / "cut", 16)
@@ -164,8 +188,17 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way")
 def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
-    process = start(tmp_path / "run", "--config", str(recipe), "--max-iters", "100000",
-                    "--set", "eval_interval=0", "--set", "sample_interval=0")
+    process = start(
+        tmp_path / "run",
+        "--config",
+        str(recipe),
+        "--max-iters",
+        "100000",
+        "--set",
+        "eval_interval=0",
+        "--set",
+        "sample_interval=0",
+    )
     wait_for_step(tmp_path / "run", 3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -174,7 +207,10 @@ def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
     assert "Traceback" not in err
     step = checkpoint.load(tmp_path / "run" / "checkpoint.npz").training["step"]
     assert records(tmp_path / "run")[-1] == {
-        "event": "stop", "step": step, "seconds": records(tmp_path / "run")[-1]["seconds"]}
+        "event": "stop",
+        "step": step,
+        "seconds": records(tmp_path / "run")[-1]["seconds"],
+    }
 
 
 # ---------------------------------------------------------------------------- when it cannot go on
@@ -221,9 +257,13 @@ def test_what_shapes_the_bits_cannot_be_changed_on_the_way(recipe, tmp_path):
     assert checkpoint.load(tmp_path / "run" / "model.npz").provenance["step"] == 7
 
 
-@pytest.mark.parametrize(("what", "message"), [
-    ("weight", "the first tensor that is not finite is the weight blocks.1.ffn.down.weight"),
-    ("gradient", "the first tensor that is not finite is the gradient of embedding.weight")])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weight", "the first tensor that is not finite is the weight blocks.1.ffn.down.weight"),
+        ("gradient", "the first tensor that is not finite is the gradient of embedding.weight"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, what, message):
     plain, good = train.Trainer.gradients, {}
