@@ -34,7 +34,18 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     # Listed one by one, so that tests and examples are never installed.
-    packages=["minitensor", "minitensor.kernels", "minitensor.ops", "bpe", "tinygpt"],
+    packages=[
+        "minitensor",
+        "minitensor.kernels",
+        "minitensor.ops",
+        "bpe",
+        "tinygpt",
+        "tinygpt.data",
+        "tinygpt.formats",
+        "tinygpt.inspection",
+        "tinygpt.model",
+        "tinygpt.training",
+    ],
     package_data={"minitensor": ["py.typed"], "bpe": ["py.typed"], "tinygpt": ["py.typed"]},
     # numpy and numba are bounded to versions that work together: numba refuses a newer numpy.
     install_requires=[

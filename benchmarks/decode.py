@@ -27,14 +27,17 @@ import numpy as np
 from workers import Worker, spread, times
 
 import bpe
-from tinygpt import checkpoint, recipes, stories
-from tinygpt.model import GPT
+from tinygpt.data import stories
+from tinygpt.formats import checkpoint
+from tinygpt.model import recipes
+from tinygpt.model.transformer import GPT
 
 SHAPE = recipes.get("pinv-0.8m")
 COMPILE = """
 import minitensor as mt
-from tinygpt import bench, recipes, sample
-from tinygpt.model import GPT
+from tinygpt.model import recipes, sample
+from tinygpt.training import bench
+from tinygpt.model.transformer import GPT
 for name in ("pinv-0.8m", "neo-41m", "mini-1m"):
     c = recipes.get(name).replace(n_layer=1, d_model=64, n_head=4, d_ff=64, vocab_size=128,
                                   tokenizer="char", reduced_from=0, dropout=0.1, context=32)

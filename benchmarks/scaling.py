@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import minitensor as mt
-from tinygpt import bench, recipes
+from tinygpt.model import recipes
+from tinygpt.training import bench
 
 TOKENS = 4096
 BASE = recipes.get("quick").replace(

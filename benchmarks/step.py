@@ -20,7 +20,7 @@ from pathlib import Path
 import peers
 from workers import Worker, spread, times
 
-from tinygpt import recipes
+from tinygpt.model import recipes
 
 MODES = ["eager", "compile"]
 PAUSE = 0.05  # seconds in which OpenMP's threads, which wait actively at first, go to sleep

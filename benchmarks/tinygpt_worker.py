@@ -11,9 +11,11 @@ import sys
 from workers import serve
 
 import minitensor as mt
-from tinygpt import bench, checkpoint, sample
-from tinygpt.config import Config
-from tinygpt.train import Trainer
+from tinygpt.formats import checkpoint
+from tinygpt.model import sample
+from tinygpt.model.config import Config
+from tinygpt.training import bench
+from tinygpt.training.train import Trainer
 
 
 def step(config, threads):

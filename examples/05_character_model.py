@@ -15,7 +15,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor import nn
-from tinygpt import stories
+from tinygpt.data import stories
 
 CONTEXT = 8  # characters that the network sees
 

@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 import minitensor as mt
-from tinygpt.config import Config
-from tinygpt.model import Block
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import Block
 
 B, T, D = 2, 6, 32  # sequences, tokens of each, width of the stream
 H, KV = 4, 2  # query heads; key/value heads, each shared by two of the former

@@ -20,10 +20,11 @@ import numpy as np
 
 import bpe
 import minitensor as mt
-from tinygpt import checkpoint, data, stories
-from tinygpt.config import Config
-from tinygpt.model import GPT, count
-from tinygpt.sample import sample_text
+from tinygpt.data import stories, streams
+from tinygpt.formats import checkpoint
+from tinygpt.model.config import Config
+from tinygpt.model.sample import sample_text
+from tinygpt.model.transformer import GPT, count
 
 CONFIG = Config(
     name="example",
@@ -72,8 +73,8 @@ def train(c, stream, steps, threads):
     with mt.Workers(threads) as workers:
         for step in range(steps):
             # Where the sequences begin is a function of (seed, step): a run can be resumed.
-            begin = data.starts(c.seed, step, c.batch_size, len(stream), c.context)
-            batch = data.rows(stream, begin, c.context + 1)  # (16, 65): inputs, and one more
+            begin = streams.starts(c.seed, step, c.batch_size, len(stream), c.context)
+            batch = streams.rows(stream, begin, c.context + 1)  # (16, 65): inputs, and one more
             shards = [batch[i : i + SHARD] for i in range(0, len(batch), SHARD)]
             value, grads = mt.value_and_grad(loss, parameters, shards, workers=workers)
             norm = mt.optim.grad_norm(grads)
@@ -89,8 +90,8 @@ def train(c, stream, steps, threads):
 def validation_loss(model, stream):
     """Mean loss over the whole of a stream, in windows of one context that do not overlap."""
     c = model.config
-    begin = data.even_starts(64, len(stream), c.context)
-    rows = data.rows(stream, begin, c.context + 1)
+    begin = streams.even_starts(64, len(stream), c.context)
+    rows = streams.rows(stream, begin, c.context + 1)
     with mt.no_grad():
         return model.loss(rows[:, :-1], rows[:, 1:]).item() / (len(rows) * c.context)
 
@@ -106,7 +107,7 @@ def main():
         split: list(stories.corpus(n, split=split)) for split, n in (("train", 600), ("valid", 60))
     }
     tokenizer = bpe.train(docs["train"], CONFIG.vocab_size)
-    stream = {split: data.encode_documents(tokenizer, docs[split]) for split in docs}
+    stream = {split: streams.encode_documents(tokenizer, docs[split]) for split in docs}
     c = CONFIG.replace(max_iters=args.steps)
     print(
         f"{len(docs['train'])} stories are {len(stream['train']):,} tokens; for example "

@@ -4,8 +4,8 @@ import doctest
 import re
 from pathlib import Path
 
-from tinygpt import recipes
-from tinygpt.model import count
+from tinygpt.model import recipes
+from tinygpt.model.transformer import count
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,16 +21,17 @@ from tinygpt import UsageError, __version__
 
 # command: (module, what it does)
 COMMANDS = {
-    "train": ("train", "train a recipe on the embedded stories or on a text"),
-    "generate": ("sample", "write text with a trained model"),
-    "eval": ("evaluate", "loss, perplexity and bits per byte of a model on a text"),
-    "recipes": ("recipes", "list the recipes, or show one"),
-    "probe": ("probe", "neighbours and analogies in a model's embedding"),
-    "plot": ("plot", "pictures of a run: curves, attention, weights"),
-    "compare": ("compare", "curves and perplexities of several runs"),
-    "bench": ("bench", "what this machine does: tokens a second, share of its peak"),
-    "data fetch": ("fetch", "download a published data set"),
-    "data prepare": ("prepare", "turn texts into token files"),
+    "train": ("training.command", "train a recipe on the embedded stories or on a text"),
+    "generate": ("model.sample", "write text with a trained model"),
+    "eval": ("inspection.evaluate", "loss, perplexity and bits per byte of a model on a text"),
+    "recipes": ("model.recipes", "list the recipes, or show one"),
+    "probe": ("inspection.probe", "neighbours and analogies in a model's embedding"),
+    "plot": ("inspection.plot", "pictures of a run: curves, attention, weights"),
+    "compare": ("inspection.compare", "curves and perplexities of several runs"),
+    "bench": ("training.bench", "what this machine does: tokens a second, share of its peak"),
+    "profile": ("training.profile", "where the time of a training step goes, op by op"),
+    "data fetch": ("data.fetch", "download a published data set"),
+    "data prepare": ("data.prepare", "turn texts into token files"),
 }
 
 

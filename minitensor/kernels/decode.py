@@ -1,6 +1,6 @@
 """One pass of a decoder-only transformer over rows of tokens, with a key/value cache.
 
-Twin: `tinygpt.decode.forward`, which has the formulas; `tinygpt.decode.pack` lays the weights out.
+Twin: `tinygpt.model.decode.forward`, which has the formulas; `tinygpt.model.decode.pack` lays the weights out.
 That of `choose` is in `tinygpt.sample`.
 One token is a walk through all weights, so they lie in one flat array in the order of their use: a
 matrix as panels of PANEL outputs, within a panel input by input. A product then holds its sums in

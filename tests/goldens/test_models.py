@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import minitensor as mt
-from tinygpt.config import Config
-from tinygpt.model import GPT
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import GPT
 
 HERE = Path(__file__).parent
 MAKE = runpy.run_path(str(HERE / "make_models.py"))

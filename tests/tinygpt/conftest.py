@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinygpt.config import Config
+from tinygpt.model.config import Config
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""`tinygpt bench` and `tinygpt train --profile`: that they count right, never how fast they are."""
+"""`tinygpt bench` and `tinygpt profile`: that they count right, never how fast they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import minitensor as mt
-from tinygpt import bench, profile, recipes
 from tinygpt.cli import main
-from tinygpt.train import Trainer
+from tinygpt.model import recipes
+from tinygpt.training import bench, profile
+from tinygpt.training.train import Trainer
 
 
 def test_a_pinv_step_is_about_45_gflop():

@@ -10,10 +10,11 @@ import pytest
 
 import bpe
 import minitensor as mt
-from tinygpt import Error, checkpoint
-from tinygpt.checkpoint import Saved
+from tinygpt import Error
 from tinygpt.files import replacing
-from tinygpt.model import GPT
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.model.transformer import GPT
 
 
 @pytest.fixture

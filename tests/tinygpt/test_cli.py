@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt import cli, recipes
+from tinygpt import cli
+from tinygpt.model import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +105,7 @@ def test_a_table_of_parameters_has_both_columns(capsys):
 
 
 def test_a_recipe_is_shown_as_a_file_that_can_be_read_back(tmp_path, capsys):
-    from tinygpt import config
+    from tinygpt.model import config
 
     assert cli.main(["recipes", "pretrain-2m", "--format", "yaml"]) == 0
     text = capsys.readouterr().out

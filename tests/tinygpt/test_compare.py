@@ -8,7 +8,9 @@ import math
 
 import pytest
 
-from tinygpt import Error, UsageError, compare, config, recipes
+from tinygpt import Error, UsageError
+from tinygpt.inspection import compare
+from tinygpt.model import config, recipes
 
 
 @pytest.fixture

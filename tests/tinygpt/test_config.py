@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygpt import UsageError, config, recipes
-from tinygpt.config import CHOICES, Config
+from tinygpt import UsageError
+from tinygpt.model import config, recipes
+from tinygpt.model.config import CHOICES, Config
 
 counts = st.integers(1, 10**6)
 fractions = st.floats(0, 1, exclude_max=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import bpe
-from tinygpt import Error, data
+from tinygpt import Error
+from tinygpt.data import streams
 
 
 def write(path, text):
@@ -21,38 +22,38 @@ def write(path, text):
 def test_texts_that_cannot_be_used_are_told_in_one_line(tmp_path, tiny, content, message):
     path = write(tmp_path / "t.txt", content)
     with pytest.raises(Error, match=message):
-        data.load(tiny.replace(data=str(path)))
+        streams.load(tiny.replace(data=str(path)))
 
 
 def test_a_missing_file_and_a_bare_folder(tmp_path, tiny):
     with pytest.raises(Error, match="no such file"):
-        data.load(tiny.replace(data=str(tmp_path / "none.txt")))
+        streams.load(tiny.replace(data=str(tmp_path / "none.txt")))
     with pytest.raises(Error, match="tinygpt data prepare"):
-        data.load(tiny.replace(data=str(tmp_path)))
+        streams.load(tiny.replace(data=str(tmp_path)))
 
 
 def test_a_text_shorter_than_one_context(tmp_path, tiny):
     path = write(tmp_path / "t.txt", "too short")
     with pytest.raises(Error, match="one context of 16 needs 17"):
-        data.load(tiny.replace(data=str(path)))
+        streams.load(tiny.replace(data=str(path)))
 
 
 def test_documents_are_split_at_separator_lines_only():
     text = "one\n<|endoftext|>\ntwo <|endoftext|> still\r\n<|endoftext|>\r\n\n<|endoftext|>\nlast"
-    assert data.documents(text) == ["one", "two <|endoftext|> still", "last"]
-    assert data.documents(" as it is\n") == [" as it is\n"]
+    assert streams.documents(text) == ["one", "two <|endoftext|> still", "last"]
+    assert streams.documents(" as it is\n") == [" as it is\n"]
 
 
 def test_the_last_documents_are_held_out():
     docs = [str(i) for i in range(20)]
-    assert data.split_documents(docs, 0.1) == (docs[:18], docs[18:])
-    assert data.split_documents(["abcdefghij"], 0.1) == (["abcdefghi"], ["j"])
-    assert data.split_documents(["abc"], 0.0) == (["abc"], [])
+    assert streams.split_documents(docs, 0.1) == (docs[:18], docs[18:])
+    assert streams.split_documents(["abcdefghij"], 0.1) == (["abcdefghi"], ["j"])
+    assert streams.split_documents(["abc"], 0.0) == (["abc"], [])
 
 
 def test_every_document_is_opened_by_the_separator(tmp_path, tiny):
     path = write(tmp_path / "t.txt", "\n<|endoftext|>\n".join(["abc"] * 9 + ["abcd"]))
-    dataset = data.load(tiny.replace(data=str(path)))
+    dataset = streams.load(tiny.replace(data=str(path)))
     ids = dict(zip("abcd", dataset.tokenizer.encode("abcd"), strict=True))
     assert dataset.train.tolist() == [1, ids["a"], ids["b"], ids["c"]] * 9
     assert dataset.valid.tolist() == [1, *(ids[c] for c in "abcd")]
@@ -63,7 +64,7 @@ def test_every_document_is_opened_by_the_separator(tmp_path, tiny):
 
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("char", 80), ("char-plain", 80)])
 def test_streams_decode_to_the_text(tiny, kind, size):
-    dataset = data.load(tiny.replace(tokenizer=kind, vocab_size=size, valid_fraction=0.5))
+    dataset = streams.load(tiny.replace(tokenizer=kind, vocab_size=size, valid_fraction=0.5))
     for stream, split in ((dataset.train, "train"), (dataset.valid, "valid")):
         text = dataset.tokenizer.decode(stream.tolist()).replace("<|endoftext|>", "")
         assert len(text.encode()) == dataset.bytes[split]
@@ -71,42 +72,42 @@ def test_streams_decode_to_the_text(tiny, kind, size):
 
 def test_a_reduced_vocabulary_has_the_size_asked_for(tiny):
     c = tiny.replace(tokenizer="reduced", vocab_size=290, reduced_from=320)
-    assert data.load(c).tokenizer.vocab_size == 290
+    assert streams.load(c).tokenizer.vocab_size == 290
 
 
 def test_a_tokenizer_file(tmp_path, tiny):
     bpe.train(["aaab " * 50], 258).save(tmp_path / "tok.json")
-    dataset = data.load(tiny.replace(tokenizer=str(tmp_path / "tok.json")))
+    dataset = streams.load(tiny.replace(tokenizer=str(tmp_path / "tok.json")))
     assert dataset.tokenizer == bpe.load(tmp_path / "tok.json")
     with pytest.raises(Error, match="neither a file nor one of"):
-        data.load(tiny.replace(tokenizer="bpee"))
+        streams.load(tiny.replace(tokenizer="bpee"))
 
 
 def test_the_second_time_tokens_come_from_the_cache(tiny):
     told: list[str] = []
     c = tiny.replace(max_documents=41)
-    first = data.load(c, told.append)
+    first = streams.load(c, told.append)
     assert not any("cache" in line for line in told)
-    second = data.load(c, told.append)
+    second = streams.load(c, told.append)
     assert "cache" in told[-1]
     assert (first.sha256, first.tokenizer) == (second.sha256, second.tokenizer)
     np.testing.assert_array_equal(first.train, second.train)
-    data.load(c.replace(valid_fraction=0.2), told.append)
+    streams.load(c.replace(valid_fraction=0.2), told.append)
     assert "cache" not in told[-1]
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    first = data.starts(7, 3, 64, 1000, 16)
-    np.testing.assert_array_equal(first, data.starts(7, 3, 64, 1000, 16))
-    np.testing.assert_array_equal(first[:8], data.starts(7, 3, 8, 1000, 16))
-    assert not np.array_equal(first, data.starts(7, 4, 64, 1000, 16))
-    assert not np.array_equal(first, data.starts(8, 3, 64, 1000, 16))
-    drawn = data.starts(7, 0, 20_000, 50, 16)
+    first = streams.starts(7, 3, 64, 1000, 16)
+    np.testing.assert_array_equal(first, streams.starts(7, 3, 64, 1000, 16))
+    np.testing.assert_array_equal(first[:8], streams.starts(7, 3, 8, 1000, 16))
+    assert not np.array_equal(first, streams.starts(7, 4, 64, 1000, 16))
+    assert not np.array_equal(first, streams.starts(8, 3, 64, 1000, 16))
+    drawn = streams.starts(7, 0, 20_000, 50, 16)
     assert set(drawn) == set(range(34))  # the last one reads tokens 33 to 49
 
 
 def test_validation_sequences_do_not_overlap():
-    begin = data.even_starts(10, 1000, 16)
+    begin = streams.even_starts(10, 1000, 16)
     assert len(begin) == 10
     assert (np.diff(begin) >= 16).all()
-    assert len(data.even_starts(10**6, 1000, 16)) == 62
+    assert len(streams.even_starts(10**6, 1000, 16)) == 62

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitensor as mt
-from tinygpt import UsageError, recipes
-from tinygpt.config import Config
-from tinygpt.decode import Decoder
-from tinygpt.model import GPT
+from tinygpt import UsageError
+from tinygpt.model import recipes
+from tinygpt.model.config import Config
+from tinygpt.model.decode import Decoder
+from tinygpt.model.transformer import GPT
 
 SMALLER = {"vocab_size": 50, "context": 24, "n_layer": 2, "d_ff": 37}
 

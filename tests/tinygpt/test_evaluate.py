@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 import bpe
 import minitensor as mt
-from tinygpt import Error, checkpoint, cli, evaluate, stories
-from tinygpt.checkpoint import Saved
-from tinygpt.model import GPT
+from tinygpt import Error, cli
+from tinygpt.data import stories
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.inspection import evaluate
+from tinygpt.model.transformer import GPT
 
 TEXT = "\n<|endoftext|>\n".join(stories.corpus(6, split="valid"))
 

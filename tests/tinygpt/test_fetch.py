@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tinygpt import fetch as module
-from tinygpt.fetch import DATASETS, FetchError, Remote, fetch, hub_url
+from tinygpt.data import fetch as module
+from tinygpt.data.fetch import DATASETS, FetchError, Remote, fetch, hub_url
 
 BODY = bytes(range(256)) * 2000
 REMOTE = Remote("story.txt", len(BODY), hashlib.sha256(BODY).hexdigest())

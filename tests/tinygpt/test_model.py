@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitensor as mt
-from tinygpt import recipes
-from tinygpt.config import Config
-from tinygpt.model import GPT, attention_weights, components, count, init_std, layout, sinusoids
+from tinygpt.model import recipes
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import (
+    GPT,
+    attention_weights,
+    components,
+    count,
+    init_std,
+    layout,
+    sinusoids,
+)
 
 COUNTS = {
     "pinv-0.8m": 834_644,

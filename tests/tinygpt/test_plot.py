@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import bpe
-from tinygpt import Error, checkpoint, plot
-from tinygpt.config import Config
-from tinygpt.model import GPT
+from tinygpt import Error
+from tinygpt.formats import checkpoint
+from tinygpt.inspection import plot
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import GPT
 
 TEXT = "Once upon a time there was a cat. It cost $5 and said “miau” to a dog.\n"
 
@@ -41,7 +43,7 @@ def texts(monkeypatch):
         calls.append(options)
         return "a $text$ " + "W" * 500 + "\n\n\x0cend"
 
-    monkeypatch.setattr("tinygpt.sample.sample_text", sample_text)
+    monkeypatch.setattr("tinygpt.model.sample.sample_text", sample_text)
     return calls
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import bpe
 from tinygpt import Error, UsageError
-from tinygpt import prepare as module
-from tinygpt.data import load_prepared
-from tinygpt.prepare import Options, prepare, repair_mojibake
+from tinygpt.data import prepare as module
+from tinygpt.data.prepare import Options, prepare, repair_mojibake
+from tinygpt.data.streams import load_prepared
 
 STORIES = [
     f"Story {i}. Tom saw the {'big' if i % 2 else 'small'} dog.\n\nIt ran {i}0 times. “Oh!”"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import bpe
-from tinygpt import Error, UsageError, checkpoint, probe
-from tinygpt.config import Config
-from tinygpt.model import GPT
-from tinygpt.probe import Embedding, parse_terms
+from tinygpt import Error, UsageError
+from tinygpt.formats import checkpoint
+from tinygpt.inspection import probe
+from tinygpt.inspection.probe import Embedding, parse_terms
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import GPT
 
 TEXT = "the princess , the girl , the boy , the prince , a cat . " * 5 + " dad Dad dad Dad mom mom"
 

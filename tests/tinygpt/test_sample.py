@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 import bpe
 import minitensor as mt
 from minitensor import kernels
-from tinygpt import Error, UsageError, checkpoint, cli
-from tinygpt.checkpoint import Saved
-from tinygpt.config import Config
-from tinygpt.model import GPT
-from tinygpt.sample import choose, draw, generate, generate_many, probabilities, sample_text
+from tinygpt import Error, UsageError, cli
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.model.config import Config
+from tinygpt.model.sample import choose, draw, generate, generate_many, probabilities, sample_text
+from tinygpt.model.transformer import GPT
 
 C = Config(
     vocab_size=40,
@@ -234,7 +235,7 @@ def test_characters_of_several_tokens_come_out_whole(capsys, monkeypatch, tmp_pa
         Saved(made.config, tokenizer, {name: p.numpy() for name, p in made.named_parameters()}),
     )
     smiley = [(0, tokenizer.encode_bytes(bytes([b]))[0]) for b in "😀".encode()]
-    monkeypatch.setattr("tinygpt.sample.generate_many", lambda *_, **__: [*smiley, (0, None)])
+    monkeypatch.setattr("tinygpt.model.sample.generate_many", lambda *_, **__: [*smiley, (0, None)])
     written = []
     monkeypatch.setattr(
         sys,

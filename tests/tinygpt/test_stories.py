@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tinygpt import stories
-from tinygpt.stories import BOYS, GIRLS, PLOTS, _compile_plot, _count, _Dice, _parse, _tell
+from tinygpt.data import stories
+from tinygpt.data.stories import BOYS, GIRLS, PLOTS, _compile_plot, _count, _Dice, _parse, _tell
 
 FIRST_100_SHA256 = "7d6e0a40fcd6f5ac7af1234fb275c425281258d5a34426bf0436b92fe6e3b5a1"
 
@@ -215,7 +215,7 @@ def test_errors_teach(call, message):
 
 
 def test_the_module_prints_stories():
-    command = [sys.executable, "-m", "tinygpt.stories", "--n", "3", "--seed", "1"]
+    command = [sys.executable, "-m", "tinygpt.data.stories", "--n", "3", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     assert done.stdout == "\n\n".join(stories.corpus(3, seed=1)) + "\n"
     assert done.stderr == ""

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 
 import minitensor as mt
-from tinygpt import Error, UsageError, checkpoint, cli, config, data, train
-from tinygpt.config import Config
+from tinygpt import Error, UsageError, cli
+from tinygpt.data import streams
+from tinygpt.formats import checkpoint
+from tinygpt.model import config
+from tinygpt.model.config import Config
+from tinygpt.training import folder, report, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +111,7 @@ def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
 def test_a_run_has_its_folder_to_itself(recipe, tmp_path):
     pytest.importorskip("fcntl")
     run(recipe, tmp_path / "run")
-    with train.alone(tmp_path / "run"), pytest.raises(Error, match="another process is training"):
+    with folder.alone(tmp_path / "run"), pytest.raises(Error, match="another process is training"):
         cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--debug"])
 
 
@@ -117,7 +121,7 @@ def test_resume_takes_the_run_that_was_at_work_last(recipe, tmp_path, monkeypatc
         run(recipe, Path("runs") / name)
     for path in Path("runs/old").iterdir():
         os.utime(path, (1, 1))
-    assert "runs/my first" in str(train.latest_folder(None))
+    assert "runs/my first" in str(folder.latest_folder(None))
     assert "tinygpt generate 'runs/my first/model.npz'" in capsys.readouterr().err
     with pytest.raises(UsageError, match="not of mini-1m"):
         cli.main(["train", "mini-1m", "--resume", "--out", "runs/old", "--debug"])
@@ -235,14 +239,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(recipe, tmp_path, capsys):
 
 def test_new_runs_are_numbered_and_the_latest_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train.new_folder(None, "quick") == Path("runs/quick")
+    assert folder.new_folder(None, "quick") == Path("runs/quick")
     with pytest.raises(Error, match="no run to go on with"):
-        train.latest_folder("quick")
+        folder.latest_folder("quick")
     for name in ("quick", "quick-2"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").write_text("{}", encoding="utf-8")
-    assert train.new_folder(None, "quick") == Path("runs/quick-3")
-    assert train.latest_folder("quick") == Path("runs/quick-2")
+    assert folder.new_folder(None, "quick") == Path("runs/quick-3")
+    assert folder.latest_folder("quick") == Path("runs/quick-2")
 
 
 def test_what_shapes_the_bits_cannot_be_changed_on_the_way(recipe, tmp_path):
@@ -317,12 +321,12 @@ def test_a_folder_that_cannot_be_made(recipe, tmp_path):
 
 def test_the_gradients_are_those_of_the_mean_over_the_batch(tiny):
     c = tiny.replace(dropout=0.0, dtype="float64", shard_tokens=16)
-    dataset = data.load(c)
+    dataset = streams.load(c)
     with mt.Workers(2) as workers:
         trainer = train.Trainer(c, dataset, workers)
         loss, grads = trainer.gradients(4)
-    begin = data.starts(c.seed, 4, c.batch_size, len(dataset.train), c.context)
-    rows = data.rows(dataset.train, begin, c.context + 1)
+    begin = streams.starts(c.seed, 4, c.batch_size, len(dataset.train), c.context)
+    rows = streams.rows(dataset.train, begin, c.context + 1)
     model = trainer.model
     logits = model(rows[:, :-1])
     whole = mt.cross_entropy(logits, rows[:, 1:])
@@ -333,7 +337,7 @@ def test_the_gradients_are_those_of_the_mean_over_the_batch(tiny):
 
 def test_matrices_decay_and_vectors_do_not(tiny):
     with mt.Workers(1) as workers:
-        trainer = train.Trainer(tiny, data.load(tiny), workers)
+        trainer = train.Trainer(tiny, streams.load(tiny), workers)
     groups = trainer.optimizer.param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     assert {p.ndim for p in groups[0]["params"]} == {2}
@@ -341,18 +345,18 @@ def test_matrices_decay_and_vectors_do_not(tiny):
 
 
 def test_profile_prints_where_the_time_goes(recipe, tmp_path, capsys):
-    assert run(recipe, tmp_path / "run", "--profile", "2") == 0
+    assert cli.main(["profile", "--config", str(recipe), "--steps", "2"]) == 0
     told = capsys.readouterr().out
     assert "attention_sublayer" in told and "everything else" in told
     assert not (tmp_path / "run").exists()
 
 
 def test_a_duration_reads_well():
-    assert [train.duration(s) for s in (5, 100, 5999)] == ["5 s", "2 min", "1 h 40 min"]
+    assert [report.duration(s) for s in (5, 100, 5999)] == ["5 s", "2 min", "1 h 40 min"]
 
 
 def test_memory_grows_with_the_model():
-    assert train.memory(Config(n_layer=8), 2) > train.memory(Config(n_layer=2), 2)
+    assert report.memory(Config(n_layer=8), 2) > report.memory(Config(n_layer=2), 2)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path, tiny):

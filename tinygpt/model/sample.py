@@ -23,8 +23,8 @@ from tinygpt import Error, UsageError
 
 if TYPE_CHECKING:
     from bpe.tokenizer import Tokenizer
-    from tinygpt.checkpoint import Saved
-    from tinygpt.model import GPT
+    from tinygpt.formats.checkpoint import Saved
+    from tinygpt.model.transformer import GPT
 
 Array = np.ndarray
 STEPS = 8  # tokens that are drawn before the first of them is given out
@@ -113,7 +113,7 @@ def generate_many(
     that of `tinygpt.decode`; `vocab_size` leaves out the tokens from there on; `threads` share the
     sequences (0: as many as there are cores). Raises UsageError for values without a meaning.
     """
-    from tinygpt.decode import Decoder
+    from tinygpt.model.decode import Decoder
 
     check(max_new_tokens, temperature, top_k, top_p)
     decoder = Decoder(model, len(prompts), past_context, threads)
@@ -246,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt generate``."""
-    from tinygpt import checkpoint
+    from tinygpt.formats import checkpoint
 
     if args.num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {args.num_samples}")

@@ -23,8 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 import minitensor as mt
-from tinygpt import Error, UsageError, checkpoint, data
-from tinygpt.model import GPT
+from tinygpt import Error, UsageError
+from tinygpt.data import streams
+from tinygpt.formats import checkpoint
+from tinygpt.machine import cores
+from tinygpt.model.transformer import GPT
 
 if TYPE_CHECKING:
     from bpe.tokenizer import Tokenizer
@@ -94,7 +97,7 @@ def stream_loss(
 
     def loss(shard: list[tuple[int, int]]) -> float:
         begin = np.array([b for b, _ in shard])
-        block = data.rows(stream, begin, length + 1)
+        block = streams.rows(stream, begin, length + 1)
         targets = block[:, 1:].copy()
         for row, (b, judged) in zip(targets, shard, strict=True):
             row[: judged - b - 1] = IGNORE
@@ -112,9 +115,9 @@ def stream_loss(
 
 def evaluate(model: GPT, tokenizer: Tokenizer, text: str, **options: Any) -> dict[str, Any]:
     """The score of a model on `text`. Options as for `evaluate_stream`."""
-    docs = data.documents(text)
-    stream = data.encode_documents(tokenizer, docs)
-    size = data.text_bytes(docs)
+    docs = streams.documents(text)
+    stream = streams.encode_documents(tokenizer, docs)
+    size = streams.text_bytes(docs)
     if tokenizer.separator_id is None and len(stream):
         size -= len(tokenizer.token_bytes(int(stream[0])))  # nothing predicts the first token
     return evaluate_stream(model, tokenizer, stream, size, **options)
@@ -201,16 +204,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _text(path: Path | None) -> str:
     if path is not None:
-        return data.read_text(path)
-    from tinygpt import stories
+        return streams.read_text(path)
+    from tinygpt.data import stories
 
-    return f"\n{data.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
+    return f"\n{streams.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt eval``."""
-    from tinygpt.train import cores
-
     for option in ("stride", "batch_size", "threads"):
         value = getattr(args, option)
         if value is not None and value < (option != "stride"):
@@ -229,7 +230,7 @@ def main(args: argparse.Namespace) -> int:
             "progress": not args.json,
         }
         if args.data and (args.data / "meta.json").is_file():
-            dataset = data.load_prepared(args.data)
+            dataset = streams.load_prepared(args.data)
             if dataset.tokenizer != tokenizer:
                 raise Error(
                     f"{args.data}: prepared with another tokenizer than the model's; give "

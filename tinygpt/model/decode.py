@@ -19,7 +19,6 @@ The pass exists twice: `forward` here, which is the formula in NumPy, and the co
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,23 +30,17 @@ import minitensor as mt
 from minitensor import kernels
 from minitensor.kernels import reference
 from tinygpt import UsageError
-from tinygpt.config import Config
-from tinygpt.model import sinusoids
+from tinygpt.machine import cores
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import sinusoids
 
 if TYPE_CHECKING:
-    from tinygpt.checkpoint import Saved
-    from tinygpt.model import GPT
+    from tinygpt.formats.checkpoint import Saved
+    from tinygpt.model.transformer import GPT
 
 Array = np.ndarray
 PAST_CONTEXT = ("drop", "exact")
 MIN_SHARE = 4  # sequences that are worth a thread
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Weights:

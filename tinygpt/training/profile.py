@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by op and direction: `tinygpt train --profile N`.
+"""Where the time of a training step goes, by op and direction: `tinygpt profile`.
 
 It is seen through the engine's own hook, `minitensor.observe`, which tells of every op its
 duration and its arrays. GFLOP/s are those of matrix products, with causal attention counted as half
@@ -8,17 +8,17 @@ out, each counted once.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 import minitensor as mt
-
-if TYPE_CHECKING:
-    from tinygpt.train import Trainer
+from tinygpt import UsageError
+from tinygpt.training.command import add_choice, chosen, ready
+from tinygpt.training.train import Trainer
 
 Array = np.ndarray
 
@@ -98,3 +98,21 @@ def profile(trainer: Trainer, steps: int) -> None:
         f"{'everything else':34}{'':8}{rest / steps * 1e3:10.2f}{rest / total:8.1%}"
         "   the tape, the update, the batch"
     )
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt profile``."""
+    add_choice(parser)
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps (default: 10)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt profile``: on one thread, keeping nothing."""
+    if args.steps < 1:
+        raise UsageError(f"--steps: expected at least 1, got {args.steps}")
+    with ready(chosen(args), threads=1) as trainer:
+        profile(trainer, args.steps)
+    return 0

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import Error, UsageError, checkpoint
+from tinygpt import Error, UsageError
+from tinygpt.formats import checkpoint
 
 Array = np.ndarray
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygpt import Error, UsageError, config
-from tinygpt.model import count
-from tinygpt.plot import figure, literal, plain_log, read_log, save, tidy
+from tinygpt import Error, UsageError
+from tinygpt.inspection.plot import figure, literal, plain_log, read_log, save, tidy
+from tinygpt.model import config
+from tinygpt.model.transformer import count
 
 Array = np.ndarray
 COLUMNS = (

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
-from tinygpt import UsageError, recipes
-from tinygpt.config import Config
-from tinygpt.data import Dataset
-from tinygpt.model import layout
-from tinygpt.train import Trainer, compile_kernels, cores
+from tinygpt import UsageError
+from tinygpt.data.streams import Dataset
+from tinygpt.machine import cores
+from tinygpt.model import recipes
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import layout
+from tinygpt.training.compiling import compile_kernels
+from tinygpt.training.train import Trainer
 
 LARGEST = 8192  # tokens in a timed step
 SIDE = 1024  # of the matrices whose product gives the peak

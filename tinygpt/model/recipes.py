@@ -11,7 +11,7 @@ import contextlib
 import json
 
 from tinygpt import Error
-from tinygpt.config import Config, unknown
+from tinygpt.model.config import Config, unknown
 
 # The default: the embedded stories, in about two minutes on two cores. A llama-style block, a
 # context that holds a whole story, and Muon for the matrices. Every other layer sees four tokens
@@ -317,7 +317,7 @@ def is_recipe(c: Config) -> bool:
 
 def times() -> dict[str, float]:
     """Seconds a step took on this machine, by recipe; empty where nothing was measured."""
-    from tinygpt.data import cache_folder
+    from tinygpt.files import cache_folder
 
     try:
         read = json.loads((cache_folder() / "times.json").read_text(encoding="utf-8"))
@@ -328,8 +328,7 @@ def times() -> dict[str, float]:
 
 def remember_time(config: Config, seconds: float) -> None:
     """Keep the time of a step, if it was a step of the recipe as it stands."""
-    from tinygpt.data import cache_folder
-    from tinygpt.files import replacing
+    from tinygpt.files import cache_folder, replacing
 
     if not is_recipe(config):
         return
@@ -359,7 +358,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt recipes``."""
-    from tinygpt.config import dumps
+    from tinygpt.model.config import dumps
 
     if args.name and not args.table:
         print(dumps(get(args.name), f".{args.format}"), end="")
@@ -374,7 +373,7 @@ def main(args: argparse.Namespace) -> int:
 
 def listing() -> str:
     """All recipes: parameters, tokens a step, steps, and the time of a step if it was measured."""
-    from tinygpt.model import count
+    from tinygpt.model.transformer import count
 
     measured = times()
     lines = [f"{'recipe':18}{'parameters':>12}{'tokens/step':>13}{'steps':>9}{'ms/step here':>14}"]
@@ -393,7 +392,7 @@ def _columns(c: Config) -> list[Config]:
 
 def table(c: Config) -> str:
     """Parameters by component and share, then by the three groups of the whole."""
-    from tinygpt.model import components
+    from tinygpt.model.transformer import components
 
     parts = dict(components(c))
     total = sum(parts.values())

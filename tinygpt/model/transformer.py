@@ -17,7 +17,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor import Tensor, nn
-from tinygpt.config import Config
+from tinygpt.model.config import Config
 
 Array = np.ndarray
 

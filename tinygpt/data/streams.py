@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygpt import Error
-from tinygpt.config import TOKENIZERS, Config
-from tinygpt.files import replacing
+from tinygpt.files import cache_folder, replacing
+from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
     from bpe.tokenizer import Tokenizer
@@ -199,7 +197,7 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
 def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
     """The documents to train on and to validate with."""
     if config.data == "stories":
-        from tinygpt import stories
+        from tinygpt.data import stories
 
         total = config.max_documents or STORIES
         say(f"data: writing {total:,} embedded stories")
@@ -314,17 +312,6 @@ def _cached_tokenizer(path: Path) -> Tokenizer | None:
         return bpe.load(path)
     except (OSError, ValueError):  # not there, or damaged: trained again
         return None
-
-
-def cache_folder() -> Path:
-    """Where this user's caches are: TINYGPT_CACHE, or the platform's place."""
-    if os.environ.get("TINYGPT_CACHE"):
-        return Path(os.environ["TINYGPT_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "tinygpt"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/tinygpt"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinygpt"
 
 
 def _stream_folder(source: str, tokenizer: Tokenizer) -> Path:

@@ -589,7 +589,9 @@ def corpus(n: int, seed: int = 0, split: str = "train") -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print stories to standard output, with a blank line between two."""
-    parser = argparse.ArgumentParser(prog="python -m tinygpt.stories", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tinygpt.data.stories", description=main.__doc__
+    )
     parser.add_argument("--n", type=int, default=1, help="number of stories (1)")
     parser.add_argument("--seed", type=int, default=0, help="which world of stories (0)")
     parser.add_argument("--split", choices=SPLITS, default="train", help="train or valid (train)")

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygpt import Error, UsageError, __version__, config
-from tinygpt.config import Config
+from tinygpt import Error, UsageError, __version__
 from tinygpt.files import backup, replacing
+from tinygpt.model import config
+from tinygpt.model.config import Config
 
 if TYPE_CHECKING:
     from bpe.tokenizer import Tokenizer
-    from tinygpt.model import GPT
+    from tinygpt.model.transformer import GPT
 
 Array = np.ndarray
 FORMAT, VERSION = "tinygpt-model", 1
@@ -44,7 +45,7 @@ class Saved:
 
     def model(self) -> GPT:
         """The model with these weights, in evaluation mode."""
-        from tinygpt.model import GPT
+        from tinygpt.model.transformer import GPT
 
         model = GPT(self.config)
         model.load_state_dict(self.params)
@@ -184,7 +185,7 @@ def _strip(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
 
 
 def _check_shapes(path: Path, c: Config, params: Mapping[str, Array]) -> None:
-    from tinygpt.model import layout
+    from tinygpt.model.transformer import layout
 
     wanted = layout(c)
     for name, shape in wanted.items():

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import Error, checkpoint
-from tinygpt.checkpoint import Saved
-from tinygpt.probe import Embedding
+from tinygpt import Error
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.inspection.probe import Embedding
 
 Array = np.ndarray
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog."
@@ -360,7 +361,7 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
     Dividing the logits by a temperature below one makes likely tokens likelier, above one it
     evens them out. All texts are drawn with the same seed.
     """
-    from tinygpt.sample import sample_text
+    from tinygpt.model.sample import sample_text
 
     ids = prompt_ids(tokenizer, prompt, model.config.context)
     logits = model(np.array([ids])).numpy()[0, -1].astype(np.float64)

@@ -34,7 +34,7 @@ import bpe
 from bpe.patterns import scalar
 from bpe.workers import imap
 from tinygpt import Error, UsageError
-from tinygpt.fetch import sha256_of
+from tinygpt.data.fetch import sha256_of
 from tinygpt.files import replacing
 
 PIECE = 1 << 22  # bytes

@@ -1,0 +1,1 @@
+"""Files: what a model and a run are kept in."""

@@ -1,0 +1,1 @@
+"""Looking at a model: its loss, its embedding, its pictures, runs side by side."""

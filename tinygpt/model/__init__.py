@@ -1,0 +1,1 @@
+"""The model: its configuration, the recipes, the transformer, and how it writes."""

@@ -1,0 +1,1 @@
+"""Training: the step, the run and its folder, and how fast both are."""

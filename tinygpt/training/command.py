@@ -1,0 +1,153 @@
+"""The command ``tinygpt train``: what is asked for, and the run that does it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import minitensor as mt
+from tinygpt import Error, UsageError
+from tinygpt.data import streams
+from tinygpt.data.streams import Dataset
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.machine import cores
+from tinygpt.model import config, recipes
+from tinygpt.model.config import Config
+from tinygpt.training.compiling import compile_kernels
+from tinygpt.training.folder import alone, check_folder, latest_folder, new_folder
+from tinygpt.training.report import plan, tell
+from tinygpt.training.train import Run, Trainer
+
+# What may be changed when a run goes on: none of it touches the bits of a step.
+CHANGEABLE = {
+    "data",
+    "name",
+    "max_iters",
+    "eval_interval",
+    "eval_batches",
+    "sample_interval",
+    "checkpoint_interval",
+    "log_interval",
+}
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a configuration."""
+    add = parser.add_argument
+    add("recipe", nargs="?", help="one of those that 'tinygpt recipes' lists (default: quick)")
+    add(
+        "--data",
+        metavar="PATH",
+        help="a UTF-8 text, or a folder made by 'tinygpt data prepare' "
+        "(default: the embedded stories)",
+    )
+    add("--max-iters", type=int, metavar="N", help="steps")
+    add("--seed", type=int, metavar="N", help="of the weights, the batches and the dropout")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change any field of the configuration; may be repeated",
+    )
+    add("--config", type=Path, metavar="FILE", help="a .json, .toml or .yaml of fields")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt train``."""
+    add_choice(parser)
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE, numbered)")
+    add("--resume", action="store_true", help="go on with the run in --out, or the latest one")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads (default: all processors); they do not change the result",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt train``."""
+    c, out, saved = resolve(args)
+    check_folder(out)
+    with alone(out), ready(c, args.threads or cores(), saved) as trainer:
+        run = Run(trainer, out)
+        if saved:
+            run.restore(saved)
+            tell(f"going on from step {run.step:,}")
+        run.open()
+        for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
+            tell(line)
+        with run.log_file:
+            return run.loop()
+
+
+@contextmanager
+def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Trainer]:
+    """A trainer with its data, its threads and its compiled kernels."""
+    dataset = streams.load(c, tell, saved.tokenizer if saved else None)
+    c = fit_vocabulary(c, dataset)
+    with mt.Workers(threads) as workers:
+        if not workers.blas_limited:
+            tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
+        trainer = Trainer(c, dataset, workers)
+        compile_kernels(trainer)
+        yield trainer
+
+
+def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
+    """The configuration, the run folder, and the checkpoint to go on from."""
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {args.threads}")
+    if not args.resume:
+        c = chosen(args)
+        return c, new_folder(args.out, c.name), None
+    if args.config:
+        raise UsageError("--config: a run goes on with its own configuration; --resume needs none")
+    name = recipes.get(args.recipe).name if args.recipe else None
+    out = args.out or latest_folder(name)
+    if not (out / "config.json").is_file():
+        raise Error(f"{out}: no run to go on with (there is no config.json)")
+    saved = checkpoint.load_latest(out / "checkpoint.npz", tell)
+    before = saved.config if saved else config.load(out / "config.json")
+    if name and before.name != name:
+        raise UsageError(f"--resume: the run in {out} is of {before.name}, not of {name}")
+    c = overrides(args, before)
+    changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
+    if changed - CHANGEABLE:
+        raise UsageError(
+            f"--resume: {min(changed - CHANGEABLE)} cannot be changed in a run that "
+            "has begun; start a new one with another --out"
+        )
+    return c, out, saved
+
+
+def chosen(args: argparse.Namespace) -> Config:
+    """The configuration that the options choose for a new run."""
+    base = recipes.get(args.recipe or "quick")
+    if args.config:
+        base = config.load(args.config, base if args.recipe else None)
+    return overrides(args, base)
+
+
+def overrides(args: argparse.Namespace, c: Config) -> Config:
+    """A configuration with the options of the command over it."""
+    c = config.override(c, args.assignments)
+    given = {"data": args.data, "max_iters": args.max_iters, "seed": args.seed}
+    return c.replace(**{key: value for key, value in given.items() if value is not None})
+
+
+def fit_vocabulary(c: Config, dataset: Dataset) -> Config:
+    """The configuration with the size that the tokenizer really has."""
+    size = dataset.tokenizer.vocab_size
+    if size == c.vocab_size:
+        return c
+    tell(f"tokenizer: {size:,} tokens (the configuration said {c.vocab_size:,})")
+    if c.tokenizer == "reduced":
+        return c.replace(vocab_size=size, reduced_from=max(size, c.reduced_from))
+    return c.replace(vocab_size=size)

@@ -1,0 +1,42 @@
+"""Compile the kernels that a run needs before its first step, and say so."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minitensor as mt
+from minitensor import kernels
+from tinygpt.data import streams
+from tinygpt.training.train import Trainer
+
+
+def compile_kernels(trainer: Trainer) -> None:
+    """Run one sequence forward and back, with a bar where the kernels are compiled for it."""
+    if kernels.backend() != "numba":
+        return
+    from minitensor.kernels import _jit  # imports numba
+
+    seen: set[tuple[str, str]] = set()
+
+    def observer(op: str, phase: str, *rest: Any) -> None:
+        seen.add((op, phase))
+        bar.update(len(seen) - bar.n)
+
+    model, context = trainer.model.train(), trainer.config.context
+    row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
+    cold = not any(_jit.FOLDER.rglob("*.nbc"))
+    with (
+        tqdm(
+            desc="tinygpt: compiling kernels…",
+            unit=" ops",
+            file=sys.stderr,
+            leave=False,
+            disable=not cold,
+        ) as bar,
+        mt.observe(observer),
+    ):
+        mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)

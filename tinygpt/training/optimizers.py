@@ -1,0 +1,92 @@
+"""The optimiser of a configuration, and its state as arrays that a file can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import minitensor as mt
+from minitensor import optim
+from tinygpt.model.config import Config
+
+Array = np.ndarray
+MUON = 10.0  # the matrices that Muon takes learn at this times the rate of AdamW's tensors
+
+
+def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
+    """The optimiser of a configuration: decay for matrices, none for vectors.
+
+    With "muon", the matrices inside the blocks go to Muon and all else to AdamW.
+    """
+    muon = [
+        p
+        for name, p in named.items()
+        if c.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")
+    ]
+    taken = set(map(id, muon))
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in named.values() if p.ndim > 1 and id(p) not in taken],
+            "weight_decay": c.weight_decay,
+        },
+        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    if not muon:
+        return adamw
+    group = {"params": muon, "lr_scale": MUON}
+    return Together(optim.Muon([group], lr=c.lr, weight_decay=c.weight_decay / MUON), adamw)
+
+
+class Together:
+    """Two optimisers as one, each for its own parameters."""
+
+    def __init__(self, *parts: optim.Optimizer):
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, grads: list[Array], *, scale: float, workers: Any) -> None:
+        """One update; the gradients come in the order of the groups' parameters."""
+        for part in self.parts:
+            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters) :]
+            part.step(mine, scale=scale, workers=workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        for part, state in zip(self.parts, saved["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+def pack_optimizer(optimizer: Any) -> tuple[dict[str, Array], Any]:
+    """The optimiser's state as arrays by name, and a JSON value that refers to them."""
+    arrays: dict[str, Array] = {}
+
+    def pack(value: Any, name: str) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+            return {"array": name}
+        if isinstance(value, dict):
+            return {"dict": [[key, pack(v, f"{name}/{key}")] for key, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [pack(v, f"{name}/{i}") for i, v in enumerate(value)]
+        return value
+
+    return arrays, pack(optimizer.state_dict(), "state")
+
+
+def unpack_optimizer(optimizer: Any, arrays: dict[str, Array], state: Any) -> None:
+    """Undo `pack_optimizer`."""
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "array" in value:
+                return arrays[value["array"]]
+            return {key: unpack(v) for key, v in value["dict"]}
+        return [unpack(v) for v in value] if isinstance(value, list) else value
+
+    optimizer.load_state_dict(unpack(state))

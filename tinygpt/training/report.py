@@ -1,0 +1,112 @@
+"""What a run tells: its plan, its pace, and quantities as a person says them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tinygpt.data.streams import Dataset
+from tinygpt.machine import megabytes
+from tinygpt.model import recipes
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import count
+
+
+def say(line: str) -> None:
+    """A text to standard error, above a progress bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def tell(line: str) -> None:
+    """A message to standard error that says whose it is."""
+    say(f"tinygpt: {line}")
+
+
+def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
+    """What a run is going to do, in a few lines."""
+    matrices, vectors = count(c)
+    tokens = c.tokens_per_step
+    batch = " x ".join(str(n) for n in (c.batch_size, c.accumulation, c.context) if n != 1)
+    total = c.max_iters * tokens
+    known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
+    before = (
+        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time"
+        if known
+        else ""
+    )
+    return [
+        f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
+        f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
+        f"head {c.head}",
+        f"data: {c.data}: {len(dataset.train):,} tokens of {dataset.documents['train']:,} documents"
+        f" to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
+        f"{total / len(dataset.train):.3g} times the data{before}",
+        f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
+        f"run folder {out}",
+    ]
+
+
+def memory(c: Config, threads: int) -> int:
+    """Estimated bytes of a run: weights, moments, gradients on their way, each thread's shard."""
+    size = np.dtype(c.dtype).itemsize
+    qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
+    token = c.n_layer * (7 * c.d_model + qkv + 3 * c.d_ff) + 2 * c.vocab_size
+    shard = max(c.shard_tokens, c.context) * token * size * 2  # values and their gradients
+    waiting = math.log2(max(1, c.tokens_per_step // max(c.shard_tokens, c.context)))
+    copies = 3 + threads + waiting  # of the weights' size; sums of the tree wait for their pairs
+    return int(sum(count(c)) * size * copies) + threads * shard + 180_000_000
+
+
+class StepTimes:
+    """Durations of the steps of this process."""
+
+    FIRST = 10  # steps after which the time to go is told, or five seconds of them
+
+    def __init__(self, c: Config):
+        self.config = c
+        self.all: list[float] = []
+        self.told = False
+
+    def add(self, seconds: float) -> None:
+        """Take in one step."""
+        self.all.append(seconds)
+
+    def enough(self) -> bool:
+        """True once: when there are enough steps to say how long the run will take."""
+        if self.told or len(self.all) < 2:
+            return False
+        self.told = len(self.all) >= self.FIRST or sum(self.all) > 5
+        return self.told
+
+    def median(self) -> float:
+        """Median of the last fifty, without the first."""
+        return float(np.median(self.all[1:][-50:] or self.all))
+
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.config.tokens_per_step / self.median()
+
+    def remember(self) -> None:
+        """Keep a recipe's time on this machine, for `tinygpt recipes`."""
+        if len(self.all) > self.FIRST:
+            recipes.remember_time(self.config, self.median())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), in four digits, and infinite rather than an error."""
+    return float(f"{math.exp(loss):.4g}") if loss < 700 else math.inf

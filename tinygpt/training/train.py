@@ -1,0 +1,404 @@
+"""Train a recipe: batches, shards, updates, validation, samples, checkpoints.
+
+A step cuts its sequences into shards of `shard_tokens` tokens. Threads take shards; their gradients
+are added in a fixed order, so the bits of a run depend on its configuration and data alone, not on
+the number of threads or on where it was interrupted. More accumulation is more shards.
+
+The run folder: config.json · log.jsonl · samples.txt · model.npz (last) · best.npz (lowest
+validation loss) · checkpoint.npz (with which a run goes on) and its predecessor. A line of
+log.jsonl is one of
+
+    {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
+    {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
+    {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
+    {"event": "stop" | "end", "step", "seconds"}
+
+with losses in nats per token, and tokens and seconds since the start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minitensor as mt
+from minitensor import optim
+from tinygpt import Error
+from tinygpt.data import streams
+from tinygpt.data.streams import Dataset
+from tinygpt.files import replacing
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.machine import peak_memory
+from tinygpt.model import config
+from tinygpt.model.config import Config
+from tinygpt.model.transformer import GPT, count
+from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
+from tinygpt.training.report import StepTimes, duration, perplexity, say, tell
+
+Array = np.ndarray
+
+
+class Trainer:
+    """A model with its optimiser and data, and the step that ties them together."""
+
+    def __init__(self, c: Config, dataset: Dataset, workers: Any):
+        self.config, self.dataset, self.workers = c, dataset, workers
+        self.model = GPT(c)
+        self.optimizer = make_optimizer(c, dict(self.model.named_parameters()))
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+        c = self.config
+        schedule = getattr(optim, c.schedule)
+        return float(schedule(step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup, total=c.max_iters))
+
+    def gradients(self, step: int) -> tuple[float, list[Array]]:
+        """Mean loss over the tokens of a step, and its gradients in the order of `named`."""
+        c, model = self.config, self.model
+        begin = streams.starts(
+            c.seed, step, c.sequences_per_step, len(self.dataset.train), c.context
+        )
+        rows = streams.rows(self.dataset.train, begin, c.context + 1)
+        if not model.training:
+            model.train()
+
+        def loss(shard: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
+            key = mt.fold(c.seed, step, index)
+            head = derived[0] if derived else None
+            return model.loss(shard[:, :-1], shard[:, 1:], key, head) * (1 / c.tokens_per_step)
+
+        derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
+        value, grads = mt.value_and_grad(
+            loss, self.parameters, cut(rows, c), workers=self.workers, derive=derive
+        )
+        return float(value), grads
+
+    def step(self, step: int) -> tuple[float, float]:
+        """One update. Returns the loss before it and the norm of the gradient.
+
+        Raises Error, before anything is changed, if either is not finite.
+        """
+        c = self.config
+        with np.errstate(all="ignore"):  # what is not finite is told below, once and by name
+            loss, grads = self.gradients(step)
+            norm = optim.grad_norm(grads, workers=self.workers)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Error(self._not_finite(step, loss, grads))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
+        scale = min(1.0, c.grad_clip / (norm + 1e-6)) if c.grad_clip else 1.0
+        self.optimizer.step(grads, scale=scale, workers=self.workers)
+        return loss, norm
+
+    def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
+        bad = [f"the weight {name}" for name, p in self.named if not np.isfinite(p.data).all()]
+        bad += [
+            f"the gradient of {name}"
+            for (name, _), g in zip(self.named, grads, strict=True)
+            if not np.isfinite(g).all()
+        ]
+        where = (
+            f"the first tensor that is not finite is {bad[0]}"
+            if bad
+            else "every single weight and gradient is finite, their norm is not"
+        )
+        return (
+            f"step {step}: the loss is {loss:.4g} and {where}; nothing was updated; try a "
+            f"lower lr (now {self.config.lr:g}) or a longer warmup"
+        )
+
+    def validate(self) -> float:
+        """Mean validation loss in nats a token, over evenly spread sequences; nan without any."""
+        c, stream = self.config, self.dataset.valid
+        if len(stream) < 2:
+            return math.nan
+        length = min(c.context, len(stream) - 1)
+        begin = streams.even_starts(c.eval_batches * c.batch_size, len(stream), length)
+        shards = cut(streams.rows(stream, begin, length + 1), c)
+        model = self.model.eval()
+        with mt.no_grad():
+            head = model.head_weight()
+
+        def loss(shard: Array) -> float:
+            with mt.no_grad():
+                return model.loss(shard[:, :-1], shard[:, 1:], head=head).item()
+
+        return math.fsum(self.workers.map(loss, shards)) / (len(begin) * length)
+
+    def sample(self, step: int) -> str:
+        """A text from the empty prompt, as long as the context."""
+        from tinygpt.model.sample import sample_text
+
+        c = self.config
+        return sample_text(
+            self.model.eval(),
+            self.dataset.tokenizer,
+            max_new_tokens=c.context * 2,
+            seed=mt.fold(c.seed, step) & 0x7FFFFFFF,
+        )
+
+
+def cut(rows: Array, c: Config) -> list[Array]:
+    """Whole sequences in equal shards of at most `shard_tokens` tokens (but at least one sequence).
+
+    Their number is even where there are several, so that two threads end together.
+    """
+    most = max(1, c.shard_tokens // c.context)
+    shards = -(-len(rows) // most)
+    return np.array_split(rows, min(len(rows), shards + (shards > 1) * shards % 2))
+
+
+class Run:
+    """A training run and its folder."""
+
+    def __init__(self, trainer: Trainer, out: Path):
+        self.trainer, self.out = trainer, out
+        self.config, self.dataset = trainer.config, trainer.dataset
+        self.step = 0
+        self.shown = False  # whether the events of `step` are already in the log
+        self.best = math.inf
+        self.seconds = 0.0  # spent before this process
+        self.started = time.perf_counter()
+        self.log_file: Any = None
+
+    # ---- files
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint; what was logged after it is cut off."""
+        t = saved.training
+        if t["data_sha256"] != self.dataset.sha256:
+            raise Error(
+                f"{self.config.data}: not the data that the run in {self.out} was trained "
+                "on; give that with --data, or start a new run"
+            )
+        self.trainer.model.load_state_dict(saved.params)
+        unpack_optimizer(self.trainer.optimizer, saved.optim, t["optimizer"])
+        self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
+        self.best = math.inf if t["best"] is None else t["best"]
+        for name, size in t["sizes"].items():
+            path = self.out / name
+            if path.is_file() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+    def open(self) -> None:
+        """Write the configuration, and open the log: a new one unless the run goes on."""
+        with replacing(self.out / "config.json") as handle:
+            handle.write(config.dumps(self.config, ".json").encode())
+        if not (self.step or self.shown):
+            for name in ("samples.txt", "log.jsonl"):
+                (self.out / name).unlink(missing_ok=True)
+        self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
+
+    def log(self, **record: Any) -> None:
+        """One line of log.jsonl, on its way to disk at once."""
+        try:
+            self.log_file.write(json.dumps(record) + "\n")
+            self.log_file.flush()
+        except OSError as error:
+            raise Error(
+                f"{self.out / 'log.jsonl'}: cannot be written: {error.strerror or error}"
+            ) from error
+
+    def snapshot(self, training: bool) -> Saved:
+        """What a model file or a checkpoint of this moment holds."""
+        c, dataset = self.config, self.dataset
+        params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
+        saved = Saved(
+            c,
+            dataset.tokenizer,
+            params,
+            checkpoint.provenance(c, dataset.tokenizer, self.step, dataset.sha256),
+        )
+        if training:
+            saved.optim, state = pack_optimizer(self.trainer.optimizer)
+            paths = [self.out / "log.jsonl", self.out / "samples.txt"]
+            saved.training = {
+                "step": self.step,
+                "shown": self.shown,
+                "optimizer": state,
+                "best": self.best if math.isfinite(self.best) else None,
+                "seconds": self.elapsed(),
+                "data_sha256": dataset.sha256,
+                "sizes": {p.name: p.stat().st_size for p in paths if p.is_file()},
+            }
+        return saved
+
+    def save(self) -> None:
+        """Write the checkpoint, keeping the one before, and the model."""
+        checkpoint.save(self.out / "checkpoint.npz", self.snapshot(True), keep=True)
+        checkpoint.save(self.out / "model.npz", self.snapshot(False))
+
+    def elapsed(self) -> float:
+        """Seconds of training, over all the processes of this run."""
+        return self.seconds + time.perf_counter() - self.started
+
+    # ---- the loop
+
+    def loop(self) -> int:
+        """Train to the end or until a signal. Returns the exit status."""
+        c, tty = self.config, sys.stderr.isatty()
+        if self.step >= c.max_iters:
+            tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
+        self.log(
+            event="resume" if self.step else "start",
+            step=self.step,
+            recipe=c.name,
+            parameters=sum(count(c)),
+            threads=self.trainer.workers.threads,
+        )
+        times = StepTimes(c)
+        bar = tqdm(
+            total=c.max_iters,
+            initial=min(self.step, c.max_iters),
+            unit="step",
+            file=sys.stderr,
+            mininterval=0.2 if tty else 10,
+            dynamic_ncols=tty,
+            smoothing=0.05,
+        )
+        try:
+            with bar, signals() as received:
+                while self.step < c.max_iters:
+                    if not self.shown:
+                        self.show()
+                        self.shown = True
+                        if self.step == 0 or due(self.step, c.checkpoint_interval):
+                            self.save()
+                    loss = self.advance(times)
+                    bar.set_postfix_str(
+                        f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False
+                    )
+                    bar.update()
+                    if received and self.step < c.max_iters:
+                        return self.stop(received[0])
+                if not self.shown:
+                    self.show()
+                    self.shown = True
+                self.save()
+        except Error as error:
+            good = checkpoint.latest_step(self.out / "checkpoint.npz")
+            kept = (
+                ""
+                if good is None
+                else (f"; the last good checkpoint, of step {good}, is in {self.out}")
+            )
+            raise Error(f"{error}{kept}") from error
+        return self.finish(times)
+
+    def advance(self, times: StepTimes) -> float:
+        """One step, logged and timed. Returns its loss."""
+        c, step = self.config, self.step
+        begin = time.perf_counter()
+        loss, norm = self.trainer.step(step)
+        times.add(time.perf_counter() - begin)
+        if due(step, c.log_interval):
+            self.log(
+                step=step,
+                loss=round(loss, 6),
+                lr=float(f"{self.trainer.lr(step):.6g}"),
+                grad_norm=round(norm, 6),
+                tokens=step * c.tokens_per_step,
+                seconds=round(self.elapsed(), 3),
+            )
+        self.step, self.shown = step + 1, False
+        if times.enough():
+            left = duration((c.max_iters - self.step) * times.median())
+            tell(
+                f"a step takes {times.median() * 1e3:.0f} ms here: about {left} to go; memory in "
+                f"use {peak_memory()}"
+            )
+        return loss
+
+    def show(self) -> None:
+        """Validate and sample, where that is due before this step, or at the end."""
+        c, step, end = self.config, self.step, self.step >= self.config.max_iters
+        if due(step, c.eval_interval) or end:
+            loss = self.trainer.validate()
+            if math.isfinite(loss):
+                self.log(
+                    step=step,
+                    valid_loss=round(loss, 6),
+                    valid_perplexity=perplexity(loss),
+                    valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
+                    tokens=step * c.tokens_per_step,
+                    seconds=round(self.elapsed(), 3),
+                )
+                bits = self.dataset.bits_per_byte(loss)
+                say(
+                    f"step {step:,}: validation loss {loss:.4f}, perplexity "
+                    f"{perplexity(loss):,.2f}, {bits:.4f} bits per byte"
+                )
+                if loss < self.best:
+                    self.best = loss
+                    checkpoint.save(self.out / "best.npz", self.snapshot(False))
+        if step and (due(step, c.sample_interval) or end):
+            text = self.trainer.sample(step)
+            try:
+                with (self.out / "samples.txt").open("a", encoding="utf-8", newline="\n") as f:
+                    f.write(f"=== step {step} ===\n{text}\n\n")
+            except OSError as error:
+                raise Error(
+                    f"{self.out / 'samples.txt'}: cannot be written: {error.strerror or error}"
+                ) from error
+            say(f"--- a sample at step {step:,} ---\n{text.strip()}\n---")
+
+    def stop(self, number: int) -> int:
+        """Save after a signal, and say how to go on."""
+        self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
+        self.save()
+        tell(
+            f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
+            f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}"
+        )
+        return 128 + number
+
+    def finish(self, times: StepTimes) -> int:
+        """The last words."""
+        self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
+        times.remember()
+        tell(
+            f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
+            f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
+            f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}"
+        )
+        return 0
+
+
+def due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens at this one."""
+    return interval > 0 and step % interval == 0
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        tell("stopping after this step")
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
