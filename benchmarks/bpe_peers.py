@@ -22,8 +22,8 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import bpe
+from bpe.alphabet import printable
 from bpe.patterns import Splitter
-from bpe.tokenizer import printable
 from bpe.training import count_chunks
 
 SEPARATOR = "<|endoftext|>"

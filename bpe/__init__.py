@@ -9,13 +9,15 @@ tokenizer.save("tokenizer.json")
 tokenizer = bpe.load("tokenizer.json")
 """
 
+from bpe.base import StreamDecoder, Tokenizer, from_dict
+from bpe.bytelevel import BPETokenizer
 from bpe.char import CharTokenizer
 from bpe.errors import TokenizerError
-from bpe.formats import from_dict, load
+from bpe.formats import load
 from bpe.patterns import PATTERNS
 from bpe.reduced import ReducedTokenizer
-from bpe.tokenizer import BPETokenizer, StreamDecoder, Tokenizer
-from bpe.training import train
+
+train = BPETokenizer.train
 
 __all__ = [
     "PATTERNS",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
+from bpe.base import MAX_ID, Tokenizer
 from bpe.errors import TokenizerError
-from bpe.tokenizer import MAX_ID, Tokenizer
-from bpe.training import Source, check_specials, documents
+from bpe.sources import Source, check_specials, documents
 
 CONTROL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
-class CharTokenizer(Tokenizer):
+class CharTokenizer(Tokenizer, kind="char"):
     """A token for each character of a list.
 
     With control tokens, as in a SentencePiece model of type `char`, ids 0, 1 and 2 are unknown,
@@ -26,7 +26,7 @@ class CharTokenizer(Tokenizer):
         vocab_size: ids in all; those above the last character are not used.
     """
 
-    kind = "char"
+    field_types: ClassVar = {"control_tokens": (bool,), "vocab_size": (int,), "characters": (str,)}
 
     def __init__(
         self, characters: str, *, control_tokens: bool = True, vocab_size: int | None = None
@@ -39,6 +39,7 @@ class CharTokenizer(Tokenizer):
         self.control_tokens = bool(control_tokens)
         self.special_tokens = dict(CONTROL_TOKENS) if control_tokens else {}
         self.separator_id = 1 if control_tokens else None
+        self.unknown_id = 0 if control_tokens else None
         self._ids = {c: i for i, c in enumerate(characters, len(self.special_tokens))}
         needed = len(self._ids) + len(self.special_tokens)
         self.vocab_size = needed if vocab_size is None else vocab_size
@@ -47,8 +48,8 @@ class CharTokenizer(Tokenizer):
                 f"vocab_size: {needed} ids are needed ({len(characters)} characters and "
                 f"{len(self.special_tokens)} control tokens), {vocab_size!r} were given"
             )
-        self._bytes = dict.fromkeys(range(self.vocab_size), b"")
-        self._bytes.update((id, character.encode()) for character, id in self._ids.items())
+        self.bytes_of = dict.fromkeys(range(self.vocab_size), b"")
+        self.bytes_of.update((id, character.encode()) for character, id in self._ids.items())
 
     @classmethod
     def train(
@@ -79,10 +80,10 @@ class CharTokenizer(Tokenizer):
                 characters = characters[: max(0, vocab_size - len(CONTROL_TOKENS))]
         return cls("".join(characters), control_tokens=control_tokens, vocab_size=vocab_size)
 
-    def _last_cut(self, text: str, limit: int) -> int:
+    def last_cut(self, text: str, limit: int) -> int:
         return limit
 
-    def _encode_ordinary(self, text: str) -> list[int]:
+    def encode_ordinary(self, text: str) -> list[int]:
         if self.control_tokens:
             ids = self._ids
             return [ids.get(character, 0) for character in text]
@@ -95,12 +96,5 @@ class CharTokenizer(Tokenizer):
                 f"{len(self._ids)} characters, and this tokenizer has no token for unknown ones"
             ) from None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": "bpe",
-            "version": 1,
-            "kind": self.kind,
-            "control_tokens": self.control_tokens,
-            "vocab_size": self.vocab_size,
-            "characters": self.characters,
-        }
+    def facts(self) -> Iterator[tuple[str, Any]]:
+        yield "characters", len(self.characters)

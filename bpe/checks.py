@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from bpe.errors import TokenizerError
-from bpe.tokenizer import unprintable
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -83,14 +82,12 @@ def special_ids(data: Any) -> dict[str, int]:
     return dict(data)
 
 
-def token_of(token: str, where: str) -> bytes:
-    """The bytes of a token in GPT-2's alphabet."""
+def is_id(id: Any, known: Container[int]) -> bool:
+    """Whether `id`, which may be anything, is one of `known`."""
     try:
-        return unprintable(token)
-    except KeyError as error:
-        raise TokenizerError(
-            f"{where}: {token!r} has {error.args[0]!r}, which stands for no byte"
-        ) from None
+        return id in known
+    except TypeError:  # not hashable, so no id
+        return False
 
 
 def warn(message: str) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bpe.char import CharTokenizer
+from bpe.base import KINDS, WRITERS, Tokenizer
 from bpe.errors import TokenizerError
-from bpe.formats import FORMATS, load
-from bpe.reduced import ReducedTokenizer
-from bpe.tokenizer import BPETokenizer, Tokenizer
-from bpe.training import decode_blocks, read_blocks, train
+from bpe.files import decode_blocks, read_blocks
+from bpe.formats import load
 
 WRONG_CALL = 2
 
@@ -32,37 +31,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("train", help="learn a tokenizer from UTF-8 text files")
+    # What is not given is not there, and left to the kind: its `train` says what it takes.
+    about = "learn a tokenizer from UTF-8 text files"
+    command = commands.add_parser("train", help=about, argument_default=argparse.SUPPRESS)
     add = command.add_argument
     add("files", nargs="+", type=Path, metavar="FILE")
-    add(
-        "--out",
-        type=Path,
-        default=Path("tokenizer.json"),
-        metavar="PATH",
-        help="default: %(default)s",
-    )
-    add("--kind", choices=("bpe", "char", "reduced"), default="bpe", help="default: %(default)s")
-    add("--vocab-size", type=int, metavar="N", help="ids in all (bpe: 8000; char: all characters)")
-    add("--special-token", action="append", metavar="TEXT", help="default: <|endoftext|>")
-    add("--pattern", default="gpt2", help="gpt2 (default), gpt4, none, or a regular expression")
-    add("--tie-break", choices=("bytes", "ids"), default="bytes", help="default: %(default)s")
-    add("--min-frequency", type=int, default=1, metavar="N", help="default: %(default)s")
-    add("--processes", type=int, default=1, metavar="N", help="to count with (default: 1)")
-    add("--no-control-tokens", action="store_true", help="char: number characters from 0")
+    add("--out", type=Path, default="tokenizer.json", metavar="PATH", help="default: %(default)s")
+    add("--kind", choices=KINDS, default="bpe", help="default: %(default)s")
+    add("--vocab-size", type=int, metavar="N", help="ids in all (default: 8000; char: as needed)")
+    add("--special-token", dest="special_tokens", action="append", metavar="TEXT",
+        help="default: <|endoftext|>")  # fmt: skip
+    add("--pattern", help="gpt2 (default), gpt4, none, or a regular expression")
+    add("--tie-break", choices=("bytes", "ids"), help="default: bytes")
+    add("--min-frequency", type=int, metavar="N", help="default: 1")
+    add("--processes", type=int, metavar="N", help="to count with (default: 1)")
+    add("--no-control-tokens", dest="control_tokens", action="store_false",
+        help="char: number characters from 0")  # fmt: skip
     add("--base", metavar="TOKENIZER", help="reduced: the tokenizer to take tokens from")
-    add("--format", choices=FORMATS, default="json", help="of the file (default: %(default)s)")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--format", choices=WRITERS, default="json", help="of the file (default: %(default)s)")
+    add("--quiet", action="store_true", default=False, help="no progress bar")
     command.set_defaults(run=_train)
 
     command = commands.add_parser("encode", help="print the ids of a text")
     command.add_argument("tokenizer")
-    command.add_argument(
-        "file", nargs="?", default="-", help="UTF-8 text (default: standard input)"
-    )
-    command.add_argument(
-        "--allow-special", action="store_true", help="special tokens in the text become their ids"
-    )
+    command.add_argument("file", nargs="?", default="-", help="text (default: standard input)")
+    command.add_argument("--allow-special", action="store_true", help="special tokens become ids")
     command.set_defaults(run=_encode)
 
     command = commands.add_parser("decode", help="print the text of ids")
@@ -112,35 +105,25 @@ def _say(message: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    specials = options.special_token or ["<|endoftext|>"]
-    tokenizer: Tokenizer
-    if options.kind == "char":
-        tokenizer = CharTokenizer.train(
-            options.files,
-            options.vocab_size,
-            not options.no_control_tokens,
-            special_tokens=specials,
-        )
-    elif options.kind == "reduced":
-        if options.base is None:
-            raise TokenizerError("--base: the tokenizer to reduce is missing")
-        base = load(options.base)
-        if not isinstance(base, BPETokenizer):
-            raise TokenizerError(f"--base: a BPE tokenizer is expected, not {base.kind!r}")
-        size = 8000 if options.vocab_size is None else options.vocab_size - 1
-        tokenizer = ReducedTokenizer.train(base, options.files, size)
-        _say(f"{size} tokens cover {tokenizer.coverage:.2%} of the text")
-    else:
-        tokenizer = train(
-            options.files,
-            8000 if options.vocab_size is None else options.vocab_size,
-            special_tokens=specials,
-            pattern=options.pattern,
-            tie_break=options.tie_break,
-            min_frequency=options.min_frequency,
-            processes=options.processes,
-            progress=sys.stderr.isatty() and not options.quiet,
-        )
+    train = KINDS[options.kind].train
+    takes = inspect.signature(train).parameters
+    common = ("command", "debug", "run", "files", "out", "kind", "format", "quiet")
+    given = {name: value for name, value in vars(options).items() if name not in common}
+    if "size" in takes and "vocab_size" in given:
+        given["size"] = given.pop("vocab_size") - 1  # it does not count the unknown one
+    for name in given:
+        if name not in takes:
+            raise TokenizerError(f"{name}: not an option of kind {options.kind!r}")
+    for name, parameter in takes.items():
+        if name not in given and name != "source" and parameter.default is parameter.empty:
+            raise TokenizerError(f"--{name}: missing, and kind {options.kind!r} needs it")
+    if "base" in given:
+        given["base"] = load(given["base"])
+    if "progress" in takes:
+        given["progress"] = sys.stderr.isatty() and not options.quiet
+    tokenizer = train(source=options.files, **given)
+    if coverage := dict(tokenizer.facts()).get("coverage"):
+        _say(f"coverage: {coverage}")
     tokenizer.save(options.out, options.format)
     _say(f"{tokenizer.vocab_size} ids written to {options.out}")
 
@@ -185,38 +168,23 @@ def _number(word: str) -> int:
 
 def _info(options: argparse.Namespace) -> None:
     tokenizer = load(options.tokenizer)
-    for name, value in _facts(tokenizer):
+    specials = tokenizer.special_tokens
+    facts = (
+        ("kind", tokenizer.kind),
+        ("ids", tokenizer.vocab_size),
+        ("special tokens", ", ".join(f"{name} = {id}" for name, id in specials.items())),
+        *tokenizer.facts(),
+        ("sha256", tokenizer.sha256),
+    )
+    measures = _measures(tokenizer, options.data) if options.data is not None else ()
+    for name, value in chain(facts, measures):
         print(f"{name:<16} {value}")
-    if options.data is not None:
-        for name, value in _measures(tokenizer, options.data):
-            print(f"{name:<16} {value}")
     print(f"the {options.longest} longest tokens:")
-    specials = set(tokenizer.special_tokens.values())
-    ids = [id for id in range(tokenizer.vocab_size) if id not in specials]
+    names = set(specials.values())
+    ids = [id for id in range(tokenizer.vocab_size) if id not in names]
     for id in sorted(ids, key=lambda id: (-len(tokenizer.token_bytes(id)), id))[: options.longest]:
         token = tokenizer.token_bytes(id)
         print(f"{id:>9} {len(token):>4} bytes  {token.decode('utf-8', 'backslashreplace')!r}")
-
-
-def _facts(tokenizer: Tokenizer) -> Iterator[tuple[str, Any]]:
-    yield "kind", tokenizer.kind
-    yield "ids", tokenizer.vocab_size
-    yield "special tokens", ", ".join(f"{n} = {i}" for n, i in tokenizer.special_tokens.items())
-    if isinstance(tokenizer, BPETokenizer):
-        yield "merges", len(tokenizer.merges)
-        yield "pattern", tokenizer.pattern
-        record = dict(tokenizer.training)
-        size, tokens = record.pop("bytes", 0), record.pop("tokens", 0)
-        if record:
-            yield "trained with", ", ".join(f"{name} {value}" for name, value in record.items())
-        if tokens:
-            yield "trained on", f"{size:,} bytes: {size / tokens:.3f} bytes per token"
-    elif isinstance(tokenizer, ReducedTokenizer):
-        yield "reduced from", f"{tokenizer.base.vocab_size} ids"
-        yield "coverage", f"{tokenizer.coverage:.4%} of the tokens of its training text"
-    elif isinstance(tokenizer, CharTokenizer):
-        yield "characters", len(tokenizer.characters)
-    yield "sha256", tokenizer.sha256
 
 
 def _measures(tokenizer: Tokenizer, data: str) -> Iterator[tuple[str, Any]]:
@@ -234,11 +202,7 @@ def _measures(tokenizer: Tokenizer, data: str) -> Iterator[tuple[str, Any]]:
     if not tokens:
         raise TokenizerError(f"{data}: empty")
     yield "text", f"{size:,} bytes, {tokens:,} tokens: {size / tokens:.3f} bytes per token"
-    unknown = {"char": 0, "reduced": tokenizer.vocab_size - 1}.get(tokenizer.kind)
-    if unknown is not None:
-        yield "coverage", f"{1 - counts[unknown] / tokens:.4%} of its tokens are not unknown"
+    if tokenizer.unknown_id is not None:
+        known = 1 - counts[tokenizer.unknown_id] / tokens
+        yield "coverage", f"{known:.4%} of its tokens are not unknown"
     yield "vocabulary", f"{len(counts):,} of {tokenizer.vocab_size:,} ids occur in it"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpe.checks import field, name_of, special_ids, token_of, warn
+from bpe.alphabet import printable, unprintable
+from bpe.base import MAX_ID
+from bpe.bytelevel import BPETokenizer
+from bpe.checks import field, name_of, special_ids, warn
 from bpe.errors import TokenizerError
+from bpe.files import write_file
 from bpe.patterns import PATTERNS
-from bpe.tokenizer import MAX_ID, BPETokenizer, printable, write_file
 
 
 def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
@@ -112,7 +115,7 @@ def _from_vocab(
         vocab += [None] * (id + 1 - len(vocab))
         if (other := vocab[id]) is not None:
             raise TokenizerError(f"vocab: {name!r} and {printable(other)!r} have the id {id}")
-        vocab[id] = token_of(name, "vocab")
+        vocab[id] = unprintable(name, "vocab")
     numbers = ((ids[left], ids[right]) for left, right in pairs)
     return BPETokenizer(vocab, numbers, special_tokens=specials, **options)
 
@@ -167,10 +170,8 @@ def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
         "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
+            **dict.fromkeys(("dropout", "unk_token")),
+            **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix")),
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": tokenizer.whole_chunks,

@@ -179,17 +179,3 @@ def cut_at_special(text: str, finder: re.Pattern[str] | None) -> Iterator[tuple[
     for index, piece in enumerate(pieces):
         if piece:
             yield piece, index % 2 == 1
-
-
-def batches(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
-    """`texts` in lists of about `size` characters."""
-    batch: list[str] = []
-    filled = 0
-    for text in texts:
-        batch.append(text)
-        filled += len(text)
-        if filled >= size:
-            yield batch
-            batch, filled = [], 0
-    if batch:
-        yield batch

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bpe.base import MAX_ID, Tokenizer
+from bpe.bytelevel import BPETokenizer
 from bpe.char import CharTokenizer
 from bpe.checks import special_ids, warn
 from bpe.errors import TokenizerError
-from bpe.tokenizer import MAX_ID, BPETokenizer, Tokenizer, write_file
+from bpe.files import write_file
 
 MAX_SPLITS = 1 << 28  # bytes looked at to find the merges of a rank file; GPT-4's has 8 million
 UNKNOWN = "not a tokenizer file of a known format"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
+from bpe.base import Tokenizer, from_dict
+from bpe.bytelevel import BPETokenizer
 from bpe.errors import TokenizerError
-from bpe.tokenizer import BPETokenizer, Tokenizer
-from bpe.training import Source, documents
+from bpe.sources import Source, documents
 
 
-class ReducedTokenizer(Tokenizer):
+class ReducedTokenizer(Tokenizer, kind="reduced"):
     """A BPE tokenizer of which only some tokens are kept.
 
     Ids 0 to K - 1 are the kept tokens; id K, `unknown_id`, stands for every other one and decodes
@@ -23,14 +24,12 @@ class ReducedTokenizer(Tokenizer):
         coverage: the share of the tokens of the training text that are kept.
     """
 
-    kind = "reduced"
+    field_types: ClassVar = {"coverage": (float, int), "kept": (list,), "base": (dict,)}
 
     def __init__(self, base: BPETokenizer, kept: Iterable[int], coverage: float) -> None:
-        self.base = base
+        self.base = _checked(base)
         self.kept = list(kept)
         self.coverage = coverage
-        if not isinstance(base, BPETokenizer):
-            raise TokenizerError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
         if not isinstance(coverage, int | float) or not 0 <= coverage <= 1:
             raise TokenizerError(f"coverage: a share from 0 to 1 is expected, not {coverage!r}")
         names = {id: name for name, id in base.special_tokens.items()}
@@ -45,18 +44,18 @@ class ReducedTokenizer(Tokenizer):
         self.special_tokens = {names[id]: new for id, new in self._new.items() if id in names}
         separator = base.separator_id
         self.separator_id = None if separator is None else self._new.get(separator)
-        self._bytes = {new: base.token_bytes(id) for id, new in self._new.items()}
-        self._bytes[self.unknown_id] = "\ufffd".encode()
+        self.bytes_of = {new: base.token_bytes(id) for id, new in self._new.items()}
+        self.bytes_of[self.unknown_id] = "\ufffd".encode()
 
     @classmethod
-    def train(cls, base: BPETokenizer, source: Source, size: int) -> ReducedTokenizer:
+    def train(cls, base: BPETokenizer, source: Source, size: int = 8000) -> ReducedTokenizer:
         """Keep the `size` most frequent tokens of `base` in `source`; `vocab_size` is one more.
 
         The special tokens of `base` are always kept and come last. Equally frequent tokens come
         by their id in `base`; if the text has fewer different tokens than `size`, unused ones
         fill up.
         """
-        specials = list(base.special_tokens.values())
+        specials = list(_checked(base).special_tokens.values())
         known = range(base.vocab_size)
         if not isinstance(size, int) or not max(1, len(specials)) <= size <= len(known):
             raise TokenizerError(
@@ -64,7 +63,7 @@ class ReducedTokenizer(Tokenizer):
                 f"not {size!r}"
             )
         counts: Counter[int] = Counter()
-        for text in documents(source, base.special_tokens, base._last_cut):
+        for text in documents(source, base.special_tokens, base.last_cut):
             counts.update(base.encode(text))
         total = counts.total()
         if not total:
@@ -74,19 +73,28 @@ class ReducedTokenizer(Tokenizer):
         kept = ordinary + specials
         return cls(base, kept, sum(counts[id] for id in kept) / total)
 
-    def _last_cut(self, text: str, limit: int) -> int:
-        return self.base._last_cut(text, limit)
+    def last_cut(self, text: str, limit: int) -> int:
+        return self.base.last_cut(text, limit)
 
-    def _encode_ordinary(self, text: str) -> list[int]:
-        new, unknown = self._new, self.unknown_id
-        return [new.get(id, unknown) for id in self.base._encode_ordinary(text)]
+    def encode_ordinary(self, text: str) -> list[int]:
+        new, unknown = self._new, len(self.kept)
+        return [new.get(id, unknown) for id in self.base.encode_ordinary(text)]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": "bpe",
-            "version": 1,
-            "kind": self.kind,
-            "coverage": self.coverage,
-            "kept": self.kept,
-            "base": self.base.to_dict(),
-        }
+    def to_fields(self) -> dict[str, Any]:
+        return {**super().to_fields(), "base": self.base.to_dict()}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> ReducedTokenizer:
+        if fields["base"].get("kind") != BPETokenizer.kind:  # else they nest without end
+            raise TokenizerError("base: a tokenizer of kind 'bpe' is expected")
+        return cls(**{**fields, "base": from_dict(fields["base"])})
+
+    def facts(self) -> Iterator[tuple[str, Any]]:
+        yield "reduced from", f"{self.base.vocab_size} ids"
+        yield "coverage", f"{self.coverage:.4%} of the tokens of its training text"
+
+
+def _checked(base: Any) -> BPETokenizer:
+    if not isinstance(base, BPETokenizer):
+        raise TokenizerError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
+    return base

@@ -69,7 +69,8 @@ class _Worker:
     """The caller's side of one worker process."""
 
     def __init__(self, make: Callable[..., Callable[[Any], Any]], setup: tuple) -> None:
-        program = f"import sys; sys.path[:] = {_paths()!r}; import bpe.workers as w; w.serve()"
+        paths = [path or os.getcwd() for path in sys.path]
+        program = f"import sys; sys.path[:] = {paths!r}; import bpe.workers as w; w.serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -98,10 +99,6 @@ class _Worker:
         self._from.close()
         with suppress(OSError):  # what was not yet flushed has no reader any more
             self._to.close()
-
-
-def _paths() -> list[str]:
-    return [path or os.getcwd() for path in sys.path]
 
 
 def serve() -> None:

@@ -54,9 +54,11 @@ def test_other_kinds(text, trained, tmp_path, capsys):
     assert main([*call, "--base", str(trained)]) == 0
     assert bpe.load(path).vocab_size == 6
     errors = capsys.readouterr().err
-    assert "bpe: --base: the tokenizer to reduce is missing\n" in errors
-    assert "bpe: --base: a BPE tokenizer is expected, not 'char'\n" in errors
-    assert "bpe: 5 tokens cover " in errors
+    assert "bpe: --base: missing, and kind 'reduced' needs it\n" in errors
+    assert "bpe: base: a BPETokenizer is expected, not CharTokenizer\n" in errors
+    assert "bpe: coverage: " in errors
+    assert main([*call, "--base", str(trained), "--pattern", "gpt4"]) == 1
+    assert capsys.readouterr().err == "bpe: pattern: not an option of kind 'reduced'\n"
 
 
 def test_encode_and_decode(text, trained, tmp_path, capsysbinary):

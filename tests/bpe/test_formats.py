@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bpe
+from bpe.alphabet import printable, unprintable
 from bpe.ranks import llama2c_rows
-from bpe.tokenizer import printable, unprintable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 

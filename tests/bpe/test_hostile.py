@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bpe
-from bpe.tokenizer import printable
+from bpe.alphabet import printable
 
 BYTES = [bytes([byte]) for byte in range(256)]
 SMALL = bpe.BPETokenizer(
@@ -78,7 +78,7 @@ def test_no_tokenizer_at_all(tmp_path, data, message):
         (["kind"], "words", "kind: 'words' is none of 'bpe', 'char', 'reduced'"),
         (["vocab"], None, "vocab: missing"),
         (["vocab"], {"a": 1}, "vocab: a list is expected, not an object"),
-        (["vocab", 7], 3, r"vocab\[7\]: a string or null is expected, not a number"),
+        (["vocab", 7], 3, r"vocab\[7\]: expected a string or null, got a number"),
         (["vocab", 7], "猫", r"vocab\[7\]: '猫' has '猫', which stands for no byte"),
         (["vocab", 7], "ab", r"vocab: ids 7 and 256 are both b'ab'"),
         (["vocab", 7], "abcd", "vocab: no token for the byte 0x07"),

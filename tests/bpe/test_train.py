@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bpe
-from bpe.tokenizer import GPT2_ORDER, printable
+from bpe.alphabet import GPT2_ORDER, printable
 from bpe.training import learn_merges
 
 DATA = Path(__file__).parent / "data"
@@ -121,7 +121,7 @@ def test_blocks_of_a_file_leave_no_trace(sample, tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_bytes(sample.encode())
     expected = bpe.train(path, 500)
-    monkeypatch.setattr("bpe.training.BLOCK", 7)
+    monkeypatch.setattr("bpe.files.BLOCK", 7)
     assert bpe.train(path, 500) == expected
 
 
@@ -176,7 +176,7 @@ def test_one_long_chunk(text):
         (["text"], {"vocab_size": 256}, "vocab_size: 256 is not a number from 257 up"),
         (["text"], {"vocab_size": "300"}, "vocab_size: '300'"),
         (["text"], {"tie_break": "coin"}, "tie_break: 'bytes' or 'ids'"),
-        (["text"], {"min_frequency": 0}, "min_frequency: a number from 1 up"),
+        (["text"], {"min_frequency": 0}, "min_frequency: expected a number from 1 up"),
         (["text"], {"processes": 0}, "processes: a number from 1 up"),
         (["text"], {"special_tokens": ["a", "a"]}, "'a' is given twice"),
         (["text"], {"special_tokens": [""]}, "non-empty strings"),

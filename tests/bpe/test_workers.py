@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import bpe
+from bpe.training import chunk_counter
 from bpe.workers import imap
 
 
@@ -42,7 +43,7 @@ def test_jobs_are_drawn_as_they_are_needed_and_workers_end():
             drawn.append(1)
             yield ["a b"]
 
-    counts = imap(bpe.training._counter, ("gpt2",), endless(), 2)
+    counts = imap(chunk_counter, ("gpt2",), endless(), 2)
     assert next(counts) == {"a": 1, " b": 1}
     counts.close()
     assert len(drawn) <= 5

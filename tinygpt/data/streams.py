@@ -26,7 +26,7 @@ from tinygpt.files import cache_folder, replacing
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
-    from bpe.tokenizer import Tokenizer
+    from bpe import Tokenizer
 
 Array = np.ndarray
 SEPARATOR = "<|endoftext|>"

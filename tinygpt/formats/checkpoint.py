@@ -25,7 +25,7 @@ from tinygpt.model import config
 from tinygpt.model.config import Config
 
 if TYPE_CHECKING:
-    from bpe.tokenizer import Tokenizer
+    from bpe import Tokenizer
     from tinygpt.model.transformer import GPT
 
 Array = np.ndarray

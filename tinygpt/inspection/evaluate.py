@@ -30,7 +30,7 @@ from tinygpt.machine import cores
 from tinygpt.model.transformer import GPT
 
 if TYPE_CHECKING:
-    from bpe.tokenizer import Tokenizer
+    from bpe import Tokenizer
 
 Array = np.ndarray
 IGNORE = -100

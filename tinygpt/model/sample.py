@@ -22,7 +22,7 @@ from minitensor.random import fold
 from tinygpt import Error, UsageError
 
 if TYPE_CHECKING:
-    from bpe.tokenizer import Tokenizer
+    from bpe import Tokenizer
     from tinygpt.formats.checkpoint import Saved
     from tinygpt.model.transformer import GPT
 

@@ -1,0 +1,72 @@
+"""Files: text in blocks, and tokenizers whole."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bpe.errors import TokenizerError
+
+BLOCK = 1 << 20  # bytes of text read at a time
+MAX_FILE = 64 << 20  # bytes of a tokenizer; the largest published ones have about 30 MB
+
+
+def read_blocks(path: Path, advance: Callable[[int], Any] = lambda size: None) -> Iterator[str]:
+    """The text of a UTF-8 file, in blocks of about a megabyte."""
+    try:
+        with path.open("rb") as file:
+            yield from decode_blocks(file, str(path), advance)
+    except OSError as error:
+        raise TokenizerError(f"{path}: {error.strerror}") from error
+
+
+def decode_blocks(
+    file: BinaryIO, name: str, advance: Callable[[int], Any] = lambda size: None
+) -> Iterator[str]:
+    """The text of an open file."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    end = 0
+    block = b"..."
+    try:
+        while block:
+            block = file.read(BLOCK)
+            end += len(block)
+            yield decoder.decode(block, final=not block)
+            advance(len(block))
+    except UnicodeDecodeError as error:
+        at = end - len(error.object) + error.start
+        raise TokenizerError(f"{name}: not UTF-8: {error.reason} at byte {at}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file that can be a tokenizer: a larger one is refused unread."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise TokenizerError(f"{path}: {error.strerror}") from error
+    if len(data) > MAX_FILE:
+        raise TokenizerError(f"{path}: more than {MAX_FILE >> 20} MB: no tokenizer file")
+    return data
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, see it on the disk, then put it in the place of `path`."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp's files are private
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be written: {error.strerror}") from error

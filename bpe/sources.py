@@ -1,0 +1,104 @@
+"""Where training text comes from: files, or texts in any iterable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bpe.errors import TokenizerError
+from bpe.files import BLOCK, read_blocks
+from bpe.patterns import segments
+
+Source = str | os.PathLike[str] | Iterable["str | os.PathLike[str]"]
+
+
+def documents(
+    source: Source,
+    specials: Iterable[str],
+    last_cut: Callable[[str, int], int],
+    *,
+    progress: bool = False,
+) -> Iterator[str]:
+    """The texts of `source`, divided at `specials`, with files read in blocks.
+
+    Long texts come in several parts where `last_cut` (see `Splitter.last_cut`) has a place.
+    """
+    specials = list(specials)
+    items = source_items(source)
+    with bar(progress, total_bytes(items), "reading", unit="B", unit_scale=True) as advance:
+        for item in items:
+            if not isinstance(item, str | os.PathLike):
+                raise TokenizerError(
+                    f"source: texts or Paths are expected, not {type(item).__name__}"
+                )
+            parts = [item] if isinstance(item, str) else read_blocks(Path(item), advance)
+            for text, is_special in segments(parts, specials, last_cut, block=BLOCK):
+                if not is_special:
+                    yield text
+
+
+def source_items(source: Source) -> Iterable[str | os.PathLike[str]]:
+    """`source` as an iterable of texts (`str`) and files (`Path`)."""
+    if isinstance(source, str) and (len(source) > 1000 or {"\n", "\0"} & set(source)):
+        raise TokenizerError("source: a string names a file; to train on a text, pass it in a list")
+    if isinstance(source, str | os.PathLike):
+        return [Path(source)]
+    if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
+        raise TokenizerError(f"source: files or texts are expected, not {type(source).__name__}")
+    if isinstance(source, list | tuple) and source and all(map(_names_a_file, source)):
+        raise TokenizerError(  # it would train a tokenizer on the names
+            f"source: {source[0]!r} is a file, and strings in a list are texts: "
+            "pass Path objects to train on files"
+        )
+    return source
+
+
+def _names_a_file(text: Any) -> bool:
+    return isinstance(text, str) and len(text) < 256 and "\0" not in text and os.path.isfile(text)
+
+
+def total_bytes(items: Iterable[str | os.PathLike[str]]) -> int | None:
+    """The size of all files in `items`, for a progress bar; None if that is not known."""
+    if not isinstance(items, list | tuple):
+        return None
+    return sum(os.path.getsize(i) for i in items if isinstance(i, Path) and i.is_file()) or None
+
+
+def check_specials(special_tokens: Iterable[str]) -> list[str]:
+    """`special_tokens` as a list of distinct, non-empty strings."""
+    names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TokenizerError(f"special_tokens: non-empty strings are expected, not {name!r}")
+        if names.count(name) > 1:
+            raise TokenizerError(f"special_tokens: {name!r} is given twice")
+    return names
+
+
+def batches(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
+    """`texts` in lists of about `size` characters."""
+    batch: list[str] = []
+    filled = 0
+    for text in texts:
+        batch.append(text)
+        filled += len(text)
+        if filled >= size:
+            yield batch
+            batch, filled = [], 0
+    if batch:
+        yield batch
+
+
+@contextmanager
+def bar(show: bool, total: int | None, title: str, **options: Any) -> Iterator[Callable]:
+    """A progress bar on standard error, as a function that moves it on."""
+    if not show:
+        yield lambda step: None
+        return
+    from tqdm import tqdm  # only here: importing it takes longer than importing bpe
+
+    with tqdm(total=total, desc=title, **options) as progress:
+        yield progress.update
