@@ -20,7 +20,7 @@ import numpy as np
 
 import bpe
 import minitensor as mt
-from tinygpt.data import stories, streams
+from tinygpt.data import documents, stories, streams
 from tinygpt.formats import checkpoint
 from tinygpt.model.config import Config
 from tinygpt.model.sample import sample_text
@@ -107,7 +107,7 @@ def main():
         split: list(stories.corpus(n, split=split)) for split, n in (("train", 600), ("valid", 60))
     }
     tokenizer = bpe.train(docs["train"], CONFIG.vocab_size)
-    stream = {split: streams.encode_documents(tokenizer, docs[split]) for split in docs}
+    stream = {split: documents.encode_documents(tokenizer, docs[split]) for split in docs}
     c = CONFIG.replace(max_iters=args.steps)
     print(
         f"{len(docs['train'])} stories are {len(stream['train']):,} tokens; for example "

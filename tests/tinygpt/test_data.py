@@ -7,7 +7,7 @@ import pytest
 
 import bpe
 from tinygpt import Error
-from tinygpt.data import streams
+from tinygpt.data import documents, streams
 
 
 def write(path, text):
@@ -40,15 +40,15 @@ def test_a_text_shorter_than_one_context(tmp_path, tiny):
 
 def test_documents_are_split_at_separator_lines_only():
     text = "one\n<|endoftext|>\ntwo <|endoftext|> still\r\n<|endoftext|>\r\n\n<|endoftext|>\nlast"
-    assert streams.documents(text) == ["one", "two <|endoftext|> still", "last"]
-    assert streams.documents(" as it is\n") == [" as it is\n"]
+    assert documents.cut_documents(text) == ["one", "two <|endoftext|> still", "last"]
+    assert documents.cut_documents(" as it is\n") == [" as it is\n"]
 
 
 def test_the_last_documents_are_held_out():
     docs = [str(i) for i in range(20)]
-    assert streams.split_documents(docs, 0.1) == (docs[:18], docs[18:])
-    assert streams.split_documents(["abcdefghij"], 0.1) == (["abcdefghi"], ["j"])
-    assert streams.split_documents(["abc"], 0.0) == (["abc"], [])
+    assert documents.split_documents(docs, 0.1) == (docs[:18], docs[18:])
+    assert documents.split_documents(["abcdefghij"], 0.1) == (["abcdefghi"], ["j"])
+    assert documents.split_documents(["abc"], 0.0) == (["abc"], [])
 
 
 def test_every_document_is_opened_by_the_separator(tmp_path, tiny):
@@ -73,6 +73,13 @@ def test_streams_decode_to_the_text(tiny, kind, size):
 def test_a_reduced_vocabulary_has_the_size_asked_for(tiny):
     c = tiny.replace(tokenizer="reduced", vocab_size=290, reduced_from=320)
     assert streams.load(c).tokenizer.vocab_size == 290
+
+
+def test_characters_fit_unless_a_size_was_asked_for(tmp_path, tiny):
+    path = write(tmp_path / "t.txt", "abcdefgh" * 20)
+    c = tiny.replace(tokenizer="char", data=str(path))
+    sizes = {n: streams.load(c.replace(vocab_size=n)).tokenizer.vocab_size for n in (1024, 361, 20)}
+    assert sizes == {1024: 11, 361: 361, 20: 20}  # 1024: what a configuration has by itself
 
 
 def test_a_tokenizer_file(tmp_path, tiny):

@@ -1,14 +1,17 @@
 """Turn text into token files: ``tinygpt data prepare SOURCE... --out FOLDER``.
 
-Sources are UTF-8 texts (documents end at a line holding exactly ``<|endoftext|>``; a file without
-one is a single document), JSON lines (``.jsonl``, ``.ndjson``: a document a line), and folders of
-those. The folder gets ``train.npy`` and ``valid.npy``, one flat array of ids each that
-`numpy.load(..., mmap_mode="r")` opens without reading it, ``tokenizer.json`` and ``meta.json``.
+Sources are UTF-8 texts (cut into documents as `tinygpt.data.documents` says), JSON lines
+(``.jsonl``, ``.ndjson``: a document a line), and folders of those. The folder gets ``train.npy``
+and ``valid.npy``, one flat array of ids each that `numpy.load(..., mmap_mode="r")` opens without
+reading it, ``tokenizer.json`` and ``meta.json``.
 
 Sources are cut into pieces of at most 4 MiB, nearly always between documents, and worker processes
 encode one piece at a time: memory does not grow with the text. Each finished piece is a file of
-its own, so a killed run goes on where it was. Which split a document belongs to is a function of
-its text alone (a hash of it), so equal documents can never end up on both sides.
+its own, so a killed run goes on where it was.
+
+The hash of a document says which split it belongs to, as equal documents then cannot end up on
+both sides. With ``--split last`` the tokens are those of ``tinygpt train --data TEXT``, and
+``--recipe NAME`` takes all that decides them from a recipe.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,22 +35,38 @@ import numpy as np
 from tqdm import tqdm
 
 import bpe
+from bpe import Tokenizer
 from bpe.patterns import scalar
 from bpe.workers import imap
 from tinygpt import Error, UsageError
+from tinygpt.data.documents import (
+    ALL_HASHES,
+    RULES,
+    SEPARATOR,
+    SEPARATOR_LINE,
+    SPLITS,
+    border,
+    document_hash,
+    dtype_of,
+    encode,
+    held_out,
+    make_tokenizer,
+    size_asked_for,
+)
 from tinygpt.data.fetch import sha256_of
 from tinygpt.files import replacing
+from tinygpt.model.config import TOKENIZERS, Config
 
 PIECE = 1 << 22  # bytes
 LEARN = 1 << 27  # bytes of text that a BPE learns from
-SPLITS = ("train", "valid")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 SUFFIXES = (".txt", ".text", ".md", *JSON_SUFFIXES)
 FEW = 1000  # up to so many documents the validation share is met exactly, not on average
-ALL = 1 << 64  # one more than the largest document hash
 
-_SEPARATOR = re.compile(rb"\n<\|endoftext\|>\r?(?=\n|\Z)")
-_SEPARATOR_LINE = re.compile(rb"\n<\|endoftext\|>\r?\n")
+_SEPARATOR = SEPARATOR.encode()
+_SEPARATOR_LINE = re.compile(SEPARATOR_LINE.encode())
+_WHOLE_LINE = re.compile(SEPARATOR_LINE.encode() + rb"\n")
+_INSIDE = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 # No tokenizer here joins what stands left of a space that follows a visible character with what
 # stands right of it; where a text has no spaces, neither does the border of two lines.
 _CUTS = (re.compile(rb".*[0-9A-Za-z.,;:!?](?= )", re.S), re.compile(rb".*[^\s]\n(?=[^\s])", re.S))
@@ -57,7 +77,9 @@ class Options:
     """What decides the result, besides the sources."""
 
     tokenizer: str = "bpe"
-    vocab_size: int | None = None  # of a BPE: 4,096; of characters: as many as there are
+    vocab_size: int | None = None  # of characters: as many as there are; of others: 4,096
+    reduced_from: int = 0  # of a reduced vocabulary: the size of the BPE that it is taken from
+    split: str = "hash"  # one of `documents.RULES`
     valid_fraction: float = 0.05
     max_documents: int = 0
     field: str = "text"
@@ -75,7 +97,8 @@ class Piece:
     inside: bool = False  # it begins inside a document, which the piece before it began
     open: bool = False  # it ends inside a document, which the next piece goes on with
     key: int = 0  # the hash of that document's beginning
-    split: str = ""  # where all of it belongs, if that is not for the hash to say
+    split: str = ""  # where all of it belongs, if that is not for the rule to say
+    number: int = 0  # of the documents that begin before it
 
 
 # ------------------------------------------------------------------------------------ documents
@@ -110,11 +133,6 @@ def _repaired(match: re.Match[str]) -> str:
     return char if char in _BYTE or char >= "\u2000" else match[0]
 
 
-def document_hash(text: str) -> int:
-    """64 bits that stand for a document: blake2b of its text without outer white space."""
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big")
-
-
 def _spans(data: bytes, json_lines: bool) -> list[tuple[int, int]]:
     """Start and end of each document in a piece."""
     spans, start = [], 0
@@ -123,9 +141,9 @@ def _spans(data: bytes, json_lines: bool) -> list[tuple[int, int]]:
             spans.append((start, start + len(line)))
             start += len(line)
         return spans
-    for match in _SEPARATOR.finditer(b"\n" + data):  # so that a first line is found as well
-        spans.append((start, max(start, match.start() - 1)))
-        start = match.end() - 1
+    for match in _SEPARATOR_LINE.finditer(data):
+        spans.append((start, match.start()))
+        start = match.end()
     return [*spans, (start, len(data))]
 
 
@@ -158,7 +176,10 @@ class Corpus:
         self.options = options
         self.files: list[dict[str, Any]] = []
         self.pieces: list[Piece] = []
-        self.threshold = int(options.valid_fraction * ALL)  # a smaller hash is for validation
+        self.total = 0  # documents, as far as they have been counted
+        # For validation is a smaller hash, or the document of this number and those behind it.
+        self.threshold = int(options.valid_fraction * ALL_HASHES)
+        self.first_valid = 0
         self.held_out: set[int] = set()  # hashes of the documents of a validation text
 
     def to_json(self) -> str:
@@ -210,12 +231,18 @@ class Corpus:
 
         `seen` counts what was met on the way: documents and bytes by split, repairs, omissions.
         """
+        before = piece.number - 1
         for number, (text, repaired, _) in enumerate(self.documents(piece, self.read(piece))):
             begins = number > 0 or not piece.inside
             if not text:
                 continue
-            hash = document_hash(text) if begins else piece.key
-            split = piece.split or ("valid" if hash < self.threshold else "train")
+            before += begins
+            split, hash = piece.split, 0
+            if not split and self.options.split == "last":
+                split = "valid" if before >= self.first_valid else "train"
+            elif not split or self.held_out:
+                hash = document_hash(text) if begins else piece.key
+                split = split or ("valid" if hash < self.threshold else "train")
             if split == "train" and hash in self.held_out:
                 seen["duplicates"] += begins
                 continue
@@ -250,8 +277,8 @@ def _cut(block: bytes, json_lines: bool) -> tuple[int, bool]:
     if json_lines:
         return block.rfind(b"\n") + 1, False
     mark = len(block)
-    while (mark := block.rfind(b"\n<|endoftext|>", 0, mark)) >= 0:
-        if line := _SEPARATOR_LINE.match(block, mark):
+    while (mark := block.rfind(b"\n" + _SEPARATOR, 0, mark)) >= 0:
+        if line := _WHOLE_LINE.match(block, mark + 1):
             return line.end(), False
     for pattern in _CUTS:
         if match := pattern.match(block):
@@ -278,7 +305,7 @@ def _scan(info: dict[str, Any], number: int) -> Iterator[tuple[Piece, bytes]]:
             cut, goes_on = _cut(block, info["json"]) if len(new) == wanted else (len(block), False)
             if cut:
                 data, block = block[:cut], block[cut:]
-                info["single"] = info["single"] and not _SEPARATOR.search(b"\n" + data)
+                info["single"] = info["single"] and not _SEPARATOR_LINE.search(data)
                 yield Piece(number, start, start + cut, line, inside, goes_on), data
                 start, inside = start + cut, goes_on
                 line += data.count(b"\n") if info["json"] else 0
@@ -291,24 +318,27 @@ def scan(sources: list[Path], valid: list[Path], options: Options) -> Corpus:
     """Read all sources once, cut them into pieces and settle how documents are divided.
 
     With `valid`, that text is the validation split and `sources`, less the documents they share,
-    the training split. Else the documents with the smallest hashes are for validation: exactly
-    the fraction asked for if they are few, those below a threshold if they are many. A single
-    document is divided by position, its end being for validation.
+    the training split. Else the rule of the options decides. By ``hash``, exactly the fraction
+    asked for is for validation if documents are few, those below a threshold if they are many. A
+    single document is divided by position, its end being for validation.
     """
     corpus = Corpus(options)
     for path in _source_files(valid):
         _add(corpus, path, "valid", corpus.held_out, 0)
     few: set[int] = set()
-    room = options.max_documents or ALL
+    room = options.max_documents or ALL_HASHES
     for path in _source_files(sources):
         if room:
             room = _add(corpus, path, "train" if valid else "", few, room)
     if valid:
         return corpus
-    if len(few) == 1:
+    last = options.split == "last"
+    if (corpus.total if last else len(few)) == 1:
         _split_by_position(corpus)
+    elif last:
+        corpus.first_valid = corpus.total - held_out(corpus.total, options.valid_fraction)
     elif 1 < len(few) <= FEW:
-        share = min(max(1, round(options.valid_fraction * len(few))), len(few) - 1)
+        share = min(held_out(len(few), options.valid_fraction), len(few) - 1)
         corpus.threshold = sorted(few)[share]
     return corpus
 
@@ -317,14 +347,17 @@ def _add(corpus: Corpus, path: Path, split: str, hashes: set[int], room: int) ->
     """Add the pieces of a file, up to `room` documents; return how much room is left.
 
     `hashes` gets those of all documents of a validation text, and those of the first few else:
-    to hash every document here would take as long as to encode it in the workers.
+    to hash every document here would take as long as to encode it in the workers. By the rule
+    ``last`` they are counted instead.
     """
+    last = split == "" and corpus.options.split == "last"
     info: dict[str, Any] = {"path": str(path), "json": path.suffix.lower() in JSON_SUFFIXES}
     corpus.files.append(info)
     key = 0
     for piece, data in _scan(info, len(corpus.files) - 1):
-        every = split == "valid" or (split == "" and len(hashes) <= FEW)
-        if every or piece.open or corpus.options.max_documents:
+        every = split == "valid" or (split == "" and not last and len(hashes) <= FEW)
+        piece = replace(piece, number=corpus.total)
+        if every or last or piece.open or corpus.options.max_documents:
             end = 0
             for number, (text, _, after) in enumerate(corpus.documents(piece, data)):
                 if text and (number > 0 or not piece.inside):
@@ -332,6 +365,7 @@ def _add(corpus: Corpus, path: Path, split: str, hashes: set[int], room: int) ->
                         piece = replace(piece, end=piece.start + end, open=False)
                         break
                     room -= 1
+                    corpus.total += 1
                     if every or piece.open:
                         key = document_hash(text)
                     if every:
@@ -344,53 +378,69 @@ def _add(corpus: Corpus, path: Path, split: str, hashes: set[int], room: int) ->
 
 
 def _split_by_position(corpus: Corpus) -> None:
-    """Divide the only document there is: its last `valid_fraction` is for validation."""
-    if len(corpus.files) > 1 or corpus.files[0]["json"]:
+    """Divide the only document there is, at the character that `documents.border` says."""
+    if len(corpus.files) > 1 or corpus.files[0]["json"] or corpus.total > 1:
         raise Error("there is one distinct document only, which cannot be split; give --valid TEXT")
-    first, last = corpus.pieces[0].start, corpus.pieces[-1].end
-    border = first + int((last - first) * (1 - corpus.options.valid_fraction))
-    with open(corpus.files[0]["path"], "rb") as file:
-        file.seek(border)
-        border += next((i for i, b in enumerate(file.read(4)) if b & 0xC0 != 0x80), 0)
-    divided = []
+    if not corpus.files[0]["single"]:
+        _trim(corpus)
+    texts = (corpus.read(piece) for piece in corpus.pieces)
+    sizes = [len(text.translate(None, _INSIDE)) for text in texts]  # in characters
+    left = border(sum(sizes), corpus.options.valid_fraction)
+    divided: dict[str, list[Piece]] = {split: [] for split in SPLITS}
+    for piece, size in zip(corpus.pieces, sizes, strict=True):
+        taken = min(left, size)
+        left -= taken
+        middle = piece.start + len(corpus.read(piece).decode()[:taken].encode())
+        if taken:
+            divided["train"].append(replace(piece, end=middle, split="train"))
+        if taken < size:
+            inside = bool(divided["valid"])
+            divided["valid"].append(replace(piece, start=middle, inside=inside, split="valid"))
+    corpus.pieces = divided["train"] + divided["valid"]
+
+
+def _trim(corpus: Corpus) -> None:
+    """Leave of a file with separators and one document that document, without white space."""
+    kept = []
     for piece in corpus.pieces:
-        if piece.start < border:
-            divided.append(replace(piece, end=min(piece.end, border), split="train"))
-        if piece.end > border:
-            inside = piece.inside and piece.start > border
-            divided.append(
-                replace(piece, start=max(piece.start, border), inside=inside, split="valid")
-            )
-    corpus.pieces = divided
+        data = corpus.read(piece)
+        for start, end in _spans(data, False):
+            if data[start:end].decode().strip():
+                kept.append(replace(piece, start=piece.start + start, end=piece.start + end))
+    text = corpus.read(kept[0]).decode()
+    kept[0] = replace(kept[0], start=kept[0].end - len(text.lstrip().encode()))
+    text = corpus.read(kept[-1]).decode()
+    kept[-1] = replace(kept[-1], end=kept[-1].start + len(text.rstrip().encode()))
+    corpus.pieces, corpus.files[0]["single"] = kept, True
 
 
 # --------------------------------------------------------------------------------- the tokenizer
 
 
-def _tokenizer(corpus: Corpus, processes: int) -> Any:
+def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
     """The tokenizer that the options name: read from its file, or trained on the corpus.
 
-    A BPE learns from the training split alone, and of a large one from evenly spread pieces: the
-    memory that it takes grows with the number of distinct words. An alphabet is that of both
-    splits, so that no character of the validation text is unknown.
+    Of a large corpus, a BPE learns from evenly spread pieces: the memory that it takes grows with
+    the number of distinct words.
     """
-    kind, size = corpus.options.tokenizer, corpus.options.vocab_size
-    if not any(piece.end > piece.start for piece in corpus.pieces):
-        raise Error("the sources are empty; there is nothing to prepare")
-    if kind not in ("bpe", "char", "char-plain"):
-        return bpe.load(kind)
+    options = corpus.options
     total = sum(piece.end - piece.start for piece in corpus.pieces)
-    stride = -(-total // LEARN) if kind == "bpe" else 1
-    pieces = tqdm(corpus.pieces[::stride], desc="reading for the tokenizer", unit=" pieces")
-    texts = (
-        text
-        for piece in pieces
-        for text, split, _ in corpus.routed(piece, Counter())
-        if split == "train" or kind != "bpe"
-    )
-    if kind == "bpe":
-        return bpe.train(texts, size or 4096, processes=processes)
-    return bpe.CharTokenizer.train(texts, size, control_tokens=kind == "char", special_tokens=())
+    if not total:
+        raise Error("the sources are empty; there is nothing to prepare")
+
+    def texts(*splits: str) -> Iterator[str]:
+        stride = -(-total // LEARN) if splits == ("train",) else 1
+        pieces = corpus.pieces[::stride]
+        for piece in tqdm(pieces, desc="reading for the tokenizer", unit=" pieces"):
+            for text, split, _ in corpus.routed(piece, Counter()):
+                if split in splits:
+                    yield text
+
+    size = options.vocab_size
+    if size is None and not options.tokenizer.startswith("char"):
+        size = 4096
+    say = partial(tqdm.write, file=sys.stderr)
+    return make_tokenizer(options.tokenizer, size, options.reduced_from, texts, say, processes)
 
 
 # ------------------------------------------------------------------------------------- encoding
@@ -403,19 +453,16 @@ def _encoder(work: str) -> Callable[[int], dict[str, Any]]:
     return partial(_encode_piece, corpus, tokenizer, Path(work))
 
 
-def _encode_piece(corpus: Corpus, tokenizer: Any, work: Path, number: int) -> dict[str, Any]:
+def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int) -> dict[str, Any]:
     """Encode one piece into `work`, unless an earlier run did; return its counts."""
     done = work / f"{number}.json"
     if done.exists():
         return {**json.loads(done.read_text(encoding="utf-8")), "resumed": 1}
     seen: Counter[str] = Counter()
-    dtype = _dtype(tokenizer)
     streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
     try:
         for text, split, begins in corpus.routed(corpus.pieces[number], seen):
-            ids = tokenizer.encode(text)
-            streams[split].append(np.array(opening + ids if begins else ids, dtype))
+            streams[split].append(encode(tokenizer, text, begins))
     except (Error, OSError) as error:  # as a value: a worker hands back no such exceptions
         return {"error": str(error)}
     for split, arrays in streams.items():
@@ -425,10 +472,6 @@ def _encode_piece(corpus: Corpus, tokenizer: Any, work: Path, number: int) -> di
     with replacing(done) as file:  # last: it says that the others are whole
         file.write(json.dumps(seen).encode())
     return dict(seen)
-
-
-def _dtype(tokenizer: Any) -> np.dtype:
-    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: np.dtype) -> None:
@@ -464,6 +507,8 @@ def prepare(
     at once. Raises Error, or bpe.TokenizerError, in one line.
     """
     options = options or Options()
+    if options.split not in RULES:
+        raise UsageError(f"split: expected one of {', '.join(RULES)}, got {options.split!r}")
     if not 0 < options.valid_fraction < 1:
         raise UsageError(f"valid-fraction: {options.valid_fraction} is not between 0 and 1")
     corpus = scan(sources, valid or [], options)
@@ -511,7 +556,7 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
     for split in SPLITS:
         if not total[f"{split} tokens"]:
             raise Error(f"no text is left for {split}; give more documents, or another --valid")
-        _merge(work, out, len(numbers), split, total[f"{split} tokens"], _dtype(tokenizer))
+        _merge(work, out, len(numbers), split, total[f"{split} tokens"], dtype_of(tokenizer))
     shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
     kinds = ("documents", "tokens", "bytes")
     splits = {split: {kind: total[f"{split} {kind}"] for kind in kinds} for split in SPLITS}
@@ -544,12 +589,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="validation text (default: a share of the sources)",
     )
-    add("--valid-fraction", type=float, default=0.05, help="that share (default: 0.05)")
-    add("--tokenizer", default="bpe", help="bpe, char, char-plain, or a tokenizer's file")
-    add("--vocab-size", type=int, help="ids in all (default: 4096 for bpe)")
-    add("--max-documents", type=int, default=0, help="only the first N documents")
-    add("--field", default="text", help="JSON field that holds the text (default: text)")
-    add("--repair-mojibake", action="store_true", help="undo UTF-8 that was read as cp1252")
+    add("--recipe", help="tokenizer, validation share and --split last of a recipe, by default")
+    add("--split", choices=RULES, help="for validation: by hash (default), or the last documents")
+    add("--valid-fraction", type=float, help="their share (default: 0.05)")
+    kinds = ", ".join(TOKENIZERS)
+    add("--tokenizer", help=f"{kinds}, or a tokenizer's file (default: bpe)")
+    add("--vocab-size", type=int, help="ids in all (default: 4096; of characters: all)")
+    add("--reduced-from", type=int, help="of reduced: the size of the BPE it is taken from")
+    add("--max-documents", type=int, help="only the first N documents")
+    add("--field", help="JSON field that holds the text (default: text)")
+    add(
+        "--repair-mojibake",
+        dest="repair",
+        action="store_true",
+        help="undo UTF-8 that was read as cp1252",
+    )
     add(
         "--processes",
         type=int,
@@ -558,23 +612,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def of_recipe(c: Config) -> Options:
+    """The options that give the tokens on which `tinygpt train --data TEXT` trains a recipe."""
+    return Options(
+        tokenizer=c.tokenizer,
+        vocab_size=size_asked_for(c),
+        reduced_from=c.reduced_from,
+        split="last",
+        valid_fraction=c.valid_fraction,
+        max_documents=c.max_documents,
+    )
+
+
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt data prepare`` and print what it did."""
     start = time.perf_counter()
-    options = Options(
-        args.tokenizer,
-        args.vocab_size,
-        args.valid_fraction,
-        args.max_documents,
-        args.field,
-        args.repair_mojibake,
-    )
+    from tinygpt.model import recipes  # which workers do without
+
+    options = Options() if args.recipe is None else of_recipe(recipes.get(args.recipe))
+    given = {name: getattr(args, name) for name in vars(options)}
+    options = replace(options, **{k: value for k, value in given.items() if value is not None})
     meta = prepare(
         args.sources, args.out, valid=args.valid, options=options, processes=args.processes
     )
     size = sum(file["bytes"] for file in meta["files"])
     print(f"read     {len(meta['files'])} files, {size:,} bytes")
-    print(f"tokens   {args.tokenizer}, {meta['vocab_size']:,} ids")
+    print(f"tokens   {options.tokenizer}, {meta['vocab_size']:,} ids")
     for split in SPLITS:
         n = meta[split]
         print(
@@ -582,7 +645,7 @@ def main(args: argparse.Namespace) -> int:
             f"{n['bytes']:,} bytes ({n['bytes'] / n['tokens']:.2f} a token)"
         )
     print(f"dropped  {meta['duplicates']:,} training documents that are in the validation text")
-    if args.repair_mojibake:
+    if options.repair:
         print(f"repaired {meta['repaired']:,} documents")
     if meta["resumed"]:
         print(f"resumed  {meta['resumed']:,} pieces were there from an earlier call")

@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinygpt import Error
+from tinygpt.data import documents
+from tinygpt.data.documents import Array, Say
 from tinygpt.files import cache_folder, replacing
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
 
-Array = np.ndarray
-SEPARATOR = "<|endoftext|>"
 FORMAT = 1  # of the cache: raise it when the same text would give another stream
 STORIES = 20_000  # embedded stories unless max_documents says otherwise
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -88,52 +85,6 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def documents(text: str) -> list[str]:
-    """The documents of a text; one without separator lines is one document, kept as it is."""
-    parts = re.split(rf"(?m)^{re.escape(SEPARATOR)}\r?$", text)
-    if len(parts) == 1:
-        return parts
-    return [part.strip() for part in parts if part.strip()]
-
-
-def split_documents(docs: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """The last `fraction` of the documents is for validation; of a single one, of its text."""
-    if len(docs) == 1:
-        cut = int(len(docs[0]) * (1 - fraction))
-        return [docs[0][:cut]], [docs[0][cut:]] if cut < len(docs[0]) else []
-    held = max(1, round(len(docs) * fraction)) if fraction else 0
-    return list(docs[: len(docs) - held]), list(docs[len(docs) - held :])
-
-
-def encode_documents(tokenizer: Tokenizer, docs: Sequence[str]) -> Array:
-    """One stream of all documents, each opened by the separator, in the smallest unsigned dtype."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
-    pieces: list[Array] = []
-    for chunk in _chunks(docs, 1 << 20):
-        for ids in tokenizer.encode_batch(chunk):
-            pieces.append(np.array(opening + ids, dtype=dtype))
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
-
-
-def _chunks(docs: Iterable[str], characters: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for doc in docs:
-        chunk.append(doc)
-        size += len(doc)
-        if size >= characters:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def text_bytes(docs: Iterable[str]) -> int:
-    """UTF-8 bytes of the documents."""
-    return sum(len(doc.encode("utf-8")) for doc in docs)
-
-
 # ---------------------------------------------------------------------------------- datasets
 
 
@@ -174,14 +125,21 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
     train, valid = _read(config, say)
     trained = tokenizer is None
     if tokenizer is None:
-        tokenizer = make_tokenizer(config, train, valid, say)
+        docs = {"train": train, "valid": valid}
+        tokenizer = documents.make_tokenizer(
+            config.tokenizer,
+            documents.size_asked_for(config),
+            config.reduced_from,
+            lambda *splits: chain.from_iterable(docs[split] for split in splits),
+            say,
+        )
     say(f"data: encoding {len(train) + len(valid):,} documents")
     dataset = Dataset(
         tokenizer,
-        encode_documents(tokenizer, train),
-        encode_documents(tokenizer, valid),
+        documents.encode_documents(tokenizer, train),
+        documents.encode_documents(tokenizer, valid),
         {"train": len(train), "valid": len(valid)},
-        {"train": text_bytes(train), "valid": text_bytes(valid)},
+        {"train": documents.text_bytes(train), "valid": documents.text_bytes(valid)},
         config.data,
         _hash(source, tokenizer.sha256),
     )
@@ -201,49 +159,16 @@ def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
 
         total = config.max_documents or STORIES
         say(f"data: writing {total:,} embedded stories")
-        held = max(1, round(total * config.valid_fraction)) if config.valid_fraction else 0
+        held = documents.held_out(total, config.valid_fraction)
         return (
             list(stories.corpus(total - held, split="train")),
             list(stories.corpus(held, split="valid")),
         )
     say(f"data: reading {config.data}")
-    docs = documents(read_text(config.data))
+    docs = documents.cut_documents(read_text(config.data))
     if config.max_documents:
         docs = docs[: config.max_documents]
-    return split_documents(docs, config.valid_fraction)
-
-
-def make_tokenizer(
-    config: Config, train: Sequence[str], valid: Sequence[str], say: Say = lambda line: None
-) -> Tokenizer:
-    """The tokenizer that a configuration asks for, trained on `train`.
-
-    Those of characters also take the characters of `valid`: what cannot be written down cannot be
-    predicted.
-    """
-    import bpe
-
-    kind = config.tokenizer
-    if kind not in TOKENIZERS:
-        if not Path(kind).is_file():
-            raise Error(f"tokenizer: {kind!r} is neither a file nor one of {', '.join(TOKENIZERS)}")
-        return bpe.load(kind)
-    if kind == "char":
-        return bpe.CharTokenizer.train([*train, *valid], vocab_size=config.vocab_size)
-    if kind == "char-plain":
-        return bpe.CharTokenizer.train([*train, *valid], control_tokens=False)
-    size = config.reduced_from if kind == "reduced" else config.vocab_size
-    say(f"tokenizer: training a byte-level BPE of {size:,} tokens")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        base = bpe.train(train, size)
-    for note in notes:
-        say(f"tokenizer: {note.message}")
-    if kind == "bpe":
-        return base
-    # vocab_size - 1 kept tokens and the unknown one
-    kept = min(config.vocab_size - 1, base.vocab_size)
-    return bpe.ReducedTokenizer.train(base, train, kept)
+    return documents.split_documents(docs, config.valid_fraction)
 
 
 def load_prepared(folder: Path) -> Dataset:
@@ -334,7 +259,7 @@ def _tokenizer_key(config: Config, source: str) -> str:
     """SHA-256 of all that decides the tokenizer."""
     if config.tokenizer not in TOKENIZERS and Path(config.tokenizer).is_file():
         return _hash(_sha256(Path(config.tokenizer)))
-    return _hash(source, config.tokenizer, config.vocab_size, config.reduced_from)
+    return _hash(source, config.tokenizer, documents.size_asked_for(config), config.reduced_from)
 
 
 def _hash(*values: Any) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import minitensor as mt
 from tinygpt import Error, UsageError
-from tinygpt.data import streams
+from tinygpt.data import documents, streams
 from tinygpt.formats import checkpoint
 from tinygpt.machine import cores
 from tinygpt.model.transformer import GPT
@@ -115,9 +115,9 @@ def stream_loss(
 
 def evaluate(model: GPT, tokenizer: Tokenizer, text: str, **options: Any) -> dict[str, Any]:
     """The score of a model on `text`. Options as for `evaluate_stream`."""
-    docs = streams.documents(text)
-    stream = streams.encode_documents(tokenizer, docs)
-    size = streams.text_bytes(docs)
+    docs = documents.cut_documents(text)
+    stream = documents.encode_documents(tokenizer, docs)
+    size = documents.text_bytes(docs)
     if tokenizer.separator_id is None and len(stream):
         size -= len(tokenizer.token_bytes(int(stream[0])))  # nothing predicts the first token
     return evaluate_stream(model, tokenizer, stream, size, **options)
@@ -207,7 +207,7 @@ def _text(path: Path | None) -> str:
         return streams.read_text(path)
     from tinygpt.data import stories
 
-    return f"\n{streams.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
+    return f"\n{documents.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
 
 
 def main(args: argparse.Namespace) -> int:
