@@ -3,6 +3,7 @@
 The code in the docs prints what stands below it."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +116,51 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("page", ["guide", "attention"])
+# Pages that quote functions, and the files that these come from.
+QUOTED = {
+    "matmul": ["benchmarks/matmul_ladder.py", "minitensor/kernels/gemm.py"],
+    "sublayer": ["benchmarks/sublayer_ladder.py"],
+}
+
+
+@pytest.mark.parametrize("page", QUOTED)
+def test_what_a_page_quotes_stands_in_the_file(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    sources = [(ROOT / file).read_text(encoding="utf-8") for file in QUOTED[page]]
+    quotes = re.findall(r"```python\n((?:(?!```).)*)```\n(?!```text)", text, flags=re.DOTALL)
+    assert len(quotes) > 2
+    for quote in quotes:
+        assert any(quote in source for source in sources), quote
+
+
+def script(name):
+    """A program of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_rung_of_the_product_is_right():
+    ladder = script("matmul_ladder")
+    for M, K, N in ((24, 40, 96), (36, 800, 32)):
+        for name, product in ladder.RUNGS.items():
+            assert ladder.error(product, *ladder.operands(M, K, N)) < 1e-6, name
+
+
+def test_every_rung_of_the_sublayer_is_right():
+    ladder = script("sublayer_ladder")
+    *arrays, g = ladder.operands(48, 32, 64)
+    expected = ladder.by_formulas(g, *arrays)
+    for sublayer in (ladder.separate, ladder.fused):
+        for a, b in zip(expected, ladder.by_ops(sublayer)(g, *arrays), strict=True):
+            assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+        assert np.allclose(expected[0], ladder.forward_by_ops(sublayer)(*arrays), atol=1e-5)
+    for height in (12, 16, 48):
+        assert np.allclose(expected[0], ladder.in_blocks(*arrays, height), atol=1e-5)
+
+
+@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer"])
 def test_the_code_of_a_page_prints_what_stands_below_it(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(PRINTS, text, flags=re.DOTALL)
