@@ -2,7 +2,7 @@
 
 Byte-pair encoding starts from the 256 bytes and makes a new token of the most frequent pair of
 neighbours, again and again (Sennrich, Haddow and Birch, 2016, arXiv:1508.07909). Counting all
-pairs anew for every merge is the textbook way (`examples/06_train_a_bpe.py` has it in thirty
+pairs anew for every merge is the textbook way (`examples/07_train_a_bpe.py` has it in thirty
 lines). Here each merge costs only what it changes:
 
 1. Text is reduced to its distinct chunks and how often each occurs. A merge in a chunk stands

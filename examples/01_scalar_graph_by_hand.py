@@ -7,6 +7,13 @@ then see why gradients of a value that is used twice are added up.
 
 Run it with `python examples/01_scalar_graph_by_hand.py`; `--out DIR` keeps the drawing of the graph
 (open the .svg in a browser).
+
+Exercises (solutions in tests/exercises/test_01.py):
+
+1. Derive the three derivatives of f = a b / (b + c) on paper; what are they at (2, 3, 1)?
+2. Find √2 with `backward()` and Newton's method: x − f(x) / f'(x), for f = x² − 2.
+3. Call `backward()` on x² and then on 3 x, without clearing `grad`. What is in it, and why is that
+   what a training loop with several losses wants?
 """
 
 import argparse

@@ -6,6 +6,12 @@ far the result moves. You will see how small a step should be (not too small!), 
 term left out, the most common mistake there is.
 
 Run it with `python examples/02_check_a_gradient.py`.
+
+Exercises (solutions in tests/exercises/test_02.py):
+
+1. Write softplus(x) = ln(1 + eˣ) as an op that does not overflow at x = 1000, and check it.
+2. Measure a derivative with a complex step, Im f(x + ih) / h. Why can h be 1e-20 here?
+3. An op returns |x| and claims the derivative 1. Which cases let `gradcheck` see it?
 """
 
 import math

@@ -6,6 +6,12 @@ step, zero), check the gradient against the formula of the textbooks, and compar
 true minimum, which for this model can be had exactly by Newton's method.
 
 Run it with `python examples/03_logistic_regression.py`.
+
+Exercises (solutions in tests/exercises/test_03.py):
+
+1. Add the penalty 0.1 |w|² / 2 to the loss. Where is the minimum now, by Newton's method?
+2. Do it with two scores a point, one for each cloud, and `cross_entropy`. What do the two rows of
+   weights have to do with w?
 """
 
 import numpy as np

@@ -6,6 +6,11 @@ the two classes.
 
 Run it with `python examples/04_two_moons.py`; `--out DIR` keeps the picture (it needs matplotlib,
 the extra `plot`).
+
+Exercises (solutions in tests/exercises/test_04.py):
+
+1. Leave out the two `tanh`. What single line is the network now?
+2. How many parameters has the network with hidden layers of h units?
 """
 
 import argparse

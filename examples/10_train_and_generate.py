@@ -8,6 +8,11 @@ and that one thread and two give the same weights to the last bit.
 
 Run it with `python examples/10_train_and_generate.py`; `--steps 600` gives a model that tells more
 than this one; `--out DIR` keeps it (`tinygpt generate DIR/model.npz` reads it).
+
+Exercises (solutions in tests/exercises/test_10.py):
+
+1. Turn the loss per token into bits per byte of text. What is it if every token is equally likely?
+2. Compute the gradient of a batch in two halves and add them up. Is it the gradient of the whole?
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""An autograd engine on NumPy arrays: small enough to read in an afternoon, exact enough to trust.
+"""An autograd engine on NumPy arrays, exact enough to trust; its core is an afternoon's reading.
 
     >>> import minitensor as mt
     >>> x = mt.Tensor([1.0, 2.0, 3.0], requires_grad=True)
@@ -6,7 +6,7 @@
     >>> x.grad
     array([2., 4., 6.], dtype=float32)
 
-Read tape.py, tensor.py and ops/elementwise.py, in this order, and you have seen how it works.
+The core is tape.py, tensor.py and ops/elementwise.py: read in this order, they show how it works.
 """
 
 from minitensor import nn, ops, optim

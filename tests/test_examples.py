@@ -2,7 +2,9 @@
 
 The code in the docs prints what stands below it."""
 
+import ast
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -10,12 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 # What each example must print: lines that a reader could check, as regular expressions.
 EXPECTED = {
+    "00_scalar_tape": [
+        r"df/da: backward\(\) -0\.257732, measured -0\.257732",
+        r"loss 1\.\d+ at first, 0\.01\d+ at the end",
+    ],
     "01_scalar_graph_by_hand": [
         r"df/da: by hand  -24\.0, backward\(\)  -24\.0",
         r"dg/dx = 2·3 \+ 1 = 7",
@@ -27,23 +34,23 @@ EXPECTED = {
     ],
     "03_logistic_regression": [r"loss with w = 0: 0\.693147", r"exact minimum +\[1\.319967 1\.24"],
     "04_two_moons": [r"a line +3 parameters", r"two hidden layers +337 parameters.*9[89]\.\d%"],
-    "05_character_model": [
+    "05_your_own_op": [r"right in 3 of 3 cases", r"\[-2\.  0\.  2\.\]"],
+    "06_character_model": [
         r"a guess +[34]\.\d+ +\d\d\.0",
         r"network +0\.[56]\d\d +1\.\d",
         "it writes:",
     ],
-    "06_train_a_bpe": [r"the same merges: True"],
-    "07_transformer_block": [
+    "07_train_a_bpe": [r"the same merges: True"],
+    "08_transformer_block": [
         r"weights +\(2, 4, 6, 6\)",
         "no token before it noticed",
         r"tinygpt's block: \d\.\de-1[3-9]",
     ],
-    "08_attention_by_hand": [
+    "09_attention_by_hand": [
         r"dq +\d\.\de-1[3-9] +\d\.\de-1[3-9]",
         "row by row: true",
         r"fused +[\d.]+ ms, keeps +16 KB",
     ],
-    "09_your_own_op": [r"right in 3 of 3 cases", r"9[5-9]\.\d% are read right"],
     "10_train_and_generate": [
         r"loss 5\.99\d at first \(ln 400 = 5\.991\)",
         "same bits: True",
@@ -53,7 +60,6 @@ EXPECTED = {
 FILES = {
     "01_scalar_graph_by_hand": ["graph.svg"],
     "04_two_moons": ["two_moons.png"],
-    "09_your_own_op": ["digits.png", "filters.png"],
     "10_train_and_generate": ["model.npz"],
 }
 
@@ -85,7 +91,30 @@ def run(name, tmp_path, *options):
 
 def test_every_example_is_here_and_numbered():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.py")) == sorted(EXPECTED)
-    assert [name[:3] for name in sorted(EXPECTED)] == [f"{n + 1:02}_" for n in range(len(EXPECTED))]
+    assert [name[:3] for name in sorted(EXPECTED)] == [f"{n:02}_" for n in range(len(EXPECTED))]
+
+
+def test_every_exercise_has_a_solution_and_is_listed():
+    page = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
+    sections = dict(
+        re.findall(r"^## (\d\d) (.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    )
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        number = path.stem[:2]
+        solutions = ROOT / "tests" / "exercises" / f"test_{number}.py"
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        asked = docstring.partition(f"Exercises (solutions in tests/exercises/test_{number}.py):")[
+            2
+        ]
+        numbers = re.findall(r"^(\d)\. ", asked, flags=re.MULTILINE)
+        assert len(numbers) in (2, 3), path.name
+        tests = re.findall(
+            r"^def test_(\d)_", solutions.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+        listed = re.findall(r"^(\d)\. ", sections[number], flags=re.MULTILINE)
+        assert numbers == tests == listed, path.name
+        assert f"examples/{path.name}" in sections[number]
+        assert f"tests/exercises/{solutions.name}" in sections[number]
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -114,7 +143,51 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("page", ["guide", "attention"])
+# Pages that quote functions, and the files that these come from.
+QUOTED = {
+    "matmul": ["benchmarks/matmul_ladder.py", "minitensor/kernels/gemm.py"],
+    "sublayer": ["benchmarks/sublayer_ladder.py"],
+}
+
+
+@pytest.mark.parametrize("page", QUOTED)
+def test_what_a_page_quotes_stands_in_the_file(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    sources = [(ROOT / file).read_text(encoding="utf-8") for file in QUOTED[page]]
+    quotes = re.findall(r"```python\n((?:(?!```).)*)```\n(?!```text)", text, flags=re.DOTALL)
+    assert len(quotes) > 2
+    for quote in quotes:
+        assert any(quote in source for source in sources), quote
+
+
+def script(name):
+    """A program of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_rung_of_the_product_is_right():
+    ladder = script("matmul_ladder")
+    for M, K, N in ((24, 40, 96), (36, 800, 32)):
+        for name, product in ladder.RUNGS.items():
+            assert ladder.error(product, *ladder.operands(M, K, N)) < 1e-6, name
+
+
+def test_every_rung_of_the_sublayer_is_right():
+    ladder = script("sublayer_ladder")
+    *arrays, g = ladder.operands(48, 32, 64)
+    expected = ladder.by_formulas(g, *arrays)
+    for sublayer in (ladder.separate, ladder.fused):
+        for a, b in zip(expected, ladder.by_ops(sublayer)(g, *arrays), strict=True):
+            assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+        assert np.allclose(expected[0], ladder.forward_by_ops(sublayer)(*arrays), atol=1e-5)
+    for height in (12, 16, 48):
+        assert np.allclose(expected[0], ladder.in_blocks(*arrays, height), atol=1e-5)
+
+
+@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer"])
 def test_the_code_of_a_page_prints_what_stands_below_it(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(PRINTS, text, flags=re.DOTALL)

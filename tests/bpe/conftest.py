@@ -16,7 +16,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(scope="session")
 def naive_bpe():
     """The trainer of the example, which counts everything again after each merge."""
-    return runpy.run_path(str(ROOT / "examples" / "06_train_a_bpe.py"))["naive_bpe"]
+    return runpy.run_path(str(ROOT / "examples" / "07_train_a_bpe.py"))["naive_bpe"]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,14 @@ feed-forward network, by which each position thinks for itself; both read a norm
 stream and add what they found to it. Here it is out of elementary ops, nothing fused, and at the
 end it is compared with `tinygpt`'s block, which computes the same in a handful of calls.
 
-Run it with `python examples/07_transformer_block.py`.
+Run it with `python examples/08_transformer_block.py`.
+
+Exercises (solutions in tests/exercises/test_08.py):
+
+1. Leave out the rotation and the mask, and put the tokens in another order. What happens to the
+   result? And with the rotation?
+2. Rotate the same query and the same key at every position. What do their products depend on?
+3. How many parameters has the block, from D, H, KV, hd and F?
 """
 
 import math

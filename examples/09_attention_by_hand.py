@@ -5,7 +5,15 @@ in gradients, to the last few digits; what the formulas keep in memory for the b
 kernel does not; and how long each takes. docs/attention.md derives the formulas and explains the
 kernel.
 
-Run it with `python examples/08_attention_by_hand.py`.
+Run it with `python examples/09_attention_by_hand.py`.
+
+Exercises (solutions in tests/exercises/test_09.py):
+
+1. Let each token see only the last W tokens, itself included, and compare with the fused kernel's
+   `window`.
+2. Compute one output without holding its row of scores: read keys and values four at a time, and
+   correct the sums whenever a larger score turns up.
+3. Make `forward` and `backward` an op, and let `gradcheck` judge it.
 """
 
 import math

@@ -1,7 +1,13 @@
 """Train a byte-level BPE tokenizer twice: the naive way, whole, and the incremental way of `bpe`.
 
-Run it with `python examples/06_train_a_bpe.py`. It trains on the source code of `bpe`, shows that
+Run it with `python examples/07_train_a_bpe.py`. It trains on the source code of `bpe`, shows that
 both ways learn the same merges, and how long each takes. docs/tokenizer.md explains the second.
+
+Exercises (solutions in tests/exercises/test_07.py):
+
+1. Encode a text with the merges: apply them, in the order they were learned, to each of its chunks.
+   Do the tokens agree with those of `bpe`?
+2. How many tokens is the training text after 0, 100, 200, … merges? Can it ever become more?
 """
 
 import time

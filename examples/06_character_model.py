@@ -6,7 +6,13 @@ that it hesitates between. You will measure three: how often each character come
 it comes after the one before it (both by counting), and a small network that looks at the last
 eight (Bengio et al., 2003). Then the network writes.
 
-Run it with `python examples/05_character_model.py`.
+Run it with `python examples/06_character_model.py`.
+
+Exercises (solutions in tests/exercises/test_06.py):
+
+1. Count triples: how often each character came after the two before it. How far does that get?
+2. Give `write` a temperature: probabilities proportional to p to the power 1 / temperature. What
+   does it write near 0?
 """
 
 import math
