@@ -11,11 +11,6 @@ from minitensor import kernels
 def kernels_of_this_test() -> Iterator[None]:
     """A kernel is looked up once and kept; a test that asks for the NumPy twins by environment must
     get them, and must not leave them to the next one."""
-
-    def forget() -> None:
-        for name in kernels.NAMES:
-            vars(kernels).pop(name, None)
-
-    forget()
+    kernels.forget()
     yield
-    forget()
+    kernels.forget()

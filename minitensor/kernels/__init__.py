@@ -1,42 +1,22 @@
-"""The hot loops. `reference.py` is the plain NumPy formula of each; the others are numba twins.
+"""The hot loops. Every kernel has a NumPy side, the formula to read, and a numba side, its twin.
 
-``kernels.rms_norm(...)`` takes the numba twin, or the NumPy one where the environment says
-``MINITENSOR_KERNELS=numpy``. numba is imported when a kernel is first called, not before.
+``kernels.rms_norm(...)`` is the numba side, or the NumPy one where the environment says
+``MINITENSOR_KERNELS=numpy``. The NumPy sides are in reference.py, and in composed.py those that are
+made of other kernels; each with its declaration, against which gate.py checks every call. There is
+no other way in: ops, optimisers and tests call ``kernels.NAME``. numba is imported when a kernel is
+first called, not before. ``help(kernels.linear)`` shows what a kernel takes.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-NAMES = {  # kernel -> the file that holds its numba twin
-    "linear": "gemm",
-    "linear_dx": "gemm",
-    "attention": "flash",
-    "attention_backward": "flash",
-    "rms_norm": "norm",
-    "rms_norm_backward": "norm",
-    "layer_norm": "norm",
-    "layer_norm_backward": "norm",
-    "gelu": "elementwise",
-    "gelu_backward": "elementwise",
-    "swiglu": "elementwise",
-    "swiglu_backward": "elementwise",
-    "dropout": "elementwise",
-    "dropout_add": "elementwise",
-    "cross_entropy": "loss",
-    "embedding_backward": "loss",
-    "attention_sublayer": "sublayer",
-    "attention_sublayer_backward": "sublayer",
-    "feed_forward_sublayer": "sublayer",
-    "feed_forward_sublayer_backward": "sublayer",
-    "linear_cross_entropy": "sublayer",
-    "adamw": "optimizer",
-    "sum_of_squares": "optimizer",
-    "decode": "decode",
-    "choose": "decode",  # their NumPy twins are in tinygpt
-}
+from minitensor.kernels.gate import KERNELS
 
 
 def backend() -> str:
@@ -47,14 +27,39 @@ def backend() -> str:
     return name
 
 
+@functools.cache
 def twin(name: str, which: str) -> Any:
     """One kernel from the side named: "numba" or "numpy"."""
-    file = NAMES[name] if which == "numba" else "reference"
-    return getattr(importlib.import_module(f"minitensor.kernels.{file}"), name)
+    return KERNELS[name].side(which)
+
+
+def forget() -> None:
+    """Look at the environment again: kernels are looked up once and kept."""
+    for name in KERNELS:
+        globals().pop(name, None)
+
+
+@contextmanager
+def using(which: str) -> Iterator[None]:
+    """All kernels from one side, to compare the two. Not for several threads at a time."""
+    before = os.environ.get("MINITENSOR_KERNELS")
+    os.environ["MINITENSOR_KERNELS"] = which
+    forget()
+    try:
+        yield
+    finally:
+        os.environ.pop("MINITENSOR_KERNELS")
+        if before is not None:
+            os.environ["MINITENSOR_KERNELS"] = before
+        forget()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in NAMES:
+    if name not in KERNELS:
         raise AttributeError(f"module 'minitensor.kernels' has no attribute {name!r}")
     globals()[name] = kernel = twin(name, backend())
     return kernel
+
+
+for file in ("reference", "composed"):  # where the kernels are declared
+    importlib.import_module(f"minitensor.kernels.{file}")

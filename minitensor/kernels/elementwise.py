@@ -97,24 +97,32 @@ def swiglu_backward(g, a, b):
 
 
 @inline
-def dropped(x, n, drop, keep, k0, k1, y):
-    """y = dropout(x), numbers of which n come before."""
+def dropped(x, n, drop, y):
+    """y = dropout(x), for x that begins at number n of what is dropped out."""
     zero = x.dtype.type(0)
     for i in range(x.size):
-        y[i] = x[i] * keep if hash32(u32(n + i), k0, k1) >= drop else x[i] * zero
+        survives = hash32(u32(n + i), drop.k0, drop.k1) >= drop.threshold
+        y[i] = x[i] * drop.keep if survives else x[i] * zero
+
+
+@inline
+def joined(x, branch, n, drop, y):
+    """y = x + dropout(branch), both from number n on."""
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        survives = hash32(u32(n + i), drop.k0, drop.k1) >= drop.threshold
+        y[i] = x[i] + (branch[i] * drop.keep if survives else branch[i] * zero)
 
 
 @jit
-def dropout(x, drop, keep, k0, k1):
+def dropout(x, drop):
     y = np.empty_like(x)
-    dropped(x, 0, drop, keep, k0, k1, y)
+    dropped(x, 0, drop, y)
     return y
 
 
 @jit
-def dropout_add(x, branch, drop, keep, k0, k1):
+def dropout_add(x, branch, drop):
     y = np.empty_like(x)
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        y[i] = x[i] + (branch[i] * keep if hash32(u32(i), k0, k1) >= drop else branch[i] * zero)
+    joined(x, branch, 0, drop, y)
     return y

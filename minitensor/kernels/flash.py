@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from minitensor.kernels._jit import hash32, inline, jit, outlined, u32
+from minitensor.kernels.bundles import Attend, Drop, Rope
 from minitensor.kernels.simd import (
     LANES,
     LOG2E,
@@ -164,11 +165,17 @@ def bits(i0, j, T, h0, h1):
     return x ^ (x >> u32(16))
 
 
+@inline
+def keys_of(head, drop):
+    """The two halves of the dropout key that a head has of its own."""
+    return hash32(u32(head), drop.k0, drop.k1), hash32(u32(head), drop.k1, drop.k0)
+
+
 @outlined
-def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
+def forward(packed, attend, drop):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
-    B, T, heads, d = packed.shape
-    K = (heads - H) // 2
+    (B, T, _, d), (cos, sin) = packed.shape, attend.rope
+    H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
     group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
     dt = packed.dtype.type
     out, lse = np.empty((B, T, H, d), packed.dtype), np.empty(B * H * T, packed.dtype)
@@ -187,7 +194,7 @@ def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
             copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
             copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
             for h in range(c0 * group, c1 * group):
-                h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
+                h0, h1 = keys_of(b * H + h, drop)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
@@ -205,13 +212,13 @@ def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
                         e = exp2_negative(load(p, j * LANES) - m)
                         f = exp2_negative(load(p, (j + 1) * LANES) - m)
                         l = l + (e + f)
-                        if drop > 0:
+                        if drop.threshold > 0:
                             r = bits(i0, j, T, h0, h1)
-                            e = pick(r << u32(16), splat(drop), e, zero)
-                            f = pick(r, splat(drop), f, zero)
+                            e = pick(r << u32(16), splat(drop.threshold), e, zero)
+                            f = pick(r, splat(drop.threshold), f, zero)
                         store(p, j * LANES, e)
                         store(p, (j + 1) * LANES, f)
-                    inverse = splat(keep) / l  # dropout's factor, once for all keys
+                    inverse = splat(drop.keep) / l  # dropout's factor, once for all keys
                     for n in range(0, d, KEYS):
                         o = tile(
                             p, start * LANES, LANES, vs, ko + start * D + n, D, 1, stop - start
@@ -225,13 +232,13 @@ def forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
 
 
 @outlined
-def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
+def backward(g, packed, out, lse, attend, drop):
     """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
-    B, T, heads, d = packed.shape
-    K = (heads - H) // 2
+    (B, T, _, d), (cos, sin) = packed.shape, attend.rope
+    H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
     group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
     dt = packed.dtype.type
-    grads, flat = np.empty((B, T, heads, d), packed.dtype), lse.reshape(-1)
+    grads, flat = np.empty(packed.shape, packed.dtype), lse.reshape(-1)
     size = (T + LANES) * D
     # A short head's columns fill half a vector. The other half is the next query: even and odd
     # queries have sums of their own for dK and dV, which costs nothing until they are added up.
@@ -253,11 +260,11 @@ def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep
             copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
             copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
             copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
-            copy_heads(g, b, c0 * group, c1 * group, none, keep, gs, D, False)
-            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / keep, os, D, False)
+            copy_heads(g, b, c0 * group, c1 * group, none, drop.keep, gs, D, False)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / drop.keep, os, D, False)
             dks[:] = dvs[:] = 0
             for h in range(c0 * group, c1 * group):
-                h0, h1 = hash32(u32(b * H + h), k0, k1), hash32(u32(b * H + h), k1, k0)
+                h0, h1 = keys_of(b * H + h, drop)
                 qo, ko = (h - c0 * group) * size, (h // group - c0) * size
                 for i0 in range(0, T, LANES):
                     start, stop = key_range(i0, T, window, causal)
@@ -283,12 +290,12 @@ def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep
                             x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
                             e = exp2_negative(x - logsum)
                             f, y = e, dp[n]
-                            if drop > 0:
+                            if drop.threshold > 0:
                                 if n % 2 == 0:
                                     r = bits(i0, j + n, T, h0, h1)
                                 t = r << u32(16) if n % 2 == 0 else r
-                                f = pick(t, splat(drop), e, zero)
-                                y = pick(t, splat(drop), y, zero)
+                                f = pick(t, splat(drop.threshold), e, zero)
+                                y = pick(t, splat(drop.threshold), y, zero)
                             store(p, (j + n) * LANES, f)
                             store(ds, (j + n) * LANES, e * (y - delta))
                     for n in range(0, d, KEYS):
@@ -321,10 +328,32 @@ def backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep
 
 
 @jit
-def attention(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1):
-    return forward(packed, H, cos, sin, scale, window, causal, drop, keep, k0, k1)
+def _attention(packed, attend, drop):
+    return forward(packed, attend, drop)
 
 
 @jit
-def attention_backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1):
-    return backward(g, packed, H, out, lse, cos, sin, scale, window, causal, drop, keep, k0, k1)
+def _attention_backward(g, packed, out, lse, attend, drop):
+    return backward(g, packed, out, lse, attend, drop)
+
+
+# ------------------------------------------------------------------------ what the ops call
+
+
+def complete(attend: Attend, like: np.ndarray) -> Attend:
+    """As the kernels take it: with empty tables for no RoPE, and 0 for a window that hides nothing
+    (a larger number than 32 bits would be another one here)."""
+    rope = attend.rope or Rope(*[np.empty((0, 0), like.dtype)] * 2)
+    window = attend.window if attend.window < like.shape[1] else 0
+    return attend._replace(rope=rope, window=window)
+
+
+def attention(packed: np.ndarray, attend: Attend, drop: Drop) -> tuple[np.ndarray, np.ndarray]:
+    return _attention(packed, complete(attend, packed), drop)  # type: ignore[no-any-return]
+
+
+def attention_backward(
+    g: np.ndarray, packed: np.ndarray, out: np.ndarray, lse: np.ndarray, attend: Attend, drop: Drop
+) -> np.ndarray:
+    attend = complete(attend, packed)
+    return _attention_backward(g, packed, out, lse, attend, drop)  # type: ignore[no-any-return]

@@ -35,7 +35,7 @@ ROWS = 12 if LANES == 16 else 6  # with two vectors each: 24 of 32 registers, or
 WIDTH = 2 * LANES  # columns of a panel
 DEPTH = 768  # terms that are summed in one go: 36 KB of ROWS rows, for the L1 cache
 STRIPS = 8  # strips of ROWS columns that are copied together
-PANELS = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for the L2 cache
+CACHED = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for the L2 cache
 
 
 @intrinsic
@@ -199,7 +199,7 @@ def up_to(columns):
 
 
 @inline
-def part(length, limit):
+def even(length, limit):
     """The length of the equal parts, none above the limit, that `length` is cut into."""
     number = (length + limit - 1) // limit
     return (length + number - 1) // number
@@ -273,8 +273,8 @@ def _product(a, b, turned, bias, out):
     """
     (M, K), N, wide = a.shape, out.shape[1], b.shape[1]
     a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
-    depth = part(K, DEPTH)
-    width = up_to(part(N, max(WIDTH, PANELS // depth)))
+    depth = even(K, DEPTH)
+    width = up_to(even(N, max(WIDTH, CACHED // depth)))
     panels, begin = aligned(depth * width, a), np.zeros(width, a.dtype)
     for k in range(0, K, depth):
         count = min(depth, K - k)

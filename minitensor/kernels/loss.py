@@ -18,7 +18,7 @@ def across(v, spare):
 
 
 @inline
-def entropy(logits, targets, ignore_index, smoothing, weight):
+def entropy(logits, targets, ignore_index, smoothing, factor):
     """The losses of the rows of logits, which become their gradient."""
     N, V = logits.shape
     dt = logits.dtype.type
@@ -53,12 +53,12 @@ def entropy(logits, targets, ignore_index, smoothing, weight):
         for v in range(whole, V):
             row[v] = exp(row[v] - m)
             total += row[v]
-        scale = weight / total if used else weight * 0
-        shift = weight * smoothing / V if used else weight * 0
+        times = factor / total if used else factor * 0
+        less = factor * smoothing / V if used else factor * 0
         for v in range(V):
-            row[v] = row[v] * scale - shift
+            row[v] = row[v] * times - less
         if used:
-            row[t] -= weight * (1 - smoothing)
+            row[t] -= factor * (1 - smoothing)
             loss[n] = m + math.log(total) - (1 - smoothing) * target - smoothing * mean
         else:
             loss[n] = 0
@@ -66,8 +66,8 @@ def entropy(logits, targets, ignore_index, smoothing, weight):
 
 
 @jit
-def cross_entropy(logits, targets, ignore_index, smoothing, weight):
-    return entropy(logits, targets, ignore_index, smoothing, weight)
+def cross_entropy(logits, targets, ignore_index, smoothing, factor):
+    return entropy(logits, targets, ignore_index, smoothing, factor)
 
 
 @jit

@@ -16,12 +16,12 @@ from minitensor.kernels._jit import jit
 @jit
 def rms_norm(x, weight, eps):
     N, D = x.shape
-    y, r = np.empty_like(x), np.empty(N, x.dtype)
+    y, r, count = np.empty_like(x), np.empty(N, x.dtype), max(D, 1)
     for n in range(N):
         s = x.dtype.type(0)
         for d in range(D):
             s += x[n, d] * x[n, d]
-        r[n] = 1 / math.sqrt(s / D + eps)
+        r[n] = 1 / math.sqrt(s / count + eps)
         rn = r[n]
         for d in range(D):
             y[n, d] = x[n, d] * rn * weight[d]
@@ -31,12 +31,12 @@ def rms_norm(x, weight, eps):
 @jit
 def rms_norm_backward(g, x, weight, r):
     N, D = x.shape
-    dx, dw = np.empty_like(x), np.zeros(D, x.dtype)
+    dx, dw, count = np.empty_like(x), np.zeros(D, x.dtype), max(D, 1)
     for n in range(N):
         rn, s = r[n], x.dtype.type(0)
         for d in range(D):
             s += g[n, d] * weight[d] * x[n, d]
-        c = x.dtype.type(s * rn * rn / D)
+        c = x.dtype.type(s * rn * rn / count)
         for d in range(D):
             dx[n, d] = rn * (g[n, d] * weight[d] - x[n, d] * c)
         for d in range(D):
@@ -48,15 +48,16 @@ def rms_norm_backward(g, x, weight, r):
 def layer_norm(x, weight, bias, eps):
     N, D = x.shape
     y, mean, r = np.empty_like(x), np.empty(N, x.dtype), np.empty(N, x.dtype)
+    count = max(D, 1)
     for n in range(N):
         s = x.dtype.type(0)
         for d in range(D):
             s += x[n, d]
-        mean[n] = s / D
+        mean[n] = s / count
         mn, s = mean[n], x.dtype.type(0)
         for d in range(D):
             s += (x[n, d] - mn) * (x[n, d] - mn)
-        r[n] = 1 / math.sqrt(s / D + eps)
+        r[n] = 1 / math.sqrt(s / count + eps)
         rn = r[n]
         for d in range(D):
             y[n, d] = (x[n, d] - mn) * rn * weight[d] + bias[d]
@@ -67,6 +68,7 @@ def layer_norm(x, weight, bias, eps):
 def layer_norm_backward(g, x, weight, mean, r):
     N, D = x.shape
     dx, dw, db = np.empty_like(x), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
+    count = max(D, 1)
     for n in range(N):
         mn, rn = mean[n], r[n]
         s = t = x.dtype.type(0)
@@ -74,7 +76,7 @@ def layer_norm_backward(g, x, weight, mean, r):
             h = g[n, d] * weight[d]
             s += h
             t += h * ((x[n, d] - mn) * rn)
-        a, b = x.dtype.type(s / D), x.dtype.type(t / D)
+        a, b = x.dtype.type(s / count), x.dtype.type(t / count)
         for d in range(D):
             dx[n, d] = rn * (g[n, d] * weight[d] - a - (x[n, d] - mn) * rn * b)
         for d in range(D):

@@ -10,10 +10,10 @@ from minitensor.kernels._jit import jit
 
 
 @jit
-def adamw(p, g, m, v, lr, beta1, beta2, eps, decay, step, scale):
+def adamw(p, g, m, v, lr, beta1, beta2, eps, decay, step, factor):
     dt = p.dtype.type
     shrink, b1, b2 = dt(1 - lr * decay), dt(1 - beta1), dt(beta2)
-    c2, e, s = dt(1 - beta2), dt(eps), dt(scale)
+    c2, e, s = dt(1 - beta2), dt(eps), dt(factor)
     rate = dt(lr / (1 - beta1**step))
     root = dt(1 / math.sqrt(1 - beta2**step))
     for i in range(p.size):

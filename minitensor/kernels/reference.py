@@ -1,27 +1,27 @@
 """Every kernel as plain NumPy: the formulas to read, and what the numba twins are checked against.
 
 Shapes: N rows, D width, B batch, T time, H query heads, K key/value heads, d = D / H, V classes.
-All arrays of a call share one dtype, float32 or float64.
+All arrays of a call share one dtype, float32 or float64. What stands above a formula is held
+against every call, of the twin too (see gate.py), and names the file where the twin is.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from minitensor.kernels.bundles import Attend, Drop
+from minitensor.kernels.gate import kernel
 from minitensor.random import hash32
 
 Array = np.ndarray
-HERE: Any = sys.modules[__name__]  # the kernels that are made of others take those from here
 
 
 # ------------------------------------------------------------------------------------- linear
 
 
+@kernel("gemm", x="(N, I)", weight="(O, I)", bias="(O) or None")
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """y = x Wᵀ + b. x (N, I), W (O, I), b (O,) or None -> y (N, O)."""
     y = x @ weight.T
@@ -30,6 +30,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return y
 
 
+@kernel("gemm", g="(N, O)", weight="(O, I)")
 def linear_dx(g: Array, weight: Array) -> Array:
     """dx = g W. g (N, O) -> (N, I)."""
     return g @ weight
@@ -38,37 +39,44 @@ def linear_dx(g: Array, weight: Array) -> Array:
 # ------------------------------------------------------------------------------- normalisation
 
 
+def mean_of(x: Array) -> Array:
+    """The mean of each row, (N, 1); 0 where there are no columns."""
+    return x.sum(axis=1, keepdims=True) / max(x.shape[1], 1)
+
+
+@kernel("norm", x="(N, D)", weight="(D)", eps="float >= 0")
 def rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """y = x r w with r = 1 / sqrt(mean(x²) + eps). x (N, D), w (D,) -> y (N, D), r (N,)."""
-    r = 1 / np.sqrt(np.mean(x * x, axis=1) + x.dtype.type(eps))
-    return x * r[:, None] * weight, r
+    r = 1 / np.sqrt(mean_of(x * x) + x.dtype.type(eps))
+    return x * r * weight, r[:, 0]
 
 
+@kernel("norm", g="(N, D)", x="(N, D)", weight="(D)", r="(N)")
 def rms_norm_backward(g: Array, x: Array, weight: Array, r: Array) -> tuple[Array, Array]:
     """With x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)), dw = Σ_rows g x̂."""
     xhat = x * r[:, None]
     h = g * weight
-    dx = r[:, None] * (h - xhat * np.mean(h * xhat, axis=1, keepdims=True))
+    dx = r[:, None] * (h - xhat * mean_of(h * xhat))
     return dx, np.sum(g * xhat, axis=0)
 
 
+@kernel("norm", x="(N, D)", weight="(D)", bias="(D)", eps="float >= 0")
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
     """y = (x − μ) r w + b with r = 1 / sqrt(var(x) + eps). Returns y (N, D), μ (N,), r (N,)."""
-    mean = np.mean(x, axis=1)
-    centred = x - mean[:, None]
-    r = 1 / np.sqrt(np.mean(centred * centred, axis=1) + x.dtype.type(eps))
-    return centred * r[:, None] * weight + bias, mean, r
+    mean = mean_of(x)
+    centred = x - mean
+    r = 1 / np.sqrt(mean_of(centred * centred) + x.dtype.type(eps))
+    return centred * r * weight + bias, mean[:, 0], r[:, 0]
 
 
+@kernel("norm", g="(N, D)", x="(N, D)", weight="(D)", mean="(N)", r="(N)")
 def layer_norm_backward(
     g: Array, x: Array, weight: Array, mean: Array, r: Array
 ) -> tuple[Array, Array, Array]:
     """With x̂ = (x − μ) r and h = g w: dx = r (h − mean(h) − x̂ mean(h x̂)), dw = Σ g x̂, db = Σ g."""
     xhat = (x - mean[:, None]) * r[:, None]
     h = g * weight
-    dx = r[:, None] * (
-        h - np.mean(h, axis=1, keepdims=True) - xhat * np.mean(h * xhat, axis=1, keepdims=True)
-    )
+    dx = r[:, None] * (h - mean_of(h) - xhat * mean_of(h * xhat))
     return dx, np.sum(g * xhat, axis=0), np.sum(g, axis=0)
 
 
@@ -83,6 +91,7 @@ def erf(x: Array) -> Array:
     return flat.reshape(x.shape)
 
 
+@kernel("elementwise", x="(N)", tanh="bool")
 def gelu(x: Array, tanh: bool) -> Array:
     """x Φ(x), with Φ by erf, or by the tanh of Hendrycks & Gimpel 2016."""
     if tanh:
@@ -90,6 +99,7 @@ def gelu(x: Array, tanh: bool) -> Array:
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
+@kernel("elementwise", g="(N)", x="(N)", tanh="bool")
 def gelu_backward(g: Array, x: Array, tanh: bool) -> Array:
     """g (Φ(x) + x Φ'(x)), each with its own form of Φ."""
     if tanh:
@@ -106,11 +116,13 @@ def sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
+@kernel("elementwise", a="(N)", b="(N)")
 def swiglu(a: Array, b: Array) -> Array:
     """silu(a) b = a σ(a) b (Shazeer 2020)."""
     return a * sigmoid(a) * b
 
 
+@kernel("elementwise", g="(N)", a="(N)", b="(N)")
 def swiglu_backward(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """da = g b σ(a) (1 + a (1 − σ(a))), db = g a σ(a)."""
     s = sigmoid(a)
@@ -120,20 +132,17 @@ def swiglu_backward(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
 # ------------------------------------------------------------------------------------ dropout
 
 
-def _kept(size: int, drop: np.uint32, k0: np.uint32, k1: np.uint32) -> Array:
-    return hash32(np.arange(size, dtype=np.uint32), k0, k1) >= drop
+@kernel("elementwise", x="(N)", drop="Drop")
+def dropout(x: Array, drop: Drop) -> Array:
+    """x times 1/(1−p) where the element's hash is at least p 2³², else 0."""
+    bits = hash32(np.arange(x.size, dtype=np.uint32), drop.k0, drop.k1)
+    return x * ((bits >= drop.threshold) * x.dtype.type(drop.keep))
 
 
-def dropout(x: Array, drop: np.uint32, keep: float, k0: np.uint32, k1: np.uint32) -> Array:
-    """x scaled by `keep` = 1/(1−p) where the element's hash is at least `drop` = p 2³², else 0."""
-    return x * (_kept(x.size, drop, k0, k1).reshape(x.shape) * x.dtype.type(keep))
-
-
-def dropout_add(
-    x: Array, branch: Array, drop: np.uint32, keep: float, k0: np.uint32, k1: np.uint32
-) -> Array:
+@kernel("elementwise", x="(N)", branch="(N)", drop="Drop")
+def dropout_add(x: Array, branch: Array, drop: Drop) -> Array:
     """x + dropout(branch)."""
-    return x + dropout(branch, drop, keep, k0, k1)
+    return x + dropout(branch, drop)
 
 
 # ---------------------------------------------------------------------------------- attention
@@ -154,110 +163,91 @@ def rotate(x: Array, cos: Array, sin: Array, inverse: bool = False) -> Array:
     return out
 
 
-def attention_weights(
-    q: Array, k: Array, scale: float, window: int, causal: bool
-) -> tuple[Array, Array]:
+def turned(x: Array, attend: Attend, inverse: bool = False) -> Array:
+    """`rotate`, where there is RoPE."""
+    return x if attend.rope is None else rotate(x, *attend.rope, inverse)
+
+
+def attention_weights(q: Array, k: Array, attend: Attend) -> tuple[Array, Array]:
     """softmax(scale q kᵀ + mask) (B, H, T, T) and its log-sum-exp (B, H, T); heads are matched.
 
     Query i sees key j if j ≤ i and, where there is a window, i − j < window.
     """
-    scores = np.einsum("bihd,bjhd->bhij", q, k) * scale
+    scores = np.einsum("bihd,bjhd->bhij", q, k) * attend.scale
     i, j = np.ogrid[: q.shape[1], : k.shape[1]]
-    if causal:
-        seen = (j <= i) & (i - j < window) if window else j <= i
+    if attend.causal:
+        seen = (j <= i) & (i - j < attend.window) if attend.window else j <= i
         scores = np.where(seen, scores, -np.inf)
-    top = scores.max(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True, initial=-np.inf)  # T may be 0
     e = np.exp(scores - top)
     total = e.sum(axis=-1, keepdims=True)
     return e / total, (top + np.log(total))[..., 0]
 
 
-def _attention_mask(
-    shape: tuple[int, ...],
-    drop: np.uint32,
-    keep: float,
-    k0: np.uint32,
-    k1: np.uint32,
-    dtype: np.dtype,
-) -> Array | float:
+def attention_dropout(shape: tuple[int, ...], drop: Drop, dtype: np.dtype) -> Array | float:
     """Dropout factors (B, H, T, T). Each head has a key of its own; one hash serves two keys.
 
     The hash of (i, j // 2) gives its lower 16 bits to an even j and its upper 16 to an odd one.
     """
-    if not drop:
+    if not drop.threshold:
         return 1.0
     B, H, T, _ = shape
     heads = np.arange(B * H, dtype=np.uint32)
-    h0, h1 = hash32(heads, k0, k1), hash32(heads, k1, k0)
+    h0, h1 = hash32(heads, drop.k0, drop.k1), hash32(heads, drop.k1, drop.k0)
     i, j = np.arange(T, dtype=np.uint32)[:, None], np.arange(T, dtype=np.uint32)
     bits = hash32(i * np.uint32(T) + j // np.uint32(2), h0[:, None, None], h1[:, None, None])
     bits = np.where(j % 2 == 0, bits << np.uint32(16), bits)
-    return ((bits >= drop) * dtype.type(keep)).reshape(shape)
+    return ((bits >= drop.threshold) * dtype.type(drop.keep)).reshape(shape)
 
 
-def _split(packed: Array, H: int) -> list[Array]:
+def split_heads(packed: Array, attend: Attend) -> list[Array]:
     """Views of q (B, T, H, d), k and v (B, T, K, d) in packed heads (B, T, H + 2 K, d)."""
-    return np.split(packed, [H, (packed.shape[2] + H) // 2], axis=2)
+    return np.split(packed, [attend.H, attend.H + attend.K], axis=2)
 
 
-def attention(
-    packed: Array,
-    H: int,
-    cos: Array,
-    sin: Array,
-    scale: float,
-    window: int,
-    causal: bool,
-    drop: np.uint32,
-    keep: float,
-    k0: np.uint32,
-    k1: np.uint32,
-) -> tuple[Array, Array]:
+@kernel("flash", packed="(B, T, H + 2*K, d)", attend="Attend", drop="Drop")
+def attention(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Array]:
     """dropout(softmax(scale q kᵀ)) v (B, T, H, d) and the log-sum-exp of the scores (B, H, T).
 
     q and k are rotated by RoPE first; a group of H/K query heads shares a key/value head.
     """
-    q, k, v = _split(packed, H)
-    group = H // k.shape[2]
-    k, v = np.repeat(rotate(k, cos, sin), group, axis=2), np.repeat(v, group, axis=2)
-    p, lse = attention_weights(rotate(q, cos, sin), k, scale, window, causal)
-    p = p * _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
+    q, k, v = split_heads(packed, attend)
+    group = attend.H // attend.K
+    k, v = np.repeat(turned(k, attend), group, axis=2), np.repeat(v, group, axis=2)
+    p, lse = attention_weights(turned(q, attend), k, attend)
+    p = p * attention_dropout(p.shape, drop, q.dtype)
     return np.einsum("bhij,bjhd->bihd", p, v), lse
 
 
+@kernel(
+    "flash",
+    g="(B, T, H, d)",
+    packed="(B, T, H + 2*K, d)",
+    out="(B, T, H, d)",
+    lse="(B, H, T)",
+    attend="Attend",
+    drop="Drop",
+)
 def attention_backward(
-    g: Array,
-    packed: Array,
-    H: int,
-    out: Array,
-    lse: Array,
-    cos: Array,
-    sin: Array,
-    scale: float,
-    window: int,
-    causal: bool,
-    drop: np.uint32,
-    keep: float,
-    k0: np.uint32,
-    k1: np.uint32,
+    g: Array, packed: Array, out: Array, lse: Array, attend: Attend, drop: Drop
 ) -> Array:
     """dq, dk, dv, packed. With P the weights, M the dropout factors, S the scaled scores:
 
     dV = (P∘M)ᵀ g;  dP = M ∘ (g Vᵀ);  dS = P ∘ (dP − rowsum(P ∘ dP));  dQ = scale dS K,
     dK = scale dSᵀ Q. rowsum(P ∘ dP) = g · o, so the output is enough to get it.
     """
-    q, k, v = _split(packed, H)
+    q, k, v = split_heads(packed, attend)
     B, T, K, d = k.shape
-    group = H // K
-    qr, kr = rotate(q, cos, sin), np.repeat(rotate(k, cos, sin), group, axis=2)
-    p, _ = attention_weights(qr, kr, scale, window, causal)
-    m = _attention_mask(p.shape, drop, keep, k0, k1, q.dtype)
+    group = attend.H // K
+    qr, kr = turned(q, attend), np.repeat(turned(k, attend), group, axis=2)
+    p, _ = attention_weights(qr, kr, attend)
+    m = attention_dropout(p.shape, drop, q.dtype)
     dp = m * np.einsum("bihd,bjhd->bhij", g, np.repeat(v, group, axis=2))
-    ds = p * (dp - np.einsum("bihd,bihd->bhi", g, out)[..., None]) * scale
+    ds = p * (dp - np.einsum("bihd,bihd->bhi", g, out)[..., None]) * attend.scale
     grads = np.empty_like(packed)
-    dq, dk, dv = _split(grads, H)
-    dq[...] = rotate(np.einsum("bhij,bjhd->bihd", ds, kr), cos, sin, inverse=True)
-    dk_heads = rotate(np.einsum("bhij,bihd->bjhd", ds, qr), cos, sin, inverse=True)
+    dq, dk, dv = split_heads(grads, attend)
+    dq[...] = turned(np.einsum("bhij,bjhd->bihd", ds, kr), attend, inverse=True)
+    dk_heads = turned(np.einsum("bhij,bihd->bjhd", ds, qr), attend, inverse=True)
     dk[...] = dk_heads.reshape(B, T, K, group, d).sum(axis=3)
     dv[...] = np.einsum("bhij,bihd->bjhd", p * m, g).reshape(B, T, K, group, d).sum(axis=3)
     return grads
@@ -266,13 +256,22 @@ def attention_backward(
 # --------------------------------------------------------------------------- loss, embedding
 
 
+@kernel(
+    "loss",
+    logits="(N, V) written",
+    targets="(N) in [0, V) or ignore_index",
+    ignore_index="int",
+    smoothing="float >= 0",
+    factor="number",
+    where="V >= 1",
+)
 def cross_entropy(
-    logits: Array, targets: Array, ignore_index: int, smoothing: float, weight: float
+    logits: Array, targets: Array, ignore_index: int, smoothing: float, factor: float
 ) -> Array:
     """Turn logits (N, V) into their gradient in place and return the losses (N,).
 
     With p = softmax(z) and the target distribution t = (1−s) onehot + s/V: loss = −Σ t log p and
-    dz = weight (p − t). Rows whose target is `ignore_index` have a loss and a gradient of 0.
+    dz = factor (p − t). Rows whose target is `ignore_index` have a loss and a gradient of 0.
     """
     top = logits.max(axis=1, keepdims=True)
     e = np.exp(logits - top)
@@ -285,40 +284,11 @@ def cross_entropy(
         loss -= smoothing * logits.mean(axis=1)
     logits[...] = e / total - smoothing / logits.shape[1]
     logits[rows, index] -= 1 - smoothing
-    logits *= np.where(used, weight, 0).astype(logits.dtype)[:, None]
+    logits *= np.where(used, factor, 0).astype(logits.dtype)[:, None]
     return np.where(used, loss, 0).astype(logits.dtype)
 
 
-def linear_cross_entropy(
-    x: Array,
-    weight: Array,
-    targets: Array,
-    ignore_index: int,
-    scale: float,
-    wanted: bool,
-    k: Any = HERE,
-) -> tuple[float, Array, Array]:
-    """Σ of the losses of the logits z = x Wᵀ, and with `wanted` their gradients times `scale`:
-    dx = dz W and dW = dzᵀ x. x (N, D), W (V, D). The logits are made a block of rows at a time."""
-    (N, _), V = x.shape, len(weight)
-    dx, dw, total = np.empty_like(x), np.zeros_like(weight), 0.0
-    # About 1 MB of logits, which stay in cache; yet enough rows for the sums of dw to be worth
-    # reading and writing all of it.
-    block = max(256, min(N, 2**20 // (V * x.itemsize) // 64 * 64))
-    for n in range(0, N, block):
-        part = x[n : n + block]
-        logits = k.linear(part, weight, None)  # (block, V)
-        total += float(
-            k.cross_entropy(
-                logits, targets[n : n + block], ignore_index, 0.0, x.dtype.type(scale)
-            ).sum(dtype=np.float64)
-        )
-        if wanted:
-            dx[n : n + block] = k.linear_dx(logits, weight)
-            dw += logits.T @ part
-    return total, dx, dw
-
-
+@kernel("loss", g="(N, D)", ids="(N) in [0, rows)", rows="int >= 0")
 def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
     """dW[v] = Σ of the rows of g (N, D) whose id is v, in order: repeated ids add up."""
     out = np.zeros((rows, g.shape[1]), g.dtype)
@@ -326,147 +296,23 @@ def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
     return out
 
 
-# ---------------------------------------------------------------------------------- sublayers
-#
-# y = x + dropout(linear(f(linear(norm(x))))), f being attention or an activation. `norm` is
-# (weight, bias or None, centred: LayerNorm or RMSNorm, eps), a linear map is (W, bias or None),
-# `drop` what `dropout` takes after x. `k` holds the kernels to use: those here, or the numba twins
-# where the weights are too large for theirs.
-
-Norm = tuple[Array, Array | None, bool, float]
-Map = tuple[Array, Array | None]
-
-
-def _norm(x: Array, norm: Norm, k: Any) -> tuple[Array, Array, Array]:
-    """norm(x), and the mean (0 for RMSNorm) and the factor r of each row."""
-    weight, bias, centred, eps = norm
-    if centred:
-        return k.layer_norm(x, weight, np.zeros_like(weight) if bias is None else bias, eps)
-    y, r = k.rms_norm(x, weight, eps)
-    return y, np.zeros_like(r), r
-
-
-def _enter_backward(
-    maps: list[tuple[Array, Map]], g: Array, x: Array, norm: Norm, mean: Array, r: Array, k: Any
-) -> tuple[Array, ...]:
-    """Backward of linear(norm(x)), for every map with the gradient dy of its result: dx = g + what
-    comes through norm and maps, d of the norm's weight and bias, and dW and db of each map."""
-    h, dh = _norm(x, norm, k)[0], sum(k.linear_dx(dy, weight) for dy, (weight, _) in maps)
-    if norm[2]:
-        dx, dscale, dshift = k.layer_norm_backward(dh, x, norm[0], mean, r)
-    else:
-        (dx, dscale), dshift = k.rms_norm_backward(dh, x, norm[0], r), dh[0]
-    return g + dx, dscale, dshift, *(d for dy, _ in maps for d in (dy.T @ h, dy.sum(axis=0)))
-
-
-def _leave(a: Array, linear: Map, x: Array, drop: tuple[Any, ...], k: Any) -> Array:
-    """x + dropout(linear(a))."""
-    y = k.linear(a, *linear)
-    if not drop[0]:
-        return np.asarray(x + y)
-    return np.asarray(k.dropout_add(x.reshape(-1), y.reshape(-1), *drop)).reshape(x.shape)
-
-
-def _leave_backward(
-    g: Array, a: Array, linear: Map, drop: tuple[Any, ...], k: Any
-) -> tuple[Array, Array, Array]:
-    """da, dW and db; x gets g as it is."""
-    if drop[0]:
-        g = k.dropout(g.reshape(-1), *drop).reshape(g.shape)
-    return k.linear_dx(g, linear[0]), g.T @ a, g.sum(axis=0)
-
-
-def attention_sublayer(
-    x: Array,
-    norm: Norm,
-    qkv: Map,
-    out: Map,
-    heads: tuple[int, ...],
-    H: int,
-    attend: tuple[Any, ...],
-    drop: tuple[Any, ...],
-    k: Any = HERE,
-) -> tuple[Array, ...]:
-    """x + dropout(out(attention(qkv(norm(x))))), x (N, D), with N = B T; then what the backward
-    keeps. `heads` is the shape (B, T, H + 2 K, d) of q|k|v, `attend` what attention takes after H.
-    """
-    h, mean, r = _norm(x, norm, k)
-    packed = k.linear(h, *qkv).reshape(heads)
-    a, lse = k.attention(packed, H, *attend)
-    return _leave(a.reshape(len(x), -1), out, x, drop, k), mean, r, packed, a, lse
-
-
-def attention_sublayer_backward(
-    g: Array,
-    x: Array,
-    norm: Norm,
-    qkv: Map,
-    out: Map,
-    kept: Sequence[Array],
-    H: int,
-    attend: tuple[Any, ...],
-    drop: tuple[Any, ...],
-    k: Any = HERE,
-) -> tuple[Array, ...]:
-    """dx, then d of the norm's weight and bias, and of weight and bias of qkv and out."""
-    mean, r, packed, a, lse = kept
-    da, *dout = _leave_backward(g, a.reshape(len(x), -1), out, drop, k)
-    dpacked = k.attention_backward(da.reshape(a.shape), packed, H, a, lse, *attend)
-    maps = [(dpacked.reshape(len(x), -1), qkv)]
-    return *_enter_backward(maps, g, x, norm, mean, r, k), *dout
-
-
-def feed_forward_sublayer(
-    x: Array,
-    norm: Norm,
-    gate: Map | None,
-    up: Map,
-    down: Map,
-    tanh: bool,
-    drop: tuple[Any, ...],
-    k: Any = HERE,
-) -> tuple[Any, ...]:
-    """x + dropout(down(f(up(norm(x))))), x (N, D), f = gelu; or with a gate f(z) = silu(gate(…)) z.
-
-    Then what the backward keeps: means, factors, and what went into f: the gate's part, and up's.
-    """
-    h, mean, r = _norm(x, norm, k)
-    a, b = None if gate is None else k.linear(h, *gate), k.linear(h, *up)
-    return _leave(_activate(a, b, tanh, k), down, x, drop, k), mean, r, a, b
-
-
-def _activate(a: Array | None, b: Array, tanh: bool, k: Any) -> Array:
-    c = k.gelu(b.reshape(-1), tanh) if a is None else k.swiglu(a.reshape(-1), b.reshape(-1))
-    return np.asarray(c).reshape(b.shape)
-
-
-def feed_forward_sublayer_backward(
-    g: Array,
-    x: Array,
-    norm: Norm,
-    gate: Map | None,
-    up: Map,
-    down: Map,
-    kept: Sequence[Any],
-    tanh: bool,
-    drop: tuple[Any, ...],
-    k: Any = HERE,
-) -> tuple[Array | None, ...]:
-    """dx, then d of the norm's weight and bias, and of weight and bias of gate, up and down."""
-    mean, r, a, b = kept
-    dc, *ddown = _leave_backward(g, _activate(a, b, tanh, k), down, drop, k)
-    dc = dc.reshape(-1)
-    if gate is None:
-        db = k.gelu_backward(dc, b.reshape(-1), tanh).reshape(b.shape)
-        dx, dscale, dshift, *dup = _enter_backward([(db, up)], g, x, norm, mean, r, k)
-        return dx, dscale, dshift, None, None, *dup, *ddown
-    da, db = (d.reshape(b.shape) for d in k.swiglu_backward(dc, a.reshape(-1), b.reshape(-1)))
-    return *_enter_backward([(da, gate), (db, up)], g, x, norm, mean, r, k), *ddown
-
-
 # ---------------------------------------------------------------------------------- optimiser
 
 
+@kernel(
+    "optimizer",
+    p="(N) written",
+    g="(N)",
+    m="(N) written",
+    v="(N) written",
+    lr="float",
+    beta1="float >= 0",
+    beta2="float >= 0",
+    eps="float >= 0",
+    decay="float",
+    step="int >= 1",
+    factor="float",
+)
 def adamw(
     p: Array,
     g: Array,
@@ -478,11 +324,11 @@ def adamw(
     eps: float,
     decay: float,
     step: int,
-    scale: float,
+    factor: float,
 ) -> None:
-    """AdamW (Loshchilov & Hutter 2019) in place on flat arrays; `scale` multiplies g (clipping)."""
+    """AdamW (Loshchilov & Hutter 2019) in place on flat arrays; `factor` clips g."""
     dt = p.dtype.type
-    g = g * dt(scale)
+    g = g * dt(factor)
     p *= dt(1 - lr * decay)
     m += (g - m) * dt(1 - beta1)
     v *= dt(beta2)
@@ -490,7 +336,7 @@ def adamw(
     p -= dt(lr / (1 - beta1**step)) * m / (np.sqrt(v) / dt(math.sqrt(1 - beta2**step)) + dt(eps))
 
 
+@kernel("optimizer", x="(N)")
 def sum_of_squares(x: Array) -> float:
     """Σ x² in float64."""
-    flat = x.ravel()
-    return float(np.dot(flat.astype(np.float64), flat))
+    return float(np.dot(x.astype(np.float64), x))

@@ -1,4 +1,4 @@
-"""The two sublayers of a transformer block, and its loss, in blocks of rows (twins: reference.py).
+"""The two sublayers of a transformer block, and its loss, in blocks of rows (twins: composed.py).
 
 One op after the other, every array of a block is written to memory and read again, and each call
 takes its turns at Python's lock. Here a block of rows goes from the norm to the residual sum while
@@ -9,27 +9,26 @@ pays while the weights fit in there; larger ones go through the separate kernels
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from minitensor import kernels
-from minitensor.kernels import reference
-from minitensor.kernels._jit import hash32, inline, jit, u32
+from minitensor.kernels import composed
+from minitensor.kernels._jit import inline, jit
+from minitensor.kernels.bundles import Attend, AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
 from minitensor.kernels.elementwise import (
     dropped,
     gelu_into,
     gelu_of,
     gelu_slope,
+    joined,
     sigmoid,
     swiglu_into,
 )
-from minitensor.kernels.flash import backward, forward
+from minitensor.kernels.flash import backward, complete, forward
 from minitensor.kernels.gemm import (
+    CACHED,
     DEPTH,
     LANES,
-    PANELS,
     ROWS,
     multiply,
     multiply_turned,
@@ -74,62 +73,67 @@ def height(n, N):
 
 
 @inline
-def normalise(x, n, rows, scale, shift, centred, eps, mean, r, h):
+def normalise(x, n, rows, norm, mean, r, h):
     """h = norm(x) of the rows from n on; mean and r are kept."""
     D = x.shape[1]
     for m in range(n, n + rows):
         total = x.dtype.type(0)
-        if centred:
+        if norm.centred:
             for d in range(D):
                 total += x[m, d]
         mean[m] = mu = x.dtype.type(total / D)
         total = x.dtype.type(0)
         for d in range(D):
             total += (x[m, d] - mu) * (x[m, d] - mu)
-        r[m] = 1 / math.sqrt(total / D + eps)
-    normalise_again(x, n, rows, scale, shift, mean, r, h)
+        r[m] = 1 / math.sqrt(total / D + norm.eps)
+    normalise_again(x, n, rows, norm, mean, r, h)
 
 
 @inline
-def normalise_again(x, n, rows, scale, shift, mean, r, h):
+def normalise_again(x, n, rows, norm, mean, r, h):
+    weight, bias = norm.weight, norm.bias
     for m in range(rows):
         mu, rm = mean[n + m], r[n + m]
         for d in range(x.shape[1]):
-            h[m, d] = (x[n + m, d] - mu) * rm * scale[d] + shift[d]
+            h[m, d] = (x[n + m, d] - mu) * rm * weight[d] + bias[d]
 
 
 @inline
-def norm_backward(dh, g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift):
+def norm_backward(dh, g, x, n, rows, norm, mean, r, dx, dweight, dbias):
     """dx = g + the norm's gradient, for the rows from n on."""
-    D = x.shape[1]
+    D, weight = x.shape[1], norm.weight
     for m in range(rows):
         mu, rm = mean[n + m], r[n + m]
         s = t = x.dtype.type(0)
         for d in range(D):
-            w = dh[m, d] * scale[d]
+            w = dh[m, d] * weight[d]
             s += w
             t += w * ((x[n + m, d] - mu) * rm)
-        a = x.dtype.type(s / D) if centred else x.dtype.type(0)
+        a = x.dtype.type(s / D) if norm.centred else x.dtype.type(0)
         b = x.dtype.type(t / D)
         for d in range(D):
             dx[n + m, d] = g[n + m, d] + rm * (
-                dh[m, d] * scale[d] - a - (x[n + m, d] - mu) * rm * b
+                dh[m, d] * weight[d] - a - (x[n + m, d] - mu) * rm * b
             )
         for d in range(D):
-            dscale[d] += dh[m, d] * ((x[n + m, d] - mu) * rm)
-            dshift[d] += dh[m, d]
+            dweight[d] += dh[m, d] * ((x[n + m, d] - mu) * rm)
+            dbias[d] += dh[m, d]
 
 
 @inline
-def join(x, y, n, drop, keep, k0, k1):
-    """y = x + dropout(y), numbers of which n come before."""
-    zero = x.dtype.type(0)
-    if drop == 0:
+def whole_norm(norm, x):
+    """The norm with zeros for a bias that is not there."""
+    return Norm(norm.weight, padded(norm.bias, x.shape[1], x), norm.centred, norm.eps)
+
+
+@inline
+def join(x, y, n, drop):
+    """y = x + dropout(y), for x that begins at number n of its array."""
+    if drop.threshold == 0:
         for i in range(x.size):
             y[i] += x[i]
     else:
-        for i in range(x.size):
-            y[i] = x[i] + (y[i] * keep if hash32(u32(n + i), k0, k1) >= drop else y[i] * zero)
+        joined(x, y, n, drop, y)
 
 
 @inline
@@ -146,123 +150,68 @@ def add_rows(g, n, rows, width, total):
 
 
 @jit
-def _attention(
-    x,
-    scale,
-    shift,
-    centred,
-    eps,
-    qkv,
-    qkv_bias,
-    out,
-    out_bias,
-    heads,
-    H,
-    cos,
-    sin,
-    factor,
-    window,
-    causal,
-    p,
-    kept,
-    k0,
-    k1,
-    drop,
-    keep,
-    o0,
-    o1,
-):
-    (N, D), W = x.shape, len(qkv)
+def _attention(x, heads, norm, qkv, out, attend, drop_weights, drop):
+    (N, D), W = x.shape, len(qkv.weight)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
-    panels, begin, shift = packed(qkv, True), padded(qkv_bias, W, x), padded(shift, D, x)
+    panels, begin, norm = packed(qkv.weight, True), padded(qkv.bias, W, x), whole_norm(norm, x)
     h = aligned((BLOCK + ROWS) * D, x)
     n = 0
     while n < N:
         rows = height(n, N)
-        normalise(x, n, rows, scale, shift, centred, eps, mean, r, h.reshape(-1, D))
+        normalise(x, n, rows, norm, mean, r, h.reshape(-1, D))
         multiply(h, 0, D, rows, panels, D, begin, y, n * W, W, W, False)
         n += rows
     y = y.reshape(heads)
-    a, lse = forward(y, H, cos, sin, factor, window, causal, p, kept, k0, k1)
-    F = out.shape[1]
-    z, panels, begin = aligned(N * D, x), packed(out, True), padded(out_bias, D, x)
+    a, lse = forward(y, attend, drop_weights)
+    F = out.weight.shape[1]
+    z, panels, begin = aligned(N * D, x), packed(out.weight, True), padded(out.bias, D, x)
     flat, x = a.reshape(-1), x.reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
         i, j = n * D, (n + rows) * D
         multiply(flat, n * F, F, rows, panels, F, begin, z, i, D, D, False)
-        join(x[i:j], z[i:j], i, drop, keep, o0, o1)
+        join(x[i:j], z[i:j], i, drop)
         n += rows
     return z.reshape(N, D), mean, r, y, a, lse
 
 
 @jit
-def _attention_backward(
-    g,
-    x,
-    scale,
-    shift,
-    centred,
-    qkv,
-    out,
-    mean,
-    r,
-    y,
-    a,
-    lse,
-    H,
-    cos,
-    sin,
-    factor,
-    window,
-    causal,
-    p,
-    kept,
-    k0,
-    k1,
-    drop,
-    keep,
-    o0,
-    o1,
-    qkv_biased,
-    out_biased,
-):
-    (N, D), W, F = x.shape, len(qkv), out.shape[1]
-    dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
-    dqkv, dqkv_bias = aligned(W * D, x), np.zeros(W if qkv_biased else 0, x.dtype)
-    dout, dout_bias = aligned(D * F, x), np.zeros(D if out_biased else 0, x.dtype)
-    qkvs, outs, size = packed(qkv, False), packed(out, False), BLOCK + ROWS
+def _attention_backward(g, x, norm, qkv, out, saved, attend, drop_weights, drop):
+    (N, D), W, F = x.shape, len(qkv.weight), out.weight.shape[1]
+    mean, r, y, a, lse = saved
+    dx, dweight, dbias = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
+    dqkv, dqkv_bias = aligned(W * D, x), np.zeros(qkv.bias.size, x.dtype)
+    dout, dout_bias = aligned(D * F, x), np.zeros(out.bias.size, x.dtype)
+    qkvs, outs, size = packed(qkv.weight, False), packed(out.weight, False), BLOCK + ROWS
     nothing, da = zeros(up_to(max(D, F)), x), aligned(N * F, x)
     panels, h = aligned(size * up_to(max(D, F)), x), aligned(size * D, x)
-    shift = padded(shift, D, x)
+    norm = whole_norm(norm, x)
     flat, flat_a = g.reshape(-1), a.reshape(-1)
-    back = aligned(N * D, x) if drop else flat  # the gradient of the branch
+    back = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
     n = 0
     while n < N:
         rows = height(n, N)
         i, j = n * D, (n + rows) * D
-        if drop:
-            dropped(flat[i:j], i, drop, keep, o0, o1, back[i:j])
+        if drop.threshold:
+            dropped(flat[i:j], i, drop, back[i:j])
         multiply(back, i, D, rows, outs, D, nothing, da, n * F, F, F, False)
         pack(flat_a, n * F, F, False, rows, F, panels)
         multiply_turned(back, i, D, rows, panels, nothing, dout, F, n > 0)
         add_rows(back, n, rows, D, dout_bias)
         n += rows
-    dy = backward(
-        da.reshape(a.shape), y, H, a, lse, cos, sin, factor, window, causal, p, kept, k0, k1
-    ).reshape(-1)
+    dy = backward(da.reshape(a.shape), y, a, lse, attend, drop_weights).reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
-        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
+        normalise_again(x, n, rows, norm, mean, r, h.reshape(-1, D))
         pack(h, 0, D, False, rows, D, panels)
         multiply_turned(dy, n * W, W, rows, panels, nothing, dqkv, D, n > 0)
         multiply(dy, n * W, W, rows, qkvs, W, nothing, h, 0, D, D, False)
-        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
+        norm_backward(h.reshape(-1, D), g, x, n, rows, norm, mean, r, dx, dweight, dbias)
         add_rows(dy, n, rows, W, dqkv_bias)
         n += rows
-    return (dx, dscale, dshift, dqkv.reshape(W, D), dqkv_bias, dout.reshape(D, F), dout_bias)
+    return dx, dweight, dbias, dqkv.reshape(W, D), dqkv_bias, dout.reshape(D, F), dout_bias
 
 
 # ----------------------------------------------------------------------------- the feed-forward
@@ -299,110 +248,80 @@ def activate_backward(a, b, tanh, c, da, db):
 
 
 @jit
-def _feed_forward(
-    x,
-    scale,
-    shift,
-    centred,
-    eps,
-    gate,
-    gate_bias,
-    up,
-    up_bias,
-    down,
-    down_bias,
-    tanh,
-    drop,
-    keep,
-    k0,
-    k1,
-):
-    (N, D), F = x.shape, len(up)
-    shift = padded(shift, D, x)
+def _feed_forward(x, norm, gate, up, down, tanh, drop):
+    (N, D), F, gated = x.shape, len(up.weight), gate.weight.size > 0
+    norm = whole_norm(norm, x)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
-    a, b = aligned(N * F if gate.size else 0, x), aligned(N * F, x)
-    gates, ups, downs = packed(gate, True), packed(up, True), packed(down, True)
-    gate_begin, up_begin = padded(gate_bias, F, x), padded(up_bias, F, x)
-    down_begin, size = padded(down_bias, D, x), BLOCK + ROWS
+    a, b = aligned(N * F if gated else 0, x), aligned(N * F, x)
+    gates, ups, downs = (
+        packed(gate.weight, True),
+        packed(up.weight, True),
+        packed(down.weight, True),
+    )
+    gate_begin, up_begin = padded(gate.bias, F, x), padded(up.bias, F, x)
+    down_begin, size = padded(down.bias, D, x), BLOCK + ROWS
     h, c, flat = aligned(size * D, x), aligned(size * F, x), x.reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
         i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
-        normalise(x, n, rows, scale, shift, centred, eps, mean, r, h.reshape(-1, D))
+        normalise(x, n, rows, norm, mean, r, h.reshape(-1, D))
         multiply(h, 0, D, rows, ups, D, up_begin, b, begun, F, F, False)
-        if gate.size:
+        if gated:
             multiply(h, 0, D, rows, gates, D, gate_begin, a, begun, F, F, False)
         activate(a[begun:end], b[begun:end], tanh, c)
         multiply(c, 0, F, rows, downs, F, down_begin, y, i, D, D, False)
-        join(flat[i:j], y[i:j], i, drop, keep, k0, k1)
+        join(flat[i:j], y[i:j], i, drop)
         n += rows
-    return y.reshape(N, D), mean, r, a, b
+    return y.reshape(N, D), mean, r, a.reshape(-1, F), b.reshape(N, F)
 
 
 @jit
-def _feed_forward_backward(
-    g,
-    x,
-    scale,
-    shift,
-    centred,
-    gate,
-    up,
-    down,
-    mean,
-    r,
-    a,
-    b,
-    tanh,
-    drop,
-    keep,
-    k0,
-    k1,
-    gate_biased,
-    up_biased,
-    down_biased,
-):
-    (N, D), F = x.shape, len(up)
-    shift = padded(shift, D, x)
-    dx, dscale, dshift = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
-    dgate, dup, ddown = aligned(gate.size, x), aligned(F * D, x), aligned(F * D, x)
-    dgate_bias = np.zeros(F if gate_biased else 0, x.dtype)
-    dup_bias = np.zeros(F if up_biased else 0, x.dtype)
-    ddown_bias = np.zeros(D if down_biased else 0, x.dtype)
-    gates, ups, downs = packed(gate, False), packed(up, False), packed(down, False)
+def _feed_forward_backward(g, x, norm, gate, up, down, saved, tanh, drop):
+    (N, D), F, gated = x.shape, len(up.weight), gate.weight.size > 0
+    norm, mean, r = whole_norm(norm, x), saved.mean, saved.r
+    a, b = saved.gate.reshape(-1), saved.up.reshape(-1)
+    dx, dweight, dbias = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
+    dgate, dgate_bias = aligned(gate.weight.size, x), np.zeros(gate.bias.size, x.dtype)
+    dup, dup_bias = aligned(F * D, x), np.zeros(up.bias.size, x.dtype)
+    ddown, ddown_bias = aligned(F * D, x), np.zeros(down.bias.size, x.dtype)
+    gates, ups, downs = (
+        packed(gate.weight, False),
+        packed(up.weight, False),
+        packed(down.weight, False),
+    )
     size, nothing = BLOCK + ROWS, zeros(up_to(max(D, F)), x)
     h, c = aligned(size * D, x), aligned(size * F, x)
-    da, db = aligned(size * F if gate.size else 0, x), aligned(size * F, x)
+    da, db = aligned(size * F if gated else 0, x), aligned(size * F, x)
     panels, flat = aligned(size * up_to(max(D, F)), x), g.reshape(-1)
-    back = aligned(N * D, x) if drop else flat  # the gradient of the branch
+    back = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
     n = 0
     while n < N:
         rows = height(n, N)
         i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
-        if drop:
-            dropped(flat[i:j], i, drop, keep, k0, k1, back[i:j])
+        if drop.threshold:
+            dropped(flat[i:j], i, drop, back[i:j])
         multiply(back, i, D, rows, downs, D, nothing, db, 0, F, F, False)
         activate_backward(a[begun:end], b[begun:end], tanh, c, da, db)
         pack(c, 0, F, False, rows, F, panels)
         multiply_turned(back, i, D, rows, panels, nothing, ddown, F, n > 0)
-        normalise_again(x, n, rows, scale, shift, mean, r, h.reshape(-1, D))
+        normalise_again(x, n, rows, norm, mean, r, h.reshape(-1, D))
         pack(h, 0, D, False, rows, D, panels)
         multiply_turned(db, 0, F, rows, panels, nothing, dup, D, n > 0)
         multiply(db, 0, F, rows, ups, F, nothing, h, 0, D, D, False)
-        if gate.size:
+        if gated:
             multiply_turned(da, 0, F, rows, panels, nothing, dgate, D, n > 0)
             multiply(da, 0, F, rows, gates, F, nothing, h, 0, D, D, True)
             add_rows(da, 0, rows, F, dgate_bias)
-        norm_backward(h.reshape(-1, D), g, x, n, rows, scale, centred, mean, r, dx, dscale, dshift)
+        norm_backward(h.reshape(-1, D), g, x, n, rows, norm, mean, r, dx, dweight, dbias)
         add_rows(db, 0, rows, F, dup_bias)
         add_rows(back, n, rows, D, ddown_bias)
         n += rows
     return (
         dx,
-        dscale,
-        dshift,
-        dgate.reshape(gate.shape),
+        dweight,
+        dbias,
+        dgate.reshape(gate.weight.shape),
         dgate_bias,
         dup.reshape(F, D),
         dup_bias,
@@ -415,22 +334,22 @@ def _feed_forward_backward(
 
 
 @jit
-def _linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted):
+def _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted):
     (N, D), V = x.shape, len(weight)
     dx, dw = aligned(N * D if wanted else 0, x), aligned(V * D if wanted else 0, x)
-    turned, panels, size = packed(weight, True), packed(weight, False), BLOCK + ROWS
-    nothing, z, part = zeros(up_to(max(D, V)), x), aligned(size * V, x), aligned(size * up_to(D), x)
-    x, total, n = x.reshape(-1), 0.0, 0
+    turned, straight, size = packed(weight, True), packed(weight, False), BLOCK + ROWS
+    nothing, z = zeros(up_to(max(D, V)), x), aligned(size * V, x)
+    x, total, n, panels = x.reshape(-1), 0.0, 0, aligned(size * up_to(D), x)
     while n < N:
         rows = height(n, N)
         multiply(x, n * D, D, rows, turned, D, nothing, z, 0, V, V, False)
         logits = z[: rows * V].reshape(rows, V)
-        for loss in entropy(logits, targets[n : n + rows], ignore_index, 0.0, scale):
+        for loss in entropy(logits, targets[n : n + rows], ignore_index, 0.0, factor):
             total += loss
         if wanted:
-            multiply(z, 0, V, rows, panels, V, nothing, dx, n * D, D, D, False)
-            pack(x, n * D, D, False, rows, D, part)
-            multiply_turned(z, 0, V, rows, part, nothing, dw, D, n > 0)
+            multiply(z, 0, V, rows, straight, V, nothing, dx, n * D, D, D, False)
+            pack(x, n * D, D, False, rows, D, panels)
+            multiply_turned(z, 0, V, rows, panels, nothing, dw, D, n > 0)
         n += rows
     return total, dx, dw
 
@@ -438,163 +357,118 @@ def _linear_cross_entropy(x, weight, targets, ignore_index, scale, wanted):
 # ------------------------------------------------------------------------ what the ops call
 
 Array = np.ndarray
+Grads = tuple[Array | None, ...]
+NONE = np.empty(0, np.float32)  # a bias that is not there, as the compiled code takes it
+NO_MAP = Linear(np.empty((0, 0), np.float32), NONE)
 
 
-NONE = np.empty(0, np.float32)  # a bias that is not there
-NO_WEIGHT = np.empty((0, 0), np.float32)
-
-
-def suits(x: Array, *weights: Array) -> bool:
+def fits(x: Array, *weights: Array) -> bool:
     """Whether the weights fit in the L2 cache, and nothing is too small for a tile."""
     size = 0
     for w in weights:
         outputs, inputs = w.shape
-        if not (LANES <= outputs <= DEPTH and LANES <= inputs <= DEPTH and w.dtype == np.float32):
+        if not (LANES <= outputs <= DEPTH and LANES <= inputs <= DEPTH):
             return False
         size += w.size
-    return len(x) >= LANES and x.dtype == np.float32 and size <= 2 * PANELS
+    return len(x) >= LANES and x.dtype == np.float32 and size <= 2 * CACHED
 
 
-def vector(bias: Array | None) -> Array:
-    return NONE if bias is None else bias
+def full(bundle: Norm | Linear) -> Norm | Linear:
+    """With an empty bias for none."""
+    return bundle._replace(bias=NONE) if bundle.bias is None else bundle
 
 
 def attention_sublayer(
-    x: Array,
-    norm: reference.Norm,
-    qkv: reference.Map,
-    out: reference.Map,
-    heads: tuple[int, ...],
-    H: int,
-    attend: tuple[Any, ...],
-    drop: tuple[Any, ...],
-) -> tuple[Array, ...]:
-    if not suits(x, qkv[0], out[0]):
-        return reference.attention_sublayer(x, norm, qkv, out, heads, H, attend, drop, kernels)
-    scale, shift, centred, eps = norm
-    return _attention(  # type: ignore[no-any-return]
-        x,
-        scale,
-        vector(shift),
-        centred,
-        eps,
-        qkv[0],
-        vector(qkv[1]),
-        out[0],
-        vector(out[1]),
-        heads,
-        H,
-        *attend,
-        *drop,
+    x: Array, norm: Norm, qkv: Linear, out: Linear, attend: Attend, drop_weights: Drop, drop: Drop
+) -> tuple[Array, AttentionSaved]:
+    B, T, D = x.shape
+    rows = x.reshape(B * T, D)
+    if not fits(rows, qkv.weight, out.weight):
+        return composed.attention_sublayer(x, norm, qkv, out, attend, drop_weights, drop)
+    heads = B, T, attend.H + 2 * attend.K, attend.d
+    attend = complete(attend, x)
+    y, *saved = _attention(
+        rows, heads, full(norm), full(qkv), full(out), attend, drop_weights, drop
     )
+    return y.reshape(x.shape), AttentionSaved(*saved)
 
 
 def attention_sublayer_backward(
     g: Array,
     x: Array,
-    norm: reference.Norm,
-    qkv: reference.Map,
-    out: reference.Map,
-    kept: Sequence[Array],
-    H: int,
-    attend: tuple[Any, ...],
-    drop: tuple[Any, ...],
-) -> tuple[Array, ...]:
-    if not suits(x, qkv[0], out[0]):
-        return reference.attention_sublayer_backward(
-            g, x, norm, qkv, out, kept, H, attend, drop, kernels
+    norm: Norm,
+    qkv: Linear,
+    out: Linear,
+    saved: AttentionSaved,
+    attend: Attend,
+    drop_weights: Drop,
+    drop: Drop,
+) -> Grads:
+    B, T, D = x.shape
+    rows = x.reshape(B * T, D)
+    if not fits(rows, qkv.weight, out.weight):
+        return composed.attention_sublayer_backward(
+            g, x, norm, qkv, out, saved, attend, drop_weights, drop
         )
-    scale, shift, centred, _ = norm
-    return _attention_backward(  # type: ignore[no-any-return]
-        g,
-        x,
-        scale,
-        vector(shift),
-        centred,
-        qkv[0],
-        out[0],
-        *kept,
-        H,
-        *attend,
-        *drop,
-        qkv[1] is not None,
-        out[1] is not None,
+    attend = complete(attend, x)
+    dx, *others = _attention_backward(
+        g.reshape(B * T, D),
+        rows,
+        full(norm),
+        full(qkv),
+        full(out),
+        saved,
+        attend,
+        drop_weights,
+        drop,
     )
+    return dx.reshape(x.shape), *only_for(others, norm, qkv, out)
+
+
+def only_for(grads: list[Array], *bundles: Norm | Linear | None) -> Grads:
+    """Gradients of weights and biases, by turns; None for those that are not there."""
+    there = [x is not None for b in bundles for x in ((None, None) if b is None else b[:2])]
+    return tuple(d if x else None for d, x in zip(grads, there, strict=True))
 
 
 def feed_forward_sublayer(
-    x: Array,
-    norm: reference.Norm,
-    gate: reference.Map | None,
-    up: reference.Map,
-    down: reference.Map,
-    tanh: bool,
-    drop: tuple[Any, ...],
-) -> tuple[Any, ...]:
-    if not suits(x, up[0], down[0], *(gate or ())[:1]):
-        return reference.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop, kernels)
-    scale, shift, centred, eps = norm
-    gate_weight, gate_bias = gate or (NO_WEIGHT, None)
-    return _feed_forward(  # type: ignore[no-any-return]
-        x,
-        scale,
-        vector(shift),
-        centred,
-        eps,
-        gate_weight,
-        vector(gate_bias),
-        up[0],
-        vector(up[1]),
-        down[0],
-        vector(down[1]),
-        tanh,
-        *drop,
-    )
+    x: Array, norm: Norm, gate: Linear | None, up: Linear, down: Linear, tanh: bool, drop: Drop
+) -> tuple[Array, FeedForwardSaved]:
+    if not fits(x, up.weight, down.weight, *(gate or ())[:1]):
+        return composed.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop)
+    gated = full(gate or NO_MAP)
+    y, mean, r, a, b = _feed_forward(x, full(norm), gated, full(up), full(down), tanh, drop)
+    return y, FeedForwardSaved(mean, r, a if gate else None, b)
 
 
 def feed_forward_sublayer_backward(
     g: Array,
     x: Array,
-    norm: reference.Norm,
-    gate: reference.Map | None,
-    up: reference.Map,
-    down: reference.Map,
-    kept: Sequence[Any],
+    norm: Norm,
+    gate: Linear | None,
+    up: Linear,
+    down: Linear,
+    saved: FeedForwardSaved,
     tanh: bool,
-    drop: tuple[Any, ...],
-) -> tuple[Array | None, ...]:
-    if not suits(x, up[0], down[0], *(gate or ())[:1]):
-        return reference.feed_forward_sublayer_backward(
-            g, x, norm, gate, up, down, kept, tanh, drop, kernels
+    drop: Drop,
+) -> Grads:
+    if not fits(x, up.weight, down.weight, *(gate or ())[:1]):
+        return composed.feed_forward_sublayer_backward(
+            g, x, norm, gate, up, down, saved, tanh, drop
         )
-    scale, shift, centred, _ = norm
-    gate_weight, gate_bias = gate or (NO_WEIGHT, None)
-    return _feed_forward_backward(  # type: ignore[no-any-return]
-        g,
-        x,
-        scale,
-        vector(shift),
-        centred,
-        gate_weight,
-        up[0],
-        down[0],
-        *kept,
-        tanh,
-        *drop,
-        gate_bias is not None,
-        up[1] is not None,
-        down[1] is not None,
+    if saved.gate is None:
+        saved = saved._replace(gate=NO_MAP.weight)
+    gated = full(gate or NO_MAP)
+    dx, *others = _feed_forward_backward(
+        g, x, full(norm), gated, full(up), full(down), saved, tanh, drop
     )
+    return dx, *only_for(others, norm, gate, up, down)
 
 
 def linear_cross_entropy(
-    x: Array, weight: Array, targets: Array, ignore_index: int, scale: float, wanted: bool
-) -> tuple[float, Array, Array]:
-    if not suits(x, weight):
-        return reference.linear_cross_entropy(
-            x, weight, targets, ignore_index, scale, wanted, kernels
-        )
-    total, dx, dw = _linear_cross_entropy(
-        x, weight, targets, ignore_index, x.dtype.type(scale), wanted
-    )
-    return total, dx.reshape(x.shape) if wanted else dx, dw.reshape(weight.shape) if wanted else dw
+    x: Array, weight: Array, targets: Array, ignore_index: int, factor: float, wanted: bool
+) -> tuple[float, Array | None, Array | None]:
+    if not fits(x, weight):
+        return composed.linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)
+    total, dx, dw = _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)
+    return (total, dx.reshape(x.shape), dw.reshape(weight.shape)) if wanted else (total, None, None)

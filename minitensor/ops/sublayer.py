@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
-from minitensor.ops.transformer import _attention_options, _check, _dropped, _rows, rope_table
+from minitensor.kernels.bundles import Linear, Norm
+from minitensor.ops.transformer import _rows, attend_of, drop_of, head_width, rope_table
 from minitensor.tape import Array
 from minitensor.tensor import op
 
@@ -22,15 +23,20 @@ Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
 
 
-def _norm(norm: str, D: int, weight: Array, bias: Array | None, eps: float) -> tuple[Any, ...]:
+def map_of(weight: Array, bias: Array | None, dtype: np.dtype) -> Linear:
+    """A linear map as the kernels take it."""
+    bias = None if bias is None else bias.astype(dtype, copy=False)
+    return Linear(np.ascontiguousarray(weight, dtype), bias)
+
+
+def norm_of(kind: str, weight: Array, bias: Array | None, eps: float) -> Norm:
     """A norm as the kernels take it."""
-    _check("norm_weight", weight, D)
-    _check("norm_bias", bias, D)
-    if norm not in ("layer", "rms"):
-        raise ValueError(f"norm is {norm!r}; it must be 'layer' or 'rms'")
-    if norm == "rms" and bias is not None:
+    if kind not in ("layer", "rms"):
+        raise ValueError(f"norm is {kind!r}; it must be 'layer' or 'rms'")
+    if kind == "rms" and bias is not None:
         raise ValueError("an RMSNorm has no bias; leave norm_bias out or take norm='layer'")
-    return weight, bias, norm == "layer", eps
+    bias = None if bias is None else bias.astype(weight.dtype, copy=False)
+    return Norm(weight, bias, kind == "layer", eps)
 
 
 def _attention_cases(rng: Rng) -> Cases:
@@ -82,34 +88,26 @@ def attention_sublayer(
     dW_out = gᵀ a for the heads' output a, attention's own backward, and dh = d(qkv) W_qkv and
     dW_qkv = d(qkv)ᵀ h for h = norm(x), whose backward ends at x.
     """
-    B, T, D = x.shape
-    K = n_kv_head or n_head
-    d, left = divmod(len(qkv), n_head + 2 * K)
-    if left:
-        raise ValueError(
-            f"qkv gives {len(qkv)} features, which {n_head} query and 2 × {K} "
-            "key/value heads do not divide"
-        )
-    _check("qkv", qkv, len(qkv), D)
-    _check("qkv_bias", qkv_bias, len(qkv))
-    _check("out", out, D, n_head * d)
-    _check("out_bias", out_bias, D)
-    heads = B, T, n_head + 2 * K, d
-    attend = _attention_options(
-        "attention_sublayer", heads, n_head, rope, window, scale, True, dropout, keys[0], x.dtype
+    if x.ndim != 3 or qkv.ndim != 2:
+        raise ValueError("expected x (B, T, D) and qkv ((H + 2 K) d, D)")
+    T, K = x.shape[1], n_head if n_kv_head is None else n_kv_head
+    d = head_width("attention_sublayer", len(qkv), n_head, K)
+    x = np.ascontiguousarray(x)
+    options = (
+        norm_of(norm, norm_weight, norm_bias, eps),
+        map_of(qkv, qkv_bias, x.dtype),
+        map_of(out, out_bias, x.dtype),
     )
-    drop, normed = _dropped(dropout, keys[1], x.dtype), _norm(norm, D, norm_weight, norm_bias, eps)
-    into, back = (np.ascontiguousarray(qkv), qkv_bias), (np.ascontiguousarray(out), out_bias)
-    rows = _rows(x)
-    y, *kept = kernels.attention_sublayer(rows, normed, into, back, heads, n_head, attend, drop)
+    attend = attend_of("attention_sublayer", T, n_head, K, d, rope, window, scale, True, x.dtype)
+    drops = drop_of(dropout, keys[0]), drop_of(dropout, keys[1])
+    y, saved = kernels.attention_sublayer(x, *options, attend, *drops)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
-        dx, *others = kernels.attention_sublayer_backward(
-            _rows(g), rows, normed, into, back, kept, n_head, attend, drop
+        return kernels.attention_sublayer_backward(
+            np.ascontiguousarray(g), x, *options, saved, attend, *drops
         )
-        return dx.reshape(x.shape), *others
 
-    return y.reshape(x.shape), backward
+    return y, backward
 
 
 def _feed_forward_cases(rng: Rng) -> Cases:
@@ -161,22 +159,15 @@ def feed_forward_sublayer(
             f"activation is {activation!r}, so gate must "
             f"{'be given' if gate is None else 'be None'}"
         )
-    D, F = x.shape[-1], len(up)
-    _check("up", up, F, D)
-    _check("up_bias", up_bias, F)
-    _check("down", down, D, F)
-    _check("down_bias", down_bias, D)
-    _check("gate", gate, F, D)
-    _check("gate_bias", gate_bias, F)
-    gated = None if gate is None else (np.ascontiguousarray(gate), gate_bias)
-    rows, normed = _rows(x), _norm(norm, D, norm_weight, norm_bias, eps)
-    into, back = (np.ascontiguousarray(up), up_bias), (np.ascontiguousarray(down), down_bias)
-    tanh, drop = activation == "gelu_tanh", _dropped(dropout, key, x.dtype)
-    y, *kept = kernels.feed_forward_sublayer(rows, normed, gated, into, back, tanh, drop)
+    rows, normed = _rows(x), norm_of(norm, norm_weight, norm_bias, eps)
+    gated = None if gate is None else map_of(gate, gate_bias, x.dtype)
+    into, back = (map_of(up, up_bias, x.dtype), map_of(down, down_bias, x.dtype))
+    maps, tanh, drop = (gated, into, back), activation == "gelu_tanh", drop_of(dropout, key)
+    y, saved = kernels.feed_forward_sublayer(rows, normed, *maps, tanh, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         dx, *others = kernels.feed_forward_sublayer_backward(
-            _rows(g), rows, normed, gated, into, back, kept, tanh, drop
+            _rows(g), rows, normed, *maps, saved, tanh, drop
         )
         return dx.reshape(x.shape), *others
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
+from minitensor.kernels.bundles import Attend, Drop, Rope
 from minitensor.random import halves, threshold
 from minitensor.tape import Array, Vjp, recording
 from minitensor.tensor import op
@@ -23,13 +24,9 @@ Rng = np.random.Generator
 
 def _rows(x: Array) -> Array:
     """x (..., D) as a contiguous (N, D); no copy where it already is."""
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-
-
-def _check(what: str, x: Array | None, *shape: int) -> None:
-    """The kernels do not look at shapes: one that does not fit would read other memory."""
-    if x is not None and x.shape != shape:
-        raise ValueError(f"{what} is {x.shape}; it must be {shape}")
+    if x.ndim == 0:
+        raise ValueError("expected an array (..., D), got one without axes")
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 # ------------------------------------------------------------------------------------ linear
@@ -48,12 +45,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
 
     Backward: y is linear in each argument, so dx = g W, dW = gᵀ x summed over the rows, db = Σ g.
     """
-    if x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear: x ends in {x.shape[-1]} features but weight {weight.shape} "
-            f"takes {weight.shape[1]}"
-        )
-    _check("bias", bias, len(weight))
     rows, weight = _rows(x), np.ascontiguousarray(weight)
     y = kernels.linear(rows, weight, bias)
     return y.reshape(*x.shape[:-1], len(weight)), (
@@ -102,7 +93,6 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Any:
     Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g x̂.
     x (..., D), weight (D,).
     """
-    _check("weight", weight, x.shape[-1])
     rows = _rows(x)
     y, r = kernels.rms_norm(rows, weight, eps)
 
@@ -130,8 +120,6 @@ def layer_norm(
     along 1 and along x̂: dx = r (h − mean(h) − x̂ mean(h x̂)); dw = Σ g x̂; db = Σ g.
     x (..., D), weight and bias (D,) or None.
     """
-    _check("weight", weight, x.shape[-1])
-    _check("bias", bias, x.shape[-1])
     rows = _rows(x)
     w = np.ones(x.shape[-1], x.dtype) if weight is None else weight
     b = np.zeros(x.shape[-1], x.dtype) if bias is None else bias
@@ -199,9 +187,9 @@ def _dropout_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
 
 
-def _dropped(p: float, key: int, dtype: np.dtype) -> tuple[Any, ...]:
-    """A dropout's arguments to a kernel: threshold, 1/(1−p) and the halves of the key."""
-    return threshold(p), dtype.type(1 / (1 - p)), *halves(key)
+def drop_of(p: float, key: int) -> Drop:
+    """Dropout as the kernels take it."""
+    return Drop(threshold(p), 1 / (1 - p), *halves(key))
 
 
 @op(cases=_dropout_cases)
@@ -211,10 +199,10 @@ def dropout(x: Array, p: float, key: int) -> Any:
     The mask is a function of `key` and the position (see random.py), so the backward draws it
     again: dx = mask g / (1−p), which is dropout of g under the same key.
     """
-    args = _dropped(p, key, x.dtype)
+    drop = drop_of(p, key)
 
     def apply(a: Array) -> Array:
-        return kernels.dropout(np.ascontiguousarray(a).reshape(-1), *args).reshape(x.shape)
+        return kernels.dropout(np.ascontiguousarray(a).reshape(-1), drop).reshape(x.shape)
 
     return apply(x), (apply,)
 
@@ -235,11 +223,11 @@ def dropout_add(x: Array, branch: Array, p: float, key: int) -> Any:
         raise ValueError(f"dropout_add: x is {x.shape} but branch is {branch.shape}")
     if p == 0:
         return x + branch, (lambda g: g, lambda g: g)
-    args = _dropped(p, key, x.dtype)
+    drop = drop_of(p, key)
     a, b = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(branch).reshape(-1)
-    return kernels.dropout_add(a, b, *args).reshape(x.shape), (
+    return kernels.dropout_add(a, b, drop).reshape(x.shape), (
         lambda g: g,
-        lambda g: kernels.dropout(np.ascontiguousarray(g).reshape(-1), *args).reshape(x.shape),
+        lambda g: kernels.dropout(np.ascontiguousarray(g).reshape(-1), drop).reshape(x.shape),
     )
 
 
@@ -285,62 +273,48 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
     return turn(x, s), (lambda g: turn(g, -s),)
 
 
-def _attention_options(
+def attend_of(
     name: str,
-    shape: tuple[int, ...],
+    T: int,
     H: int,
+    K: int,
+    d: int,
     rope: Any,
     window: int,
     scale: float | None,
     causal: bool,
-    p: float,
-    key: int,
     dtype: np.dtype,
-) -> tuple[Any, ...]:
-    """What a kernel takes after packed heads (B, T, H + 2 K, d), q, k and v side by side, and H."""
-    _, T, heads, d = shape
-    K = (heads - H) // 2
-    if K == 0 or H % K:
+) -> Attend:
+    """Attention's options as the kernels take them, for T positions and heads of d numbers."""
+    table = None
+    if rope is not None:
+        if len(rope) != 2:
+            raise ValueError(f"{name}: expected rope as a pair (cos, sin), got {len(rope)} things")
+        table = Rope(*(np.asarray(t)[:T].astype(dtype, copy=False) for t in rope))
+    scale = 1 / math.sqrt(max(d, 1)) if scale is None else scale
+    return Attend(H, K, d, table, scale, window, causal)
+
+
+def head_width(name: str, features: int, H: int, K: int) -> int:
+    """The width d of each head, `features` being (H + 2 K) d."""
+    if H < 1 or K < 1 or H % K:
         raise ValueError(f"{name}: {K} key/value heads do not divide {H} query heads")
-    if window < 0:
-        raise ValueError(f"{name}: window is {window}; it must be positive, or 0 for none")
-    dt = dtype.type
-    empty = np.empty((0, 0), dt)
-    cos, sin = (t[:T].astype(dt, copy=False) for t in rope) if rope else (empty, empty)
-    if rope and cos.shape != (T, d // 2):
+    d, left = divmod(features, H + 2 * K)
+    if left:
         raise ValueError(
-            f"{name}: the rope table {rope[0].shape} does not fit {T} positions of heads of {d}"
+            f"{name}: qkv gives {features} features, which {H} query and 2 × {K} key/value heads "
+            "do not divide"
         )
-    return (
-        cos,
-        sin,
-        dt(1 / math.sqrt(d) if scale is None else scale),
-        window,
-        causal,
-        *_dropped(p, key, dtype),
-    )
+    return d
 
 
-def _attend(
-    name: str,
-    packed: Array,
-    H: int,
-    rope: Any,
-    window: int,
-    scale: float | None,
-    causal: bool,
-    p: float,
-    key: int,
-) -> tuple[Array, Vjp]:
+def _attend(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Vjp]:
     """Output (B, T, H, d), and the function from its gradient to that of `packed`."""
-    args = _attention_options(
-        name, packed.shape, H, rope, window, scale, causal, p, key, packed.dtype
-    )
-    out, lse = kernels.attention(packed, H, *args)
+    out, lse = kernels.attention(packed, attend, drop)
 
     def backward(g: Array) -> Array:
         g = np.ascontiguousarray(g).reshape(out.shape)
-        return kernels.attention_backward(g, packed, H, out, lse, *args)
+        return kernels.attention_backward(g, packed, out, lse, attend, drop)
 
     return out, backward
 
@@ -375,7 +349,9 @@ def attention(
     the softmax dS = P ∘ (dP − rowsum(P∘dP)), where rowsum(P∘dP) = g·o; then dq = scale dS k and
     dk = scale dSᵀ q. P is computed again from the saved log-sum-exp (Dao et al. 2022).
     """
-    H, K = q.shape[1], k.shape[1]
+    if q.ndim != 4 or k.ndim != 4:
+        raise ValueError(f"attention: expected q, k, v of 4 axes, got {q.ndim} and {k.ndim}")
+    (_, H, T, d), K = q.shape, k.shape[1]
     if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
         raise ValueError(
             f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; batch, "
@@ -383,7 +359,9 @@ def attention(
         )
     # One layout for all, the kernel's: (B, T, H + 2 K, d).
     packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
-    out, kernel = _attend("attention", packed, H, None, window, scale, causal, dropout, key)
+    head_width("attention", (H + 2 * K) * d, H, K)
+    attend = attend_of("attention", T, H, K, d, None, window, scale, causal, q.dtype)
+    out, kernel = _attend(packed, attend, drop_of(dropout, key))
 
     def backward(g: Array) -> tuple[Array, ...]:
         grads = kernel(g.swapaxes(1, 2)).swapaxes(1, 2)
@@ -418,18 +396,15 @@ def self_attention(
     is `rope_table`'s cos and sin. Forward and backward are those of `attention` after `rope`; the
     gradients of q, k and v are written into one array of qkv's shape.
     """
-    K = n_kv_head or n_head
-    B, T, width = qkv.shape
-    d, left = divmod(width, n_head + 2 * K)
-    if left:
-        raise ValueError(
-            f"self_attention: qkv is {width} wide, which {n_head} query and 2 × {K} "
-            "key/value heads do not divide"
-        )
-
-    packed = np.ascontiguousarray(qkv).reshape(B, T, -1, d)
-    out, kernel = _attend("self_attention", packed, n_head, rope, window, scale, True, dropout, key)
-    return out.reshape(B, T, -1), (lambda g: kernel(g).reshape(qkv.shape),)
+    if qkv.ndim != 3:
+        raise ValueError(f"self_attention: expected qkv (B, T, (H + 2K) d), got {qkv.shape}")
+    (B, T, features), H = qkv.shape, n_head
+    K = H if n_kv_head is None else n_kv_head
+    d = head_width("self_attention", features, H, K)
+    packed = np.ascontiguousarray(qkv).reshape(B, T, H + 2 * K, d)
+    attend = attend_of("self_attention", T, H, K, d, rope, window, scale, True, qkv.dtype)
+    out, kernel = _attend(packed, attend, drop_of(dropout, key))
+    return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
 
 
 # ---------------------------------------------------------------------------- softmax and loss

@@ -111,7 +111,9 @@ def test_feed_forward_says_which_option_is_wrong(change, words):
 
 def test_shapes_that_do_not_fit_are_named():
     leaves = arrays(0, (2, D), (D,), (D,), None, None, (11, D), None, (11, D), None)
-    with pytest.raises(ValueError, match=r"down is \(11, 8\); it must be \(8, 11\)"):
+    with pytest.raises(
+        ValueError, match=r"expected down.weight \(D, F\) with D = 8, F = 11, got \(11, 8\)"
+    ):
         mt.feed_forward_sublayer(*leaves)
     leaves = arrays(0, (1, 2, D), (D,), (D,), (13, D), None, (D, D), None)
     with pytest.raises(ValueError, match="qkv gives 13 features, which 2 query"):
@@ -125,7 +127,7 @@ def test_no_shape_is_left_to_the_kernels():
     def refused(op, shapes, free, **options):
         for place in set(range(len(shapes))) - free:
             wrong = [(*s[:-1], s[-1] + 1) if i == place else s for i, s in enumerate(shapes)]
-            with pytest.raises(ValueError, match="must be"):
+            with pytest.raises(ValueError, match="expected"):
                 op(*(mt.Tensor(rng.normal(size=s).astype(np.float32)) for s in wrong), **options)
 
     refused(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import bpe
 import minitensor as mt
-from minitensor import kernels
+from minitensor.kernels import decode
 from tinygpt import Error, UsageError, cli
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
@@ -99,7 +99,7 @@ def test_the_kernel_draws_what_the_formula_draws(temperature, top_k, top_p, seed
         draw(probabilities(row, temperature, top_k, top_p), x)
         for row, x in zip(logits, u, strict=True)
     ]
-    drawn = kernels.twin("choose", "numba")(logits, temperature, top_k, top_p, u)
+    drawn = decode.choose(logits, temperature, top_k, top_p, u)
     assert drawn.tolist() == expected
 
 

@@ -61,11 +61,13 @@ def draw(p: Array, u: float) -> int:
 def choose(logits: Array, temperature: float, top_k: int, top_p: float, u: Array) -> list[int]:
     """A token for every row of logits (N, V), with the uniform numbers `u` (N,).
 
-    Raises Error where logits are not finite. Twin of the compiled `minitensor.kernels.choose`,
-    which is taken unless MINITENSOR_KERNELS says "numpy".
+    Raises Error where logits are not finite. Twin of the compiled `choose` in
+    `minitensor.kernels.decode`, which is taken unless MINITENSOR_KERNELS says "numpy".
     """
     if kernels.backend() == "numba":
-        tokens = kernels.choose(logits, float(temperature), int(top_k), float(top_p), u).tolist()
+        from minitensor.kernels import decode  # imports numba
+
+        tokens = decode.choose(logits, float(temperature), int(top_k), float(top_p), u).tolist()
     else:
         tokens = [
             draw(probabilities(row, temperature, top_k, top_p), x) if np.isfinite(row.max()) else -1

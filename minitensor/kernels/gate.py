@@ -1,0 +1,381 @@
+"""The one door to the kernels: a call is held against the kernel's declaration, then handed on.
+
+Compiled code does not look before it reads: an array of another shape than it was written for is
+read past its end. So every kernel says what it takes, argument by argument, above its formula:
+
+    @kernel("gemm", x="(N, I)", weight="(O, I)", bias="(O) or None")
+    def linear(x, weight, bias): ...
+
+| declared as | takes |
+| --- | --- |
+| `(N, 2*d)` | an array of float32, or of float64; all arrays of a call have one dtype |
+| `(N) written` | the same, and the kernel writes to it |
+| `(N) in [0, V)` | integers from 0 to V - 1; with `or ignore_index`, that number too |
+| `int`, `int >= 1` | a whole number, which is also a size under its own name |
+| `float`, `float >= 0`, `bool`, `uint32` | what they say; `number` is one of the arrays' dtype |
+| `Linear(O, I)` | a bundle from bundles.py, its sizes named anew |
+| `… or None` | the same, or nothing |
+
+Letters are sizes; wherever one stands it must be the same, and any may be 0. `where` is what must
+hold besides, of a kernel's sizes and arguments or of a bundle's fields. The two sides of a kernel
+(numba and NumPy) stand behind the same door, so they refuse the same calls in the same words:
+TypeError for a kind or a dtype, ValueError for a shape or a number, IndexError for an index.
+
+An array that is only read may lie in memory as it likes: unless it is C-contiguous, aligned and
+writable (numba would compile each other kind anew), the kernel gets a copy. One that is written
+must be all three.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import operator
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+Array = np.ndarray
+F = TypeVar("F", bound=Callable[..., Any])
+FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+INT64 = np.dtype(np.int64)
+
+
+class Call:
+    """What is known of a call while its arguments are looked at."""
+
+    __slots__ = ("dtype", "later", "name", "sizes")
+
+    def __init__(self, name: str):
+        self.name = name
+        self.dtype: np.dtype | None = None  # of all its arrays
+        self.sizes: dict[str, int] = {}
+        self.later: list[tuple[Callable[..., None], Any]] = []  # when all sizes are known
+
+    def wrong(self, kind: type[Exception], expected: str, got: Any) -> Exception:
+        return kind(f"{self.name}: expected {expected}, got {got}")
+
+
+def described(x: Any) -> str:
+    """A value in a few words."""
+    return f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else f"{x!r:.80}"
+
+
+# ------------------------------------------------------------------------------- one argument
+
+
+class ArrayOf:
+    """A float array, its sizes given by letters or by sums and products of them."""
+
+    def __init__(self, name: str, text: str, dims: list[str], written: bool):
+        self.name, self.text, self.written = name, text, written
+        self.dims = dims
+        self.letters = [(i, d) for i, d in enumerate(dims) if d.isidentifier()]
+        self.formulas = [
+            (i, compile(d, name, "eval")) for i, d in enumerate(dims) if not d.isidentifier()
+        ]
+
+    def check(self, x: Any, call: Call) -> Any:
+        if type(x) is not Array or x.dtype is not call.dtype or not x.flags.carray:
+            x = self.plain(x, call)
+        self.fit(x.shape, call)
+        return x
+
+    def plain(self, x: Any, call: Call) -> Array:
+        """The array as kernels like it: a copy, if it must be."""
+        if not isinstance(x, np.ndarray):
+            raise call.wrong(TypeError, f"{self.name}, an array {self.text}", described(x))
+        if call.dtype is None:
+            if x.dtype not in FLOATS:
+                raise call.wrong(TypeError, f"{self.name} of float32 or float64", described(x))
+            call.dtype = FLOATS[x.dtype == FLOATS[1]]
+        if x.dtype != call.dtype:
+            raise call.wrong(TypeError, f"{self.name} of {call.dtype} as the rest", described(x))
+        if x.flags.carray:
+            return x.view(np.ndarray)
+        if self.written:
+            raise call.wrong(
+                ValueError,
+                f"{self.name} to be C-contiguous, aligned and writable, since it is written",
+                "one that is not",
+            )
+        return np.array(x, order="C")
+
+    def fit(self, shape: tuple[int, ...], call: Call) -> None:
+        """Take the sizes that are new, and hold the others against those known."""
+        if len(shape) != len(self.dims):
+            raise self.misfit(shape, call)
+        sizes = call.sizes
+        for i, letter in self.letters:
+            if sizes.setdefault(letter, shape[i]) != shape[i]:
+                raise self.misfit(shape, call)
+        if self.formulas:
+            call.later.append((self.fit_formulas, shape))
+
+    def fit_formulas(self, shape: tuple[int, ...], call: Call) -> None:
+        for i, formula in self.formulas:
+            if eval(formula, {}, call.sizes) != shape[i]:
+                raise self.misfit(shape, call)
+
+    def misfit(self, shape: tuple[int, ...], call: Call) -> Exception:
+        """What was expected, in letters and in the sizes that the arguments before have set."""
+        known = {}
+        for i, d in enumerate(self.dims):
+            try:
+                size = eval(d, {}, call.sizes)
+            except NameError:
+                continue
+            if len(shape) != len(self.dims) or size != shape[i]:
+                known[d] = size
+        sizes = ", ".join(f"{d} = {size}" for d, size in known.items())
+        return call.wrong(
+            ValueError, f"{self.name} {self.text}{' with ' * bool(sizes)}{sizes}", shape
+        )
+
+
+class Indices(ArrayOf):
+    """Integers from 0 up to a size, or a number that stands for none."""
+
+    def __init__(self, name: str, text: str, dims: list[str], size: str, other: str | None):
+        super().__init__(name, text, dims, False)
+        self.size, self.other = size, other
+
+    def check(self, x: Any, call: Call) -> Any:
+        if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu":
+            raise call.wrong(TypeError, f"{self.name}, an array {self.text}", described(x))
+        if type(x) is not Array or x.dtype is not INT64 or not x.flags.carray:
+            x = np.array(x, np.int64, order="C")
+        self.fit(x.shape, call)
+        if x.size:
+            call.later.append((self.bound, x))
+        return x
+
+    def bound(self, x: Array, call: Call) -> None:
+        size = call.sizes[self.size]
+        if x.min() >= 0 and x.max() < size:
+            return
+        bad = (x < 0) | (x >= size)
+        if self.other is not None:
+            bad &= x != call.sizes[self.other]
+        if bad.any():
+            first = tuple(int(i) for i in np.argwhere(bad)[0])
+            place = first[0] if len(first) == 1 else first
+            besides = "" if self.other is None else f" or {call.sizes[self.other]}"
+            raise call.wrong(
+                IndexError, f"{self.name} in 0..{size - 1}{besides}", f"{x[first]} at {place}"
+            )
+
+
+class Whole:
+    """A whole number, which is also a size under its own name."""
+
+    def __init__(self, name: str, text: str, low: str | None):
+        self.name, self.text, self.low = name, text, -(2**63) if low is None else int(low)
+        self.letter = name.rpartition(".")[2]
+
+    def check(self, x: Any, call: Call) -> int:
+        if type(x) is not int:
+            if isinstance(x, (bool, np.bool_)) or not hasattr(x, "__index__"):
+                raise call.wrong(TypeError, f"{self.name}, an {self.text}", described(x))
+            x = operator.index(x)
+        if not self.low <= x < 2**63:
+            raise call.wrong(ValueError, f"{self.name}, an {self.text}", x)
+        if call.sizes.setdefault(self.letter, x) != x:
+            raise call.wrong(ValueError, f"{self.name} of {call.sizes[self.letter]}", x)
+        return x
+
+
+class Real:
+    """A number: a Python float, or one of the arrays' dtype."""
+
+    def __init__(self, name: str, text: str, low: str | None):
+        self.name, self.text, self.low = name, text, None if low is None else float(low)
+        self.typed = text.startswith("number")
+
+    def check(self, x: Any, call: Call) -> Any:
+        kind = call.dtype.type if self.typed and call.dtype is not None else float
+        if type(x) is not kind:
+            if isinstance(x, (bool, np.bool_)) or not isinstance(
+                x, (float, int, np.floating, np.integer)
+            ):
+                raise call.wrong(TypeError, f"{self.name}, a {self.text}", described(x))
+            x = kind(x)
+        if self.low is not None and not x >= self.low:  # NaN is not either
+            raise call.wrong(ValueError, f"{self.name}, a {self.text}", x)
+        return x
+
+
+class Bits:
+    """A uint32."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def check(self, x: Any, call: Call) -> np.uint32:
+        if type(x) is np.uint32:
+            return x
+        if isinstance(x, (bool, np.bool_)) or not hasattr(x, "__index__"):
+            raise call.wrong(TypeError, f"{self.name}, a uint32", described(x))
+        if not 0 <= operator.index(x) < 2**32:
+            raise call.wrong(ValueError, f"{self.name}, a uint32", x)
+        return np.uint32(x)
+
+
+class Truth:
+    """True or False."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def check(self, x: Any, call: Call) -> bool:
+        if not isinstance(x, (bool, np.bool_)):
+            raise call.wrong(TypeError, f"{self.name}, True or False", described(x))
+        return bool(x)
+
+
+class Bundle:
+    """A NamedTuple, field by field."""
+
+    def __init__(self, name: str, kind: Any, fields: list[Any], where: str):
+        self.name, self.kind, self.fields, self.where = name, kind, fields, where
+        self.condition = compile(where, name, "eval") if where else None
+
+    def check(self, x: Any, call: Call) -> Any:
+        if type(x) is not self.kind:
+            fields = f"{self.kind.__name__}({', '.join(self.kind._fields)})"
+            raise call.wrong(TypeError, f"{self.name}, a {fields}", described(x))
+        x = self.kind._make([field.check(v, call) for field, v in zip(self.fields, x, strict=True)])
+        if self.condition is not None and not eval(self.condition, x._asdict()):
+            raise call.wrong(ValueError, f"{self.name} with {self.where}", described(x))
+        return x
+
+
+class Optional:
+    """The same, or None."""
+
+    def __init__(self, some: Any):
+        self.some = some
+
+    def check(self, x: Any, call: Call) -> Any:
+        return None if x is None else self.some.check(x, call)
+
+
+# -------------------------------------------------------------------------------- declarations
+
+BUNDLES: dict[str, tuple[Any, tuple[str, ...], dict[str, str], str]] = {}
+SCALAR = re.compile(r"(int|float|number|bool|uint32)(?: >= (\S+))?")
+INDICES = re.compile(r"(\(.*\)) in \[0, (\w+)\)(?: or (\w+))?")
+FLOAT_ARRAY = re.compile(r"(\(.*\))( written)?")
+BUNDLE = re.compile(r"(\w+)(?:\((.*)\))?")
+
+
+def bundle(*letters: str, where: str = "", **fields: str) -> Callable[[type], Any]:
+    """Declare the fields of a NamedTuple. `letters` are the sizes that a kernel names anew."""
+
+    def register(kind: Any) -> Any:
+        if tuple(fields) != kind._fields:
+            raise TypeError(f"{kind.__name__} has the fields {kind._fields}, not {tuple(fields)}")
+        BUNDLES[kind.__name__] = kind, letters, fields, where
+        return kind
+
+    return register
+
+
+def parse(name: str, text: str) -> Any:
+    """The check that a declaration stands for."""
+    if text.endswith(" or None"):
+        return Optional(parse(name, text.removesuffix(" or None")))
+    if m := SCALAR.fullmatch(text):
+        kind, low = m.groups()
+        if kind in ("bool", "uint32"):
+            return Truth(name) if kind == "bool" else Bits(name)
+        return Whole(name, text, low) if kind == "int" else Real(name, text, low)
+    if m := INDICES.fullmatch(text):
+        return Indices(name, text, sizes_of(m[1]), m[2], m[3])
+    if m := FLOAT_ARRAY.fullmatch(text):
+        return ArrayOf(name, m[1], sizes_of(m[1]), bool(m[2]))
+    m = BUNDLE.fullmatch(text)
+    if m is None or m[1] not in BUNDLES:
+        raise TypeError(f"{name} is declared as {text!r}, which is nothing that gate.py knows")
+    kind, letters, fields, where = BUNDLES[m[1]]
+    anew = dict(zip(letters, [s.strip() for s in (m[2] or "").split(",") if s], strict=True))
+
+    def renamed(text: str) -> str:
+        if not text.startswith("(") and "(" not in text:
+            return text
+        return re.sub(r"(?<![\w.])[A-Za-z]+", lambda m: anew.get(m[0], m[0]), text)
+
+    parts = [parse(f"{name}.{field}", renamed(t)) for field, t in fields.items()]
+    return Bundle(name, kind, parts, where)
+
+
+def sizes_of(text: str) -> list[str]:
+    """The sizes in "(N, 2*d)"; commas within parentheses belong to a size."""
+    return [s.strip() for s in re.split(r",(?![^(]*\))", text[1:-1]) if s.strip()]
+
+
+class Declaration:
+    """A kernel: what it takes, and where its two sides are."""
+
+    def __init__(self, name: str, numba: str, numpy: Any, where: str, arguments: dict[str, str]):
+        self.name, self.numba, self.numpy, self.arguments = name, numba, numpy, arguments
+        self.checks = [parse(argument, text) for argument, text in arguments.items()]
+        self.where = where
+        self.condition = compile(where, name, "eval") if where else None
+        words = re.findall(r"(?<![.\w])[A-Za-z]+", where)
+        self.subjects = [w for w in words if len(w) == 1 or w in arguments]
+
+    def __str__(self) -> str:
+        where = f" where {self.where}" if self.where else ""
+        return f"{self.name}({', '.join(f'{n}: {t}' for n, t in self.arguments.items())}){where}"
+
+    def check(self, args: tuple[Any, ...]) -> list[Any]:
+        """The arguments, fit for the kernel; or an error that names what does not fit."""
+        if len(args) != len(self.checks):
+            raise TypeError(f"{self.name}: expected {len(self.checks)} arguments, got {len(args)}")
+        call = Call(self.name)
+        out = [c.check(x, call) for c, x in zip(self.checks, args, strict=True)]
+        for check, x in call.later:
+            check(x, call)
+        if self.condition is not None:
+            named = dict(zip(self.arguments, out, strict=True))
+            if not eval(self.condition, named, call.sizes):
+                got = {n: call.sizes[n] if n in call.sizes else named[n] for n in self.subjects}
+                text = ", ".join(f"{n} = {described(x)}" for n, x in got.items())
+                raise call.wrong(ValueError, self.where, text)
+        return out
+
+    def side(self, which: str) -> Callable[..., Any]:
+        """The kernel of one side, "numba" or "numpy", behind the door."""
+        if which == "numba":
+            kernel = getattr(importlib.import_module(self.numba), self.name)
+        elif self.numpy is None:
+            raise ValueError(f"{self.name} has no NumPy side")
+        else:
+            kernel = self.numpy
+
+        def gated(*args: Any) -> Any:
+            return kernel(*self.check(args))
+
+        gated.__name__ = gated.__qualname__ = self.name
+        gated.__doc__ = f"{self}\n\n{inspect.getdoc(self.numpy) or ''}"
+        return gated
+
+
+KERNELS: dict[str, Declaration] = {}
+
+
+def kernel(file: str, where: str = "", **arguments: str) -> Callable[[F], F]:
+    """Declare a kernel by its NumPy side; the numba side has the same name in `file`, beside it."""
+
+    def register(fn: F) -> F:
+        parameters = list(inspect.signature(fn).parameters)
+        if parameters != list(arguments):
+            raise TypeError(f"{fn.__name__} takes {parameters}, but declares {list(arguments)}")
+        folder = fn.__module__.rpartition(".")[0]
+        KERNELS[fn.__name__] = Declaration(fn.__name__, f"{folder}.{file}", fn, where, arguments)
+        return fn
+
+    return register
