@@ -147,7 +147,7 @@ class Node:
         self.backward = backward
         self.saved = saved  # version counters of the arrays in use, and their sum when recorded:
         self.stamp = sum([counter[0] for counter in saved])  # they only grow, so it tells a change
-        self.hooks: list[Callable[[Array], Array | None]] | None = None
+        self.hooks: list[Hook] | None = None
         self.tensor: weakref.ref[Tensor] | None = None  # who gets `.grad`: leaves, retain_grad()
         self.where: str | None = None  # source line, kept in anomaly mode
 
@@ -156,6 +156,36 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.op}, shape={self.shape})"
+
+
+class Hook:
+    """A function that sees the gradient of a node, and the handle that removes it."""
+
+    def __init__(self, fn: Callable[[Array], Array | None], node: Node):
+        self.fn, self.node = fn, weakref.ref(node)  # weak, as the node holds the hook
+        node.hooks = [*(node.hooks or ()), self]
+
+    def remove(self) -> None:
+        """Take the hook away; a second time does nothing."""
+        node = self.node()
+        if node is not None:
+            node.hooks = [hook for hook in node.hooks or () if hook is not self]
+
+    __call__ = remove
+
+    def run(self, g: Array, node: Node) -> Array:
+        """The gradient that goes on: `g`, or what the function returned for it."""
+        seen = g.view()
+        seen.flags.writeable = False  # other nodes may hold the same array
+        changed = self.fn(seen)
+        if changed is None:
+            return g
+        changed = np.asarray(changed, dtype=node.dtype)
+        if changed.shape != g.shape:
+            raise ValueError(
+                f"hook of '{node.op}': expected a gradient of shape {g.shape}, got {changed.shape}"
+            )
+        return changed
 
 
 # --------------------------------------------------------------------------------------- the walk
@@ -208,13 +238,14 @@ def walk(
         g = grads.pop(node)
         owned.discard(node)
         for hook in node.hooks or ():
-            changed = hook(g)
-            g = g if changed is None else np.asarray(changed, dtype=node.dtype)
+            g = hook.run(g, node)
         if wanted is None:
             if node.op == "leaf" or node.tensor is not None:
                 found[node] = g
         elif node in wanted:
             found[node] = g
+            if node.id == oldest:  # all that is asked for is known: leave what lies before
+                break
         if node.op == "leaf":
             continue
         if node.backward is None:

@@ -199,17 +199,24 @@ def _dropout_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
 
 
-def _dropped(p: float, key: int, dtype: np.dtype) -> tuple[Any, ...]:
+def _dropped(p: float, key: int | None, dtype: np.dtype) -> tuple[Any, ...]:
     """A dropout's arguments to a kernel: threshold, 1/(1−p) and the halves of the key."""
+    if key is None:
+        if p:
+            raise ValueError(
+                f"dropout of {p} needs a key, or it would draw the same mask at every call; give "
+                "key=fold(seed, step, layer), or use nn.Dropout, which counts its calls"
+            )
+        key = 0
     return threshold(p), dtype.type(1 / (1 - p)), *halves(key)
 
 
 @op(cases=_dropout_cases)
-def dropout(x: Array, p: float, key: int) -> Any:
+def dropout(x: Array, p: float, key: int | None = None) -> Any:
     """x with each element zeroed with probability `p` and the rest scaled by 1/(1−p).
 
-    The mask is a function of `key` and the position (see random.py), so the backward draws it
-    again: dx = mask g / (1−p), which is dropout of g under the same key.
+    The mask is a function of `key` (see `fold`; ValueError without one) and the position, so the
+    backward draws it again: dx = mask g / (1−p), which is dropout of g under the same key.
     """
     args = _dropped(p, key, x.dtype)
 
@@ -226,7 +233,7 @@ def _dropout_add_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_dropout_add_cases)
-def dropout_add(x: Array, branch: Array, p: float, key: int) -> Any:
+def dropout_add(x: Array, branch: Array, p: float, key: int | None = None) -> Any:
     """x + dropout(branch, p, key): a branch joining the residual stream, in one pass.
 
     Backward: dx = g, and d branch = dropout(g) under the same key.
@@ -294,7 +301,7 @@ def _attention_options(
     scale: float | None,
     causal: bool,
     p: float,
-    key: int,
+    key: int | None,
     dtype: np.dtype,
 ) -> tuple[Any, ...]:
     """What a kernel takes after packed heads (B, T, H + 2 K, d), q, k and v side by side, and H."""
@@ -330,7 +337,7 @@ def _attend(
     scale: float | None,
     causal: bool,
     p: float,
-    key: int,
+    key: int | None,
 ) -> tuple[Array, Vjp]:
     """Output (B, T, H, d), and the function from its gradient to that of `packed`."""
     args = _attention_options(
@@ -363,7 +370,7 @@ def attention(
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
-    key: int = 0,
+    key: int | None = None,
 ) -> Any:
     """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017), no T×T array stored.
 
@@ -410,7 +417,7 @@ def self_attention(
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
-    key: int = 0,
+    key: int | None = None,
 ) -> Any:
     """Causal `attention` on packed projections, with RoPE inside: what a block calls.
 
