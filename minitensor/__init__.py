@@ -15,6 +15,7 @@ from minitensor.gradcheck import GradcheckError, gradcheck
 from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
 from minitensor.random import fold
+from minitensor.saving import load, save
 from minitensor.tape import (
     Array,
     Part,
@@ -31,7 +32,7 @@ from minitensor.tensor import Op, Tensor, checkpoint, from_dlpack, grad, op, reg
 __all__ = [
     *ops.__all__, "Array", "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
     "detect_anomaly", "draw", "enable_grad", "fold", "from_dlpack", "grad", "gradcheck",
-    "is_grad_enabled", "nn", "no_grad", "observe", "op", "ops", "optim", "recording", "registry",
-    "tensor", "value_and_grad",
+    "is_grad_enabled", "load", "nn", "no_grad", "observe", "op", "ops", "optim", "recording",
+    "registry", "save", "tensor", "value_and_grad",
 ]
 # fmt: on

@@ -450,7 +450,7 @@ class Tensor:
         for node, g in walk([(self._node, seed(self, gradient))], None, retain_graph).items():
             tensor = node.tensor() if node.tensor is not None else None
             if tensor is not None:
-                tensor.grad = np.array(g) if tensor.grad is None else tensor.grad + g
+                tensor.grad = np.array(g) if tensor.grad is None else np.asarray(tensor.grad + g)
 
     def retain_grad(self) -> Tensor:
         """Keep the gradient of this intermediate result in `.grad` too."""
