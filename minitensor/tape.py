@@ -11,12 +11,13 @@ What this file is not: a compiler, and there is no gradient of a gradient.
 from __future__ import annotations
 
 import heapq
+import inspect
 import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,16 +52,33 @@ def recording() -> bool:
     return mode.recording
 
 
-@contextmanager
-def set_mode(**values: Any) -> Iterator[None]:
-    before = {name: getattr(mode, name) for name in values}
-    for name, value in values.items():
-        setattr(mode, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
+class set_mode(ContextDecorator):  # a function's name: it is called as one
+    """Context, or decorator, in which some modes of the thread have other values. It may be entered
+    again."""
+
+    def __init__(self, **values: Any):
+        self.values = values
+        self.before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self.before.append({name: getattr(mode, name) for name in self.values})
+        for name, value in self.values.items():
             setattr(mode, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in self.before.pop().items():
+            setattr(mode, name, value)
+
+    def __call__(self, function: Any) -> Any:
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(
+                f"a mode cannot decorate the generator {function.__name__}, whose body runs later; "
+                "write with no_grad(): inside it"
+            )
+        return super().__call__(function)
+
+    def _recreate_cm(self) -> set_mode:
+        return set_mode(**self.values)  # each call of a decorated function, in whatever thread
 
 
 def no_grad() -> Any:

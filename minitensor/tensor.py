@@ -96,7 +96,7 @@ class Op:
         arrays: list[Any] = []
         parents: list[Node | None] = []
         saved: list[list[int]] = []
-        record, grad = False, mode.grad
+        record, given, grad = False, False, mode.grad
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x._array)
@@ -107,14 +107,15 @@ class Op:
             else:
                 arrays.append(x if type(x) in _PLAIN else _as_operand(x, inputs))
                 parents.append(None)
-        for option in (*options, *kwargs.values()):
+                given = given or isinstance(x, np.ndarray)
+        for option in (*options, *kwargs.values()) if options or kwargs else ():
             if isinstance(option, Tensor) and option._node is not None and grad:
                 raise TypeError(
                     f"{self.name}: an option is a tensor that requires a gradient, which would be "
                     f"lost; only {', '.join(self.names)} may have one, so give option.detach()"
                 )
-        if record:  # tensors are watched, arrays are not: keep what they hold now
-            arrays = [
+        if record and given:
+            arrays = [  # tensors are watched, arrays are not: keep what they hold now
                 np.array(a) if isinstance(a, np.ndarray) and not isinstance(x, Tensor) else a
                 for a, x in zip(arrays, inputs, strict=True)
             ]

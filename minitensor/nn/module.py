@@ -227,14 +227,24 @@ class ModuleList(Module):
         setattr(self, str(len(self)), module)
         return self
 
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        """Add some at the end."""
+        for module in modules:
+            self.append(module)
+        return self
+
     def __len__(self) -> int:
         return sum(isinstance(value, Module) for value in vars(self).values())
 
     def __iter__(self) -> Iterator[Any]:
         return (value for value in vars(self).values() if isinstance(value, Module))
 
-    def __getitem__(self, i: int) -> Any:
-        return list(self)[i]
+    def __getitem__(self, i: int | slice) -> Any:
+        """A module, or for a slice a list of the same kind, which shares them."""
+        if not isinstance(i, slice):
+            return list(self)[i]
+        part = ModuleList.__new__(type(self))
+        return part.extend(list(self)[i])
 
 
 class ModuleDict(Module):

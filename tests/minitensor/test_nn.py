@@ -222,6 +222,10 @@ def test_sequential_takes_modules_and_functions():
     assert [n for n, _ in net.named_parameters()] == ["0.weight", "0.bias", "2.weight"]
     assert net(np.ones((5, 2), np.float32)).shape == (5, 1)
     assert "(1): relu" in repr(net)
+    head = net[:2]
+    assert type(head) is nn.Sequential and head[0] is net[0] and len(head) == 2
+    assert (head(np.ones((5, 2), np.float32)).data >= 0).all()
+    assert len(nn.ModuleList([net[0]]).extend(net[1:])) == 3
 
 
 def test_layers_compute_what_they_say():

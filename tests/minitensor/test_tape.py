@@ -133,6 +133,20 @@ def test_no_grad_and_enable_grad_nest_and_restore():
     assert mt.is_grad_enabled()
 
 
+def test_a_mode_can_be_entered_again_but_not_wrap_a_generator():
+    off = mt.no_grad()
+    with off, off:
+        assert not mt.is_grad_enabled()
+    with off:
+        assert not mt.is_grad_enabled()
+    assert mt.is_grad_enabled()
+    with pytest.raises(TypeError, match="cannot decorate the generator batches"):
+
+        @mt.no_grad()
+        def batches():
+            yield 1
+
+
 def test_modes_belong_to_a_thread():
     seen = []
     with mt.no_grad():
