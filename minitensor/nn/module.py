@@ -223,7 +223,12 @@ class ModuleList(Module):
             self.append(module)
 
     def append(self, module: Module) -> ModuleList:
-        """Add one at the end."""
+        """Add one at the end. TypeError for what is no module."""
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: expected modules, got {type(module).__name__}; "
+                "give them one by one to Sequential, in a list to ModuleList"
+            )
         setattr(self, str(len(self)), module)
         return self
 
@@ -293,7 +298,12 @@ class Sequential(ModuleList):
     """Modules (or functions) one after the other."""
 
     def __init__(self, *modules: Any):
-        super().__init__(m if isinstance(m, Module) else Function(m) for m in modules)
+        super().__init__(modules)
+
+    def append(self, module: Any) -> ModuleList:
+        """Add a module or a function at the end."""
+        plain = callable(module) and not isinstance(module, Module)
+        return super().append(Function(module) if plain else module)
 
     def forward(self, x: Any) -> Any:
         """The last of the modules, of the one before it, of ... x."""

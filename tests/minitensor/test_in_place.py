@@ -55,6 +55,19 @@ def test_a_change_by_an_operator_is_noticed_by_the_backward():
         y.backward()
 
 
+def test_a_result_that_is_its_input_is_watched_with_it():
+    x, w = leaf(1.0), mt.Tensor(np.array([3.0]))
+    for same in (w.astype(w.dtype), w.reshape(1), w**1):
+        y = (x * w).sum()
+        same *= 2
+        shared = np.shares_memory(same.numpy(), w.numpy())
+        assert (w.tolist() != [3]) == shared
+        if shared:
+            with pytest.raises(RuntimeError, match="changed in place"):
+                y.backward()
+        w.copy_([3.0])
+
+
 def test_a_leaf_that_requires_a_gradient_is_guarded_outside_no_grad():
     x = leaf(1.0, 2.0)
     with pytest.raises(RuntimeError, match=r"in-place sub on a leaf .* inside no_grad\(\)"):

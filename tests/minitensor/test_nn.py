@@ -225,6 +225,9 @@ def test_sequential_takes_modules_and_functions():
     head = net[:2]
     assert type(head) is nn.Sequential and head[0] is net[0] and len(head) == 2
     assert (head(np.ones((5, 2), np.float32)).data >= 0).all()
+    for make in (lambda: nn.Sequential([net[0]]), lambda: nn.ModuleList([net[0].weight])):
+        with pytest.raises(TypeError, match=r"expected modules, got (list|Parameter)"):
+            make()
     assert len(nn.ModuleList([net[0]]).extend(net[1:])) == 3
 
 
