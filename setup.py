@@ -36,7 +36,9 @@ setup(
     # Listed one by one, so that tests and examples are never installed.
     packages=[
         "minitensor",
+        "minitensor.gradcheck",
         "minitensor.kernels",
+        "minitensor.nn",
         "minitensor.ops",
         "bpe",
         "tinygpt",

@@ -10,11 +10,12 @@ The core is tape.py, tensor.py and ops/elementwise.py: read in this order, they 
 """
 
 from minitensor import nn, ops, optim
-from minitensor.check import GradcheckError, gradcheck
 from minitensor.draw import draw
+from minitensor.gradcheck import GradcheckError, gradcheck
 from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
 from minitensor.random import fold
+from minitensor.saving import load, save
 from minitensor.tape import (
     Array,
     Part,
@@ -25,12 +26,13 @@ from minitensor.tape import (
     observe,
     recording,
 )
-from minitensor.tensor import Op, Tensor, checkpoint, grad, op, registry, tensor
+from minitensor.tensor import Op, Tensor, checkpoint, from_dlpack, grad, op, registry, tensor
 
 # fmt: off
 __all__ = [
     *ops.__all__, "Array", "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
-    "detect_anomaly", "draw", "enable_grad", "fold", "grad", "gradcheck", "is_grad_enabled", "nn",
-    "no_grad", "observe", "op", "ops", "optim", "recording", "registry", "tensor", "value_and_grad",
+    "detect_anomaly", "draw", "enable_grad", "fold", "from_dlpack", "grad", "gradcheck",
+    "is_grad_enabled", "load", "nn", "no_grad", "observe", "op", "ops", "optim", "recording",
+    "registry", "save", "tensor", "value_and_grad",
 ]
 # fmt: on

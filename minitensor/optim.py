@@ -10,6 +10,7 @@ What this file is not: there are no closures, no sparse gradients, no AMSGrad.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -36,34 +37,60 @@ class Optimizer:
     light: ClassVar[int] = 2**19  # elements below which threads are not worth waking
 
     def __init__(self, params: Iterable[Any], **defaults: Any):
-        name, groups = type(self).__name__, list(params)
+        name = type(self).__name__
+        if isinstance(params, Tensor):
+            raise TypeError(f"{name}: expected a list of tensors, got one; give [p]")
+        groups = list(params)
         if not groups:
             raise ValueError(f"{name}: got no parameters")
-        if not isinstance(groups[0], dict):
-            groups = [{"params": groups}]
-        self.param_groups: list[dict[str, Any]] = [
-            {**defaults, **group, "params": list(group["params"])} for group in groups
-        ]
-        self.parameters = [p for group in self.param_groups for p in group["params"]]
-        self.state: list[dict[str, Any]] = [{} for _ in self.parameters]
-        seen: set[Tensor] = set()
-        for i, p in enumerate(self.parameters):
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self.parameters: list[Tensor] = []
+        self.state: list[dict[str, Any]] = []
+        for group in groups if isinstance(groups[0], dict) else [{"params": groups}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Learn more tensors, with options of their own. Keys that are no option are kept, but not
+        those that look like one (ValueError)."""
+        name = type(self).__name__
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f"{name}: expected a dict with 'params', got {type(group).__name__}")
+        for key in set(group) - {*self.defaults, "params"}:
+            meant = {"learning_rate": ["lr"]}.get(key) or difflib.get_close_matches(
+                key, self.defaults
+            )
+            if meant:
+                raise ValueError(f"{name}: no option is called {key!r}; did you mean {meant[0]!r}?")
+        listed = group["params"]
+        params = [listed] if isinstance(listed, Tensor) else list(listed)
+        seen = set(self.parameters)
+        for i, p in enumerate(params, len(self.parameters)):
             if not isinstance(p, Tensor) or not p.is_leaf:
                 raise TypeError(f"{name}: parameter {i} is not a leaf tensor")
             if p in seen:
                 raise ValueError(f"{name}: parameter {i} (shape {p.shape}) is there twice")
             seen.add(p)
-        for group in self.param_groups:
-            if group["lr"] < 0 or group.get("weight_decay", 0) < 0:
+        whole = {**self.defaults, **group, "params": params}
+        self.check(whole)
+        self.param_groups.append(whole)
+        self.parameters += params
+        self.state += [{} for _ in params]
+
+    def check(self, group: dict[str, Any]) -> None:
+        """ValueError for an option that cannot work. A subclass adds its own."""
+        name = type(self).__name__
+        for key in ("lr", "weight_decay", "momentum", "eps"):
+            value = group.get(key, 0.0)
+            if not isinstance(value, float | int | np.number) or not 0 <= value < math.inf:
                 raise ValueError(
-                    f"{name}: lr and weight_decay cannot be negative, got "
-                    f"lr={group['lr']}, weight_decay={group.get('weight_decay')}"
+                    f"{name}: {key} cannot be negative, infinite or no number, got {value!r}"
                 )
 
-    def zero_grad(self) -> None:
-        """Set every `.grad` to None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set every `.grad` to None, or, where there is one, to zeros."""
         for p in self.parameters:
-            p.grad = None
+            p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
 
     def step(
         self,
@@ -137,29 +164,47 @@ class Optimizer:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. ValueError if its groups or shapes are not these."""
+        """Go on from a `state_dict`. ValueError if it is not one of such an optimiser; then nothing
+        has been changed."""
+        name = type(self).__name__
+        if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
+            raise ValueError(f"{name}: a saved state has 'state' and 'param_groups', this has not")
         mine = [len(group["params"]) for group in self.param_groups]
         theirs = [len(group["params"]) for group in saved["param_groups"]]
         if mine != theirs:
             raise ValueError(
-                f"{type(self).__name__}: this optimiser has groups of {mine} "
-                f"parameters, the saved state of {theirs}"
+                f"{name}: this optimiser has groups of {mine} parameters, the saved state of "
+                f"{theirs}"
             )
+        unknown = [i for i in saved["state"] if i not in range(len(self.parameters))]
+        if unknown:
+            raise ValueError(f"{name}: the saved state has no parameter {unknown[0]!r} to be for")
+        groups = [
+            {**group, **other, "params": group["params"]}
+            for group, other in zip(self.param_groups, saved["param_groups"], strict=True)
+        ]
+        for group in groups:
+            self.check(group)
         state: list[dict[str, Any]] = []
         for i, p in enumerate(self.parameters):
             entry = dict(saved["state"].get(i, {}))
-            for name in self.moments if entry else ():
-                moment = np.array(entry.get(name, math.nan), p.dtype, order="C")
+            if entry and set(entry) != {"step", *self.moments}:
+                raise ValueError(
+                    f"{name}: the state of parameter {i} has {', '.join(sorted(entry))}; "
+                    f"expected step, {', '.join(self.moments)}"
+                )
+            for key in self.moments if entry else ():
+                moment = np.array(entry[key], p.dtype, order="C")
                 if moment.shape != p.shape:
                     raise ValueError(
-                        f"{type(self).__name__}: '{name}' of parameter {i} has shape "
-                        f"{moment.shape}, the parameter {p.shape}"
+                        f"{name}: '{key}' of parameter {i} has shape {moment.shape}, "
+                        f"the parameter {p.shape}"
                     )
-                entry[name] = moment
+                entry[key] = moment
             state.append(entry)
         self.state = state
-        for group, theirs_group in zip(self.param_groups, saved["param_groups"], strict=True):
-            group.update({k: v for k, v in theirs_group.items() if k != "params"})
+        for group, other in zip(self.param_groups, groups, strict=True):
+            group.update(other)
 
 
 class SGD(Optimizer):
@@ -178,11 +223,14 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ):
-        if nesterov and momentum <= 0:
-            raise ValueError("SGD: nesterov needs a momentum above 0")
         super().__init__(
             params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
         )
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError("SGD: nesterov needs a momentum above 0")
 
     def update(self, group: dict[str, Any], step: int, scale: float, arrays: list[Array]) -> None:
         p, g, b = arrays
@@ -214,9 +262,12 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        for beta1, beta2 in (group["betas"] for group in self.param_groups):
-            if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-                raise ValueError(f"{type(self).__name__}: betas {(beta1, beta2)} must be in [0, 1)")
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        betas = group["betas"]
+        if np.shape(betas) != (2,) or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{type(self).__name__}: betas {betas} must be in [0, 1), and two")
 
     def update(self, group: dict[str, Any], step: int, scale: float, arrays: list[Array]) -> None:
         p, g, m, v = arrays
@@ -284,7 +335,12 @@ class Muon(Optimizer):
             nesterov=nesterov,
             ns_steps=ns_steps,
         )
-        for p in self.parameters:
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 1:
+            raise ValueError(f"Muon: ns_steps is {group['ns_steps']!r}; expected 1 or more")
+        for p in group["params"]:
             if p.ndim != 2:
                 raise ValueError(
                     f"Muon: a parameter has shape {p.shape}; only matrices can be "
@@ -364,20 +420,26 @@ def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
 
 
 def clip_grad_norm_(params: Iterable[Tensor], max_norm: float) -> float:
-    """Scale every `.grad` by max_norm / norm if their common norm is larger; return the norm."""
-    params = [p for p in params if p.grad is not None]
-    norm = grad_norm([p.grad for p in params if p.grad is not None])
+    """Scale every `.grad` in place by max_norm / norm if their common norm is larger; return the
+    norm."""
+    grads = _grads(params)
+    norm = grad_norm(grads)
     scale = max_norm / (norm + 1e-6)
-    for p in params if not scale >= 1 else ():
-        p.grad = np.asarray(p.grad * scale)  # type: ignore[operator]
+    for g in grads if not scale >= 1 else ():
+        g *= scale
     return norm
 
 
 def clip_grad_value_(params: Iterable[Tensor], clip_value: float) -> None:
-    """Limit every element of every `.grad` to [-clip_value, clip_value]."""
-    for p in params:
-        if p.grad is not None:
-            p.grad = np.clip(p.grad, -clip_value, clip_value)
+    """Limit every element of every `.grad`, in place, to [-clip_value, clip_value]."""
+    for g in _grads(params):
+        np.clip(g, -clip_value, clip_value, out=g)
+
+
+def _grads(params: Iterable[Tensor]) -> list[Array]:
+    """The gradients that are there, of parameters or of a single one."""
+    listed = [params] if isinstance(params, Tensor) else params
+    return [p.grad for p in listed if p.grad is not None]
 
 
 # -------------------------------------------------------------------------------------- schedules

@@ -226,7 +226,7 @@ def value_and_grad(
     def one(index: int) -> None:
         loss = loss_fn(shards[index], index, *leaves)
         value = loss.item()
-        tree.put(index, (value, grad(loss, wanted, allow_unused=True)))
+        tree.put(index, (value, grad(loss, wanted, materialize_grads=True)))
 
     workers.map(one, range(len(shards)))
     (value, grads), *other = tree.rest()
@@ -240,6 +240,8 @@ def value_and_grad(
         )
     own, through = grads[: len(parameters)], grads[len(parameters) :]
     if derived:
-        for a, b in zip(own, grad(derived, parameters, through, allow_unused=True), strict=True):
+        for a, b in zip(
+            own, grad(derived, parameters, through, materialize_grads=True), strict=True
+        ):
             np.add(a, b, out=a)
     return value, own

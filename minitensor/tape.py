@@ -11,12 +11,13 @@ What this file is not: a compiler, and there is no gradient of a gradient.
 from __future__ import annotations
 
 import heapq
+import inspect
 import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,16 +52,33 @@ def recording() -> bool:
     return mode.recording
 
 
-@contextmanager
-def set_mode(**values: Any) -> Iterator[None]:
-    before = {name: getattr(mode, name) for name in values}
-    for name, value in values.items():
-        setattr(mode, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
+class set_mode(ContextDecorator):  # a function's name: it is called as one
+    """Context, or decorator, in which some modes of the thread have other values. It may be entered
+    again."""
+
+    def __init__(self, **values: Any):
+        self.values = values
+        self.before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self.before.append({name: getattr(mode, name) for name in self.values})
+        for name, value in self.values.items():
             setattr(mode, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in self.before.pop().items():
+            setattr(mode, name, value)
+
+    def __call__(self, function: Any) -> Any:
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(
+                f"a mode cannot decorate the generator {function.__name__}, whose body runs later; "
+                "write with no_grad(): inside it"
+            )
+        return super().__call__(function)
+
+    def _recreate_cm(self) -> set_mode:
+        return set_mode(**self.values)  # each call of a decorated function, in whatever thread
 
 
 def no_grad() -> Any:
@@ -147,7 +165,7 @@ class Node:
         self.backward = backward
         self.saved = saved  # version counters of the arrays in use, and their sum when recorded:
         self.stamp = sum([counter[0] for counter in saved])  # they only grow, so it tells a change
-        self.hooks: list[Callable[[Array], Array | None]] | None = None
+        self.hooks: list[Hook] | None = None
         self.tensor: weakref.ref[Tensor] | None = None  # who gets `.grad`: leaves, retain_grad()
         self.where: str | None = None  # source line, kept in anomaly mode
 
@@ -156,6 +174,36 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.op}, shape={self.shape})"
+
+
+class Hook:
+    """A function that sees the gradient of a node, and the handle that removes it."""
+
+    def __init__(self, fn: Callable[[Array], Array | None], node: Node):
+        self.fn, self.node = fn, weakref.ref(node)  # weak, as the node holds the hook
+        node.hooks = [*(node.hooks or ()), self]
+
+    def remove(self) -> None:
+        """Take the hook away; a second time does nothing."""
+        node = self.node()
+        if node is not None:
+            node.hooks = [hook for hook in node.hooks or () if hook is not self]
+
+    __call__ = remove
+
+    def run(self, g: Array, node: Node) -> Array:
+        """The gradient that goes on: `g`, or what the function returned for it."""
+        seen = g.view()
+        seen.flags.writeable = False  # other nodes may hold the same array
+        changed = self.fn(seen)
+        if changed is None:
+            return g
+        changed = np.asarray(changed, dtype=node.dtype)
+        if changed.shape != g.shape:
+            raise ValueError(
+                f"hook of '{node.op}': expected a gradient of shape {g.shape}, got {changed.shape}"
+            )
+        return changed
 
 
 # --------------------------------------------------------------------------------------- the walk
@@ -208,13 +256,14 @@ def walk(
         g = grads.pop(node)
         owned.discard(node)
         for hook in node.hooks or ():
-            changed = hook(g)
-            g = g if changed is None else np.asarray(changed, dtype=node.dtype)
+            g = hook.run(g, node)
         if wanted is None:
             if node.op == "leaf" or node.tensor is not None:
                 found[node] = g
         elif node in wanted:
             found[node] = g
+            if node.id == oldest:  # all that is asked for is known: leave what lies before
+                break
         if node.op == "leaf":
             continue
         if node.backward is None:

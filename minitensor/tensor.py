@@ -17,16 +17,18 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from minitensor.tape import Array, Backward, Node, mode, set_mode, walk
+from minitensor.tape import Array, Backward, Hook, Node, mode, set_mode, walk
 
 _PACKAGE = str(Path(__file__).parent)
 registry: dict[str, Op] = {}
@@ -38,7 +40,8 @@ class Op:
 
     `cases(rng)` yields ``(inputs, options)``: a tuple of arrays (float64 ones are differentiated)
     and a dict of keyword arguments. The leading parameters annotated ``Array`` (or
-    ``np.ndarray``) are the inputs.
+    ``np.ndarray``) are the inputs; all others are options, which take no tensors on the tape.
+    TypeError where an annotation is missing, or none says that there is an input.
     """
 
     def __init__(
@@ -59,9 +62,19 @@ class Op:
         )
         self.names = [p.name for p in inputs]
         self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
+        bare = [p.name for p in params if p.annotation is p.empty]
+        if bare or not inputs:
+            what = f"parameter {bare[0]!r} has no annotation" if bare else "no input stands first"
+            raise TypeError(
+                f"op {self.name}: {what}; write x: Array for what may have a gradient, "
+                "and the type of an option (p: float)"
+            )
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+    def __reduce__(self) -> str:
+        return self.fn.__qualname__  # copied and pickled as a function is: by its name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the op to tensors, arrays and numbers. This is the cost of every operation, so
@@ -83,7 +96,7 @@ class Op:
         arrays: list[Any] = []
         parents: list[Node | None] = []
         saved: list[list[int]] = []
-        record, grad = False, mode.grad
+        record, given, grad = False, False, mode.grad
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x._array)
@@ -94,6 +107,18 @@ class Op:
             else:
                 arrays.append(x if type(x) in _PLAIN else _as_operand(x, inputs))
                 parents.append(None)
+                given = given or isinstance(x, np.ndarray)
+        for option in (*options, *kwargs.values()) if options or kwargs else ():
+            if isinstance(option, Tensor) and option._node is not None and grad:
+                raise TypeError(
+                    f"{self.name}: an option is a tensor that requires a gradient, which would be "
+                    f"lost; only {', '.join(self.names)} may have one, so give option.detach()"
+                )
+        if record and given:
+            arrays = [  # tensors are watched, arrays are not: keep what they hold now
+                np.array(a) if isinstance(a, np.ndarray) and not isinstance(x, Tensor) else a
+                for a, x in zip(arrays, inputs, strict=True)
+            ]
         if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
             arrays = [a if a is None else Tensor(a)._array for a in arrays]
         outer, mode.recording = mode.recording, record
@@ -110,12 +135,15 @@ class Op:
             mode.recording = outer
         if type(out) is not np.ndarray:
             out = np.asarray(out)
+        for a in arrays:
+            if a is out:  # an op that had nothing to do
+                out = out.view()
         result = Tensor._wrap(out)
         if isinstance(out.base, np.ndarray):  # a view shares the version counter of its array
             owner = _owner(out)
             for x in inputs:
                 if isinstance(x, Tensor) and _owner(x._array) is owner:
-                    result._version = x._version
+                    result._version = x._shared()
                     break
         if record and backward is not None:
             saved.append(result._version)
@@ -133,17 +161,36 @@ class Op:
         return result
 
 
-def op(*, cases: Callable[..., Any], name: str | None = None) -> Callable[[Callable[..., Any]], Op]:
+def op(
+    fn: None = None,
+    /,
+    *,
+    cases: Callable[..., Any] | None = None,
+    name: str | None = None,
+    replace: bool = False,
+) -> Callable[[Callable[..., Any]], Op]:
     """Turn an array function that returns ``(result, backward)`` into a registered op on tensors.
 
     `backward` is a tuple with one vjp per input (``None`` where there is no gradient), of which
     only those needed are called; or one function of the gradient that returns all of them; or
     ``None`` for a result without a gradient. A vjp may return a gradient of the broadcast shape
-    (the walk adds up over the broadcast axes), or a `Part`. `name` is the function's if not given.
+    (the walk adds up over the broadcast axes), or a `Part`. `name` is the function's if not given;
+    a name is taken once, unless `replace`.
     """
+    if fn is not None or cases is None:
+        raise TypeError(
+            "op: write @op(cases=...), where cases(rng) yields (inputs, options) on which "
+            "the gradient is checked"
+        )
+    checked = cases
 
     def register(fn: Callable[..., Any]) -> Op:
-        operation = Op(fn, cases, name)
+        operation = Op(fn, checked, name)
+        if operation.name in registry and not replace:
+            raise ValueError(
+                f"op: there is one called {operation.name!r}; choose another name, "
+                "or pass replace=True"
+            )
         registry[operation.name] = operation
         return operation
 
@@ -206,6 +253,7 @@ class Tensor:
     `data` is anything NumPy makes an array of; it is copied. Python floats become float32; arrays
     keep their dtype. Arithmetic, comparison and indexing follow NumPy; `requires_grad`, `grad`,
     `backward`, `detach` mean what they mean in PyTorch, except that `grad` is a NumPy array.
+    Leaves can be copied and pickled, with their gradient.
     """
 
     __slots__ = ("__weakref__", "_array", "_node", "_version", "grad")
@@ -214,7 +262,7 @@ class Tensor:
 
     _array: Array
     _node: Node | None
-    _version: list[int]
+    _version: list[int]  # how often the array was changed, and 1 once others look at it too
     grad: Array | None
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
@@ -228,14 +276,14 @@ class Tensor:
             array = array.astype(np.float32)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"Tensor: cannot hold {array.dtype}; give numbers or booleans")
-        self._array, self._node, self._version, self.grad = array, None, [0], None
+        self._array, self._node, self._version, self.grad = array, None, [0, 0], None
         self.requires_grad = requires_grad
 
     @classmethod
     def _wrap(cls, array: Array) -> Tensor:
         """A tensor around an array that nobody else will write to; no copy."""
         self = object.__new__(cls)
-        self._array, self._node, self._version, self.grad = array, None, [0], None
+        self._array, self._node, self._version, self.grad = array, None, [0, 0], None
         return self
 
     # ------------------------------------------------------------------ what it is
@@ -271,20 +319,54 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array, read-only: change a tensor by ``x[...] = values`` or `copy_`."""
+        """The array, read-only: change a tensor by ``x[...] = values``, `copy_` or ``x -= step``.
+
+        One exception, for PyTorch's ``p.data -= lr * p.grad``: the array of a leaf that requires a
+        gradient may be written while no graph and no other tensor uses it. Assigning copies values
+        in, needs no `no_grad`, and is noticed by a backward that needs the old ones.
+        """
+        view = self._array.view()
+        if not (self._node is not None and self.is_leaf and getrefcount(self._version) <= 2):
+            view.flags.writeable = False
+        return view
+
+    @data.setter
+    def data(self, values: Any) -> None:
+        if np.shape(values) != self.shape:
+            raise ValueError(f"data: expected shape {self.shape}, got {np.shape(values)}")
+        with set_mode(grad=False):
+            self[...] = values
+
+    def numpy(self) -> Array:
+        """The array, read-only."""
         view = self._array.view()
         view.flags.writeable = False
         return view
 
-    def numpy(self) -> Array:
-        """The array, read-only, as `data`."""
-        return self.data
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self._array, dtype=dtype) if copy or dtype else self.data
+        if self._node is not None:
+            raise RuntimeError(
+                "this tensor requires a gradient, which NumPy would lose in silence; use an op of "
+                "minitensor, or x.detach().numpy() if that is what you want"
+            )
+        return np.array(self._array, dtype=dtype) if copy or dtype else self.numpy()
 
-    def item(self) -> float:
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory itself, for ``from_dlpack`` of NumPy, PyTorch or JAX."""
+        if self._node is not None:
+            raise RuntimeError("dlpack: this tensor requires a gradient; give x.detach()")
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+    def item(self) -> Any:
         """The value of a tensor with one element, as a Python number."""
+        if self._array.size != 1:
+            raise ValueError(
+                f"expected a tensor of one element, got shape {self.shape}; index it, reduce it, "
+                "or use any() or all() for truth"
+            )
         return self._array.item()
 
     def tolist(self) -> Any:
@@ -312,16 +394,43 @@ class Tensor:
         return self._array.dtype
 
     def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len, iteration: this tensor has no axes")
         return len(self._array)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
     def __bool__(self) -> bool:
-        return bool(self._array)
+        return bool(self.item())
 
     def __float__(self) -> float:
-        return float(self._array)
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"index: expected an integer tensor, got {self.dtype}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec or not self.ndim else repr(self)
+
+    def __reduce__(self) -> Any:  # what deepcopy and pickle ask for
+        if not self.is_leaf:
+            raise RuntimeError(
+                f"copy, pickle: this tensor is a result of '{self._node.op}' on the tape, which "  # type: ignore[union-attr]
+                "is not copied; copy x.detach(), or go on from x itself"
+            )
+        return _restore, (type(self), self._array, self.requires_grad, self.grad)
+
+    def __copy__(self) -> Tensor:
+        restore, parts = self.__reduce__()
+        out: Tensor = restore(*parts)
+        out._version = self._shared()
+        return out
 
     def __repr__(self) -> str:
         text = np.array2string(self._array, separator=", ", prefix="Tensor(", threshold=20)
@@ -345,7 +454,7 @@ class Tensor:
         for node, g in walk([(self._node, seed(self, gradient))], None, retain_graph).items():
             tensor = node.tensor() if node.tensor is not None else None
             if tensor is not None:
-                tensor.grad = np.array(g) if tensor.grad is None else tensor.grad + g
+                tensor.grad = np.array(g) if tensor.grad is None else np.asarray(tensor.grad + g)
 
     def retain_grad(self) -> Tensor:
         """Keep the gradient of this intermediate result in `.grad` too."""
@@ -354,22 +463,26 @@ class Tensor:
         self._node.tensor = weakref.ref(self)
         return self
 
-    def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:
+    def register_hook(self, hook: Callable[[Array], Array | None]) -> Hook:
         """Call `hook(gradient)` in the backward; what it returns, if anything, replaces it.
 
-        Returns a function that removes the hook.
+        The gradient is read-only, and its replacement has its shape (ValueError). Returns a handle:
+        ``handle.remove()`` takes the hook away.
         """
         if self._node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
-        hooks = self._node.hooks = self._node.hooks or []
-        hooks.append(hook)
-        return lambda: hooks.remove(hook) if hook in hooks else None
+        return Hook(hook, self._node)
 
     def detach(self) -> Tensor:
         """The same values without the history; shares memory."""
         out = Tensor._wrap(self._array)
-        out._version = self._version
+        out._version = self._shared()
         return out
+
+    def _shared(self) -> list[int]:
+        """The version counter, for another tensor that looks at the same array."""
+        self._version[1] = 1
+        return self._version
 
     # ------------------------------------------------------------------ changes in place
 
@@ -379,17 +492,71 @@ class Tensor:
         return self
 
     def __setitem__(self, index: Any, values: Any) -> None:
-        """Write in place. Only outside the tape: a leaf that requires a gradient needs no_grad."""
+        """Write in place. Only outside the tape: a leaf that requires a gradient needs no_grad, and
+        so do values with one."""
         if self._node is not None and (mode.grad or self._node.op != "leaf"):
             raise RuntimeError(
                 "in-place change of a tensor that is on the tape; use where() or "
                 "concat(), or change a leaf inside no_grad()"
+            )
+        if mode.grad and isinstance(values, Tensor) and values._node is not None:
+            raise RuntimeError(
+                "in-place change: the new values require a gradient, which would be lost; use "
+                "stack(), concat() or where(), or write values.detach()"
             )
         if not self._array.flags.writeable:
             raise RuntimeError("in-place change of a broadcast view; copy it first")
         index = index._array if isinstance(index, Tensor) else index
         self._array[index] = values._array if isinstance(values, Tensor) else values
         self._version[0] += 1
+
+    def _change(self, how: Callable[[Any, Any], Any], other: Any) -> Tensor:
+        """``self how= other``, as in PyTorch: the values change, the object stays.
+
+        Outside the tape the array is written to. On it, what a backward needs must stay as it is:
+        there this tensor goes on as the op's result, which comes to the same as long as no other
+        tensor looks at its array (RuntimeError if one does).
+        """
+        if self._node is not None and self.is_leaf and mode.grad:
+            raise RuntimeError(
+                f"in-place {how.__name__} on a leaf that requires a gradient: change it inside "
+                "no_grad() for a step of learning, or give the result a name of its own"
+            )
+        result = how(self, other)
+        if result.shape != self.shape or not np.can_cast(result.dtype, self.dtype, "same_kind"):
+            raise ValueError(
+                f"in-place {how.__name__}: the result is {result.dtype}{list(result.shape)}, "
+                f"expected {self.dtype}{list(self.shape)}; write x = x ... instead"
+            )
+        if result._node is None:
+            self[...] = result
+            return self
+        if self._version[1]:
+            raise RuntimeError(
+                f"in-place {how.__name__} on the tape of a tensor whose array another one looks "
+                "at (a view, or detach()); write x = x ... instead"
+            )
+        if result.dtype != self.dtype:
+            result = result.astype(self.dtype)
+        before = self._node
+        self._array, self._node, self._version = result._array, result._node, result._version
+        if before is not None and before.tensor is not None:  # retain_grad() goes along
+            before.tensor, self._node.tensor = None, before.tensor
+        return self
+
+    # fmt: off
+    def __iadd__(self, other: Any) -> Tensor: return self._change(operator.add, other)
+    def __isub__(self, other: Any) -> Tensor: return self._change(operator.sub, other)
+    def __imul__(self, other: Any) -> Tensor: return self._change(operator.mul, other)
+    def __itruediv__(self, other: Any) -> Tensor: return self._change(operator.truediv, other)
+    def __ifloordiv__(self, other: Any) -> Tensor: return self._change(operator.floordiv, other)
+    def __imod__(self, other: Any) -> Tensor: return self._change(operator.mod, other)
+    def __ipow__(self, other: Any) -> Tensor: return self._change(operator.pow, other)
+    def __imatmul__(self, other: Any) -> Tensor: return self._change(operator.matmul, other)
+    def __iand__(self, other: Any) -> Tensor: return self._change(operator.and_, other)
+    def __ior__(self, other: Any) -> Tensor: return self._change(operator.or_, other)
+    def __ixor__(self, other: Any) -> Tensor: return self._change(operator.xor, other)
+    # fmt: on
 
     # ------------------------------------------------------------------ operations
     # One line each: the op of that name has the formula, and its docstring is the method's.
@@ -488,9 +655,22 @@ def _compare(how: Callable[..., Any], a: Any, b: Any) -> Tensor:
     return Tensor._wrap(np.asarray(how(a, b)))
 
 
+def _restore(kind: type[Tensor], array: Array, learned: bool, grad: Array | None) -> Tensor:
+    """A leaf of its own from the parts of another."""
+    out = kind._wrap(array)
+    out.requires_grad, out.grad = learned, grad
+    return out
+
+
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """The same as `Tensor(data, requires_grad, dtype)`."""
     return Tensor(data, requires_grad, dtype)
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A tensor of the values of another library's array (PyTorch's, JAX's): copied, so that nothing
+    changes behind the tape. The other way: ``torch.from_dlpack(tensor)``, which shares memory."""
+    return Tensor(np.from_dlpack(x))
 
 
 def seed(out: Tensor, g: Any) -> Array:
@@ -510,19 +690,23 @@ def seed(out: Tensor, g: Any) -> Array:
 
 def grad(
     outputs: Tensor | Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
     grad_outputs: Any = None,
     *,
     retain_graph: bool = False,
     allow_unused: bool = False,
+    materialize_grads: bool = False,
 ) -> list[Array]:
     """Gradients of `outputs` (a scalar, or tensors weighted by `grad_outputs`) for `inputs`.
 
-    Returns one array per input, of its shape and dtype, to which nothing else refers. Writes to
-    no ``.grad``, so several threads may do this with shared parameters. An input that has no part
-    in the outputs is an error, or gets zeros with `allow_unused`.
+    Returns a list of one array per input (of one for a single tensor, as in PyTorch), of its shape
+    and dtype, to which nothing else refers. Writes to no ``.grad``, so several threads may do this
+    with shared parameters. An input that has no part in the outputs is an error, or gets None with
+    `allow_unused`, zeros with `materialize_grads`. Frees the graph from the outputs down to the
+    oldest input; what was computed before that stays, for another backward.
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    wanted = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if grad_outputs is None:
         weights: list[Any] = [None] * len(outs)
     else:
@@ -530,7 +714,11 @@ def grad(
     if len(weights) != len(outs):
         raise ValueError(f"grad: {len(outs)} outputs but {len(weights)} grad_outputs")
     nodes = []
-    for i, x in enumerate(inputs):
+    for kind, tensors in (("output", outs), ("input", wanted)):
+        for i, x in enumerate(tensors):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"grad: {kind} {i} is {type(x).__name__}, expected a tensor")
+    for i, x in enumerate(wanted):
         if x._node is None:
             raise ValueError(
                 f"grad: input {i} (shape {x.shape}) does not require a gradient; "
@@ -539,17 +727,17 @@ def grad(
         nodes.append(x._node)
     starts = [(o._node, seed(o, w)) for o, w in zip(outs, weights, strict=True) if o._node]
     found = walk(starts, set(nodes), retain_graph)
-    result: list[Array] = []
+    result: list[Any] = []
     seen: set[int] = set()
-    for i, (x, node) in enumerate(zip(inputs, nodes, strict=True)):
+    for i, (x, node) in enumerate(zip(wanted, nodes, strict=True)):
         g = found.get(node)
         if g is None:
-            if not allow_unused:
+            if not (allow_unused or materialize_grads):
                 raise ValueError(
-                    f"grad: input {i} (shape {x.shape}) has no part in the outputs; "
-                    "pass allow_unused=True for a gradient of zeros"
+                    f"grad: input {i} (shape {x.shape}) has no part in the outputs; pass "
+                    "allow_unused=True for None, or materialize_grads=True for zeros"
                 )
-            g = np.zeros(x.shape, x.dtype)
+            g = np.zeros(x.shape, x.dtype) if materialize_grads else None
         elif isinstance(g.base, np.ndarray) or not g.flags.c_contiguous or id(g) in seen:
             g = np.array(g, order="C")  # never hand out a view of an array or the same one twice
         seen.add(id(g))
@@ -565,6 +753,7 @@ def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
     compute the same the second time, so give dropout its key, or use `nn.Dropout`. Returns one
     tensor; TypeError if the block does not.
     """
+    args = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in args)  # for the replay
     start, outer = Node("leaf", np.empty(0)).id, mode.drawn
     drawn: list[int] = []
     with set_mode(drawn=drawn):
@@ -590,7 +779,7 @@ def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
         stack += new
     parents = tuple(x._node if isinstance(x, Tensor) else None for x in args)
     result = Tensor._wrap(out._array)
-    result._version = out._version
+    result._version = out._shared()
     result._node = Node("checkpoint", out._array, parents, replay, list(counters.values()))
     return result
 

@@ -227,9 +227,12 @@ def getitem(x: Array, index: Any) -> Any:
 
 
 def _plain(index: Any) -> Any:
-    """An index as NumPy wants it: tensors as arrays, an empty list as integers."""
+    """An index as NumPy wants it: tensors, lists and arrays as arrays of our own, which nobody
+    changes before the backward; an empty list as integers."""
     if isinstance(index, Tensor):
         index = index._array
-    if isinstance(index, list):
-        index = np.array(index) if index else np.zeros(0, np.int64)
+    if isinstance(index, list | np.ndarray):
+        index = (
+            np.array(index) if len(np.shape(index)) == 0 or len(index) else np.zeros(0, np.int64)
+        )
     return index

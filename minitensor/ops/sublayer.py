@@ -76,7 +76,7 @@ def attention_sublayer(
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
-    keys: tuple[int, int] = (0, 0),
+    keys: tuple[int | None, int | None] = (None, None),
 ) -> Any:
     """x + dropout(out(self_attention(qkv(norm(x))))), x (B, T, D).
 
@@ -139,7 +139,7 @@ def feed_forward_sublayer(
     norm: str = "layer",
     eps: float = 1e-5,
     dropout: float = 0.0,
-    key: int = 0,
+    key: int | None = None,
 ) -> Any:
     """x + dropout(down(f(up(norm(x))))), x (..., D): f is "gelu" or "gelu_tanh"; or "swiglu", with
     f(z) = silu(gate(norm(x))) z (Shazeer 2020), for which alone there is a gate.

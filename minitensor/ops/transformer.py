@@ -187,17 +187,24 @@ def _dropout_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
 
 
-def drop_of(p: float, key: int) -> Drop:
+def drop_of(p: float, key: int | None) -> Drop:
     """Dropout as the kernels take it."""
+    if key is None:
+        if p:
+            raise ValueError(
+                f"dropout of {p} needs a key, or it would draw the same mask at every call; give "
+                "key=fold(seed, step, layer), or use nn.Dropout, which counts its calls"
+            )
+        key = 0
     return Drop(threshold(p), 1 / (1 - p), *halves(key))
 
 
 @op(cases=_dropout_cases)
-def dropout(x: Array, p: float, key: int) -> Any:
+def dropout(x: Array, p: float, key: int | None = None) -> Any:
     """x with each element zeroed with probability `p` and the rest scaled by 1/(1−p).
 
-    The mask is a function of `key` and the position (see random.py), so the backward draws it
-    again: dx = mask g / (1−p), which is dropout of g under the same key.
+    The mask is a function of `key` (see `fold`; ValueError without one) and the position, so the
+    backward draws it again: dx = mask g / (1−p), which is dropout of g under the same key.
     """
     drop = drop_of(p, key)
 
@@ -214,7 +221,7 @@ def _dropout_add_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_dropout_add_cases)
-def dropout_add(x: Array, branch: Array, p: float, key: int) -> Any:
+def dropout_add(x: Array, branch: Array, p: float, key: int | None = None) -> Any:
     """x + dropout(branch, p, key): a branch joining the residual stream, in one pass.
 
     Backward: dx = g, and d branch = dropout(g) under the same key.
@@ -337,7 +344,7 @@ def attention(
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
-    key: int = 0,
+    key: int | None = None,
 ) -> Any:
     """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017), no T×T array stored.
 
@@ -388,7 +395,7 @@ def self_attention(
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
-    key: int = 0,
+    key: int | None = None,
 ) -> Any:
     """Causal `attention` on packed projections, with RoPE inside: what a block calls.
 

@@ -180,5 +180,84 @@ def test_index_and_type_errors():
         f32(1) + "a"
 
 
+def cases(rng):
+    yield (rng.normal(size=2),), {}
+
+
+@pytest.mark.parametrize(
+    "make, error, match",
+    [
+        (lambda: mt.op(lambda x: x), TypeError, r"op: write @op\(cases=...\)"),
+        (lambda: mt.op(), TypeError, r"op: write @op\(cases=...\)"),
+        (
+            lambda: mt.op(cases=cases)(lambda x: (x, (lambda g: g,))),
+            TypeError,
+            r"op <lambda>: parameter 'x' has no annotation; write x: Array",
+        ),
+    ],
+)
+def test_an_op_that_would_lose_its_gradient_is_not_made(make, error, match):
+    before = dict(mt.registry)
+    with pytest.raises(error, match=match):
+        make()
+    assert mt.registry == before
+
+
+def test_every_parameter_of_an_op_says_what_it_is():
+    def half(x: mt.Array, y):
+        return x * y, (lambda g: g * y,)
+
+    def none(p: float):
+        return np.full(2, p), None
+
+    for fn, match in ((half, "half: parameter 'y'"), (none, "none: no input stands first")):
+        with pytest.raises(TypeError, match=match):
+            mt.op(cases=cases)(fn)
+    assert not {"half", "none"} & set(mt.registry)
+
+
+def test_an_option_takes_no_gradient_in_silence():
+    x = f32(1.0, 2.0)
+    with pytest.raises(TypeError, match=r"dropout: an option is a tensor that requires a grad"):
+        mt.dropout(x, x[0] * 0.1, 3)
+    with mt.no_grad():
+        mt.sum(x, axis=None)
+
+
+def test_a_taken_name_is_not_replaced_by_chance():
+    def exp(x: mt.Array):
+        return -x, (lambda g: -g,)
+
+    built_in = mt.registry["exp"]
+    with pytest.raises(ValueError, match=r"op: there is one called 'exp'; .* replace=True"):
+        mt.op(cases=cases)(exp)
+    assert mt.registry["exp"] is built_in
+    try:
+        assert mt.op(cases=cases, replace=True)(exp) is mt.registry["exp"]
+    finally:
+        mt.registry["exp"] = built_in
+
+
+def keyed():
+    """Each op's registered cases that drop something, without the key."""
+    for name, operation in sorted(mt.registry.items()):
+        for inputs, options in operation.cases(np.random.default_rng(0)):
+            p = options.get("p", options.get("dropout", 0))
+            if p:
+                yield name, inputs, {k: v for k, v in options.items() if k not in ("key", "keys")}
+
+
+@pytest.mark.parametrize(("name", "inputs", "options"), list(keyed()), ids=lambda v: str(v)[:20])
+def test_dropout_asks_for_a_key(name, inputs, options):
+    with pytest.raises(ValueError, match=rf"^{name}: dropout of 0\.\d needs a key, .*fold"):
+        mt.registry[name](*inputs, **options)
+
+
+def test_no_dropout_needs_no_key():
+    x = mt.Tensor(np.ones((1, 1, 2, 2)))
+    for y in (mt.dropout(x, 0.0), mt.dropout_add(x, x, 0.0) - x, mt.attention(x, x, x)):
+        np.testing.assert_array_equal(y.numpy(), x.numpy())
+
+
 def test_the_first_example_of_the_package():
     assert doctest.testmod(mt) == (0, 4)

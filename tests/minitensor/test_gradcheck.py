@@ -8,7 +8,7 @@ import pytest
 
 import minitensor as mt
 from minitensor import gradcheck as check  # the function, as `mt.gradcheck`
-from minitensor.check import check_op
+from minitensor.gradcheck import check_op
 
 RNG = np.random.default_rng
 
@@ -169,3 +169,13 @@ def test_the_table_and_its_exit_status():
     assert bad.returncode == 1 and "FAIL" in bad.stdout and "1 of 2 ops failed" in bad.stdout
     unknown = run("-m", "minitensor.gradcheck", "expp")
     assert unknown.returncode == 2 and "no op is called 'expp'" in unknown.stderr
+    misspelt = run("-m", "minitensor.gradcheck", "--verbos")
+    assert misspelt.returncode == 2 and "unrecognized arguments: --verbos" in misspelt.stderr
+    about = run("-m", "minitensor.gradcheck", "--help")
+    assert about.returncode == 0 and "against finite differences" in about.stdout
+
+
+def test_importing_the_command_leaves_the_function():
+    code = "import minitensor as mt, minitensor.gradcheck\nimport numpy as np\n"
+    done = run("-c", code + "print(mt.gradcheck(mt.exp, [np.ones(2)]))")
+    assert done.stdout == "True\n", done.stderr

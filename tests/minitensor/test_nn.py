@@ -93,12 +93,142 @@ def test_astype_turns_everything_floating():
     assert y.dtype == net.scale.grad.dtype == np.float64
 
 
+def test_a_parameter_is_not_replaced_by_chance():
+    layer = nn.Linear(3, 4, rng=rng())
+    weight, before = layer.weight, layer.weight.numpy().copy()
+    for value in (np.zeros((4, 3)), mt.Tensor(before), weight * 2, 1.0):
+        with pytest.raises(TypeError, match=r"Linear.weight is a parameter: .* no_grad\(\)"):
+            layer.weight = value
+    with mt.no_grad():
+        layer.weight -= 1
+        layer.weight *= 2
+    assert layer.weight is weight and len(layer.parameters()) == 2
+    np.testing.assert_allclose(weight.numpy(), (before - 1) * 2, rtol=1e-6)
+    layer.weight = nn.Parameter(before)
+    layer.bias = None
+    np.testing.assert_array_equal(layer(np.eye(3, dtype=np.float32)).data, before.T)
+    del layer.weight
+    layer.weight = before  # no parameter any more, so nothing is lost
+    assert layer.parameters() == []
+
+
+def test_a_buffer_is_not_replaced_by_chance():
+    net = Net()
+    for value in (np.zeros(1), 3, nn.Parameter(np.zeros(1))):
+        with pytest.raises(TypeError, match=r"Net.steps is a buffer: expected a Tensor or None"):
+            net.steps = value
+    net.steps = mt.Tensor([8])
+    net.steps += 1
+    assert [b.tolist() for b in net.buffers()] == [[9]]
+    net.steps = None
+    assert "steps" not in net.state_dict()
+    del net.steps
+    net.steps = 5  # a plain attribute now
+    assert net.buffers() == []
+    with pytest.raises(TypeError, match="'scale' is a parameter"):
+        net.register_buffer("scale", np.ones(4))
+    with pytest.raises(TypeError, match="'other' is a parameter"):
+        net.register_buffer("other", net.scale)
+
+
+def test_children_and_apply_go_over_the_modules():
+    net, seen = Net(), []
+    assert [name for name, _ in net.named_children()] == ["layers", "same"]
+    assert list(net.layers.children()) == list(net.layers)
+    assert net.apply(lambda m: seen.append(type(m).__name__)) is net
+    assert seen == ["Linear", "LayerNorm", "ModuleList", "Linear", "Net"]
+    assert not any(p.requires_grad for p in net.requires_grad_(False).parameters())
+
+
+def test_gradients_can_be_set_to_zeros():
+    net = Net()
+    net(np.ones((2, 3), np.float32)).sum().backward()
+    net.zero_grad(set_to_none=False)
+    assert not net.scale.grad.any()
+    net.zero_grad()
+    assert net.scale.grad is None
+
+
+def test_a_module_dict_is_a_dict_of_modules():
+    heads = nn.ModuleDict({"a": nn.Linear(2, 1, rng=rng())})
+    heads["b"] = nn.Identity()
+    assert list(heads) == heads.keys() == ["a", "b"] and len(heads) == 2 and "a" in heads
+    assert [n for n, _ in heads.named_parameters()] == ["a.weight", "a.bias"]
+    assert dict(heads.items())["b"] is heads["b"] is heads.values()[1]
+    del heads["b"]
+    assert "b" not in heads
+    for name in ("a.b", "keys", ""):
+        with pytest.raises(ValueError, match=r"ModuleDict: .* cannot be a name"):
+            heads[name] = nn.Identity()
+    with pytest.raises(TypeError, match="'c' is Op, expected a Module"):
+        heads["c"] = mt.relu
+
+
+X, T = rng(3).normal(size=(2, 3)), np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    "module, want",
+    [
+        (nn.ReLU(), lambda x: mt.relu(x)),
+        (nn.GELU("tanh"), lambda x: mt.gelu(x, approximate="tanh")),
+        (nn.SiLU(), lambda x: mt.silu(x)),
+        (nn.Tanh(), lambda x: mt.tanh(x)),
+        (nn.Sigmoid(), lambda x: mt.sigmoid(x)),
+        (nn.Softplus(), lambda x: mt.softplus(x)),
+        (nn.Softmax(0), lambda x: mt.softmax(x, 0)),
+        (nn.LogSoftmax(), lambda x: mt.log_softmax(x)),
+        (nn.Identity(), lambda x: x),
+        (nn.Flatten(0), lambda x: x.reshape(-1)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_modules_of_functions(module, want):
+    x = mt.Tensor(X)
+    np.testing.assert_array_equal(module(x).data, want(x).data)
+    assert repr(module).startswith(type(module).__name__)
+
+
+def test_modules_of_losses():
+    x, target = mt.Tensor(X), np.array([2, 0])
+    for reduction in ("mean", "sum"):
+        for loss, want in [
+            (nn.MSELoss(reduction)(x, T), mt.mse_loss(x, T, reduction)),
+            (
+                nn.BCEWithLogitsLoss(reduction)(x, T),
+                mt.binary_cross_entropy_with_logits(x, T, reduction),
+            ),
+            (
+                nn.CrossEntropyLoss(label_smoothing=0.1, reduction=reduction)(x, target),
+                mt.cross_entropy(x, target, label_smoothing=0.1, reduction=reduction),
+            ),
+        ]:
+            assert loss.item() == want.item()
+
+
+def test_flatten_keeps_an_empty_batch():
+    assert nn.Flatten()(np.zeros((0, 2, 3))).shape == (0, 6)
+
+
+def test_without_a_generator_weights_are_drawn_anew():
+    a, b = nn.Linear(3, 4), nn.Linear(3, 4)
+    assert not np.array_equal(a.weight.data, b.weight.data)
+    assert nn.Embedding(3, 2).weight.shape == (3, 2) and nn.Dropout().seed != nn.Dropout().seed
+
+
 def test_sequential_takes_modules_and_functions():
     net = nn.Sequential(nn.Linear(2, 3, rng=rng()), mt.relu, nn.Linear(3, 1, bias=False, rng=rng()))
     assert len(net) == 3 and net[-1].bias is None
     assert [n for n, _ in net.named_parameters()] == ["0.weight", "0.bias", "2.weight"]
     assert net(np.ones((5, 2), np.float32)).shape == (5, 1)
     assert "(1): relu" in repr(net)
+    head = net[:2]
+    assert type(head) is nn.Sequential and head[0] is net[0] and len(head) == 2
+    assert (head(np.ones((5, 2), np.float32)).data >= 0).all()
+    for make in (lambda: nn.Sequential([net[0]]), lambda: nn.ModuleList([net[0].weight])):
+        with pytest.raises(TypeError, match=r"expected modules, got (list|Parameter)"):
+            make()
+    assert len(nn.ModuleList([net[0]]).extend(net[1:])) == 3
 
 
 def test_layers_compute_what_they_say():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minitensor as mt
-from minitensor.check import TOLERANCE, check_op
+from minitensor.gradcheck import TOLERANCE, check_op
 
 NAMES = sorted(mt.registry)
 NOT_OPS = {  # public, but no op of their own: what they are made of, or why there is no gradient

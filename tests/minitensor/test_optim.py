@@ -144,7 +144,34 @@ def test_wrong_calls_are_explained():
     for call, match in [
         (lambda: optim.AdamW([]), "got no parameters"),
         (lambda: optim.AdamW([ps[0], ps[0]]), r"parameter 1 \(shape \(4, 3\)\) is there twice"),
-        (lambda: optim.AdamW(ps, lr=-1), "cannot be negative"),
+        (lambda: optim.AdamW(ps, lr=-1), "lr cannot be negative"),
+        (lambda: optim.AdamW(ps, lr=math.nan), "lr cannot be .* got nan"),
+        (lambda: optim.AdamW(ps, lr="1e-3"), "lr cannot be .* no number, got '1e-3'"),
+        (lambda: optim.AdamW(ps, eps=-1e-8), "eps cannot be negative"),
+        (lambda: optim.AdamW(ps, weight_decay=-1), "weight_decay cannot be negative"),
+        (lambda: optim.SGD(ps, momentum=-0.9), "momentum cannot be negative"),
+        (lambda: optim.AdamW(ps, betas=(-0.1, 0.9)), r"betas .* must be in \[0, 1\)"),
+        (lambda: optim.AdamW(ps, betas=0.9), r"betas 0.9 must be in \[0, 1\), and two"),
+        (lambda: optim.Muon(ps[:1], ns_steps=0), "ns_steps is 0; expected 1 or more"),
+        (
+            lambda: optim.AdamW([{"params": ps, "weight_deacy": 0.0}]),
+            "no option is called 'weight_deacy'; did you mean 'weight_decay'",
+        ),
+        (
+            lambda: optim.SGD([{"params": ps, "learning_rate": 0.1}]),
+            "no option is called 'learning_rate'; did you mean 'lr'",
+        ),
+        (lambda: optim.AdamW([{"params": ps, "eps": -1}]), "eps cannot be negative, .* got -1"),
+        (lambda: opt.add_param_group({"params": ps[1]}), r"parameter 2 .* is there twice"),
+        (lambda: opt.load_state_dict({}), "a saved state has 'state' and 'param_groups'"),
+        (
+            lambda: opt.load_state_dict({**opt.state_dict(), "state": {"0": {}}}),
+            "the saved state has no parameter '0' to be for",
+        ),
+        (
+            lambda: opt.load_state_dict({**opt.state_dict(), "state": {1: {"step": 3}}}),
+            "the state of parameter 1 has step; expected step, exp_avg, exp_avg_sq",
+        ),
         (lambda: optim.AdamW(ps, betas=(0.9, 1.0)), r"betas .* must be in \[0, 1\)"),
         (lambda: optim.SGD(ps, nesterov=True), "nesterov needs a momentum"),
         (lambda: optim.Muon(ps), r"shape \(5,\); only matrices"),
@@ -157,8 +184,15 @@ def test_wrong_calls_are_explained():
     ]:
         with pytest.raises(ValueError, match=match):
             call()
-    with pytest.raises(TypeError, match="parameter 0 is not a leaf"):
-        optim.AdamW([ps[0] * 2])
+    for params, match in [
+        ([ps[0] * 2], "parameter 0 is not a leaf"),
+        (ps[0], r"expected a list of tensors, got one; give \[p\]"),
+        ([{"params": ps}, ps[0]], "expected a dict with 'params', got Parameter"),
+        ([{"parameters": ps}], "expected a dict with 'params', got dict"),
+    ]:
+        with pytest.raises(TypeError, match=match):
+            optim.AdamW(params)
+    assert len(opt.param_groups) == 1 and len(opt.parameters) == len(opt.state) == 2
     other = optim.AdamW(ps[::-1])
     other.step(gradients(ps[::-1], 0))
     with pytest.raises(ValueError, match="'exp_avg' of parameter 0 has shape"):
@@ -179,6 +213,38 @@ def test_clipping():
     ps[1].grad = None
     optim.clip_grad_norm_(ps, 0.1)
     assert optim.grad_norm([]) == 0
+
+
+def test_clipping_changes_the_arrays_that_are_there():
+    p = mt.nn.Parameter(np.array(3.0))
+    (p * p).backward()
+    (p * p).backward()
+    held = p.grad
+    optim.clip_grad_norm_(p, 6.0)
+    assert held is p.grad and held == pytest.approx(6)
+    optim.clip_grad_value_([p], 1.0)
+    assert held is p.grad and held == 1
+
+
+def test_a_group_may_come_later():
+    a, b = parameters(shapes=((2,), (3,)))
+    opt = optim.SGD([a], lr=1.0, momentum=0.5)
+    opt.step([np.ones(2)])
+    opt.add_param_group({"params": b, "lr": 0.1})
+    start = b.numpy().copy()
+    opt.step([None, np.ones(3)])
+    np.testing.assert_allclose(b.data, start - 0.1)
+    assert [len(g["params"]) for g in opt.state_dict()["param_groups"]] == [1, 1]
+
+
+def test_gradients_are_set_to_none_or_to_zeros():
+    ps = parameters()
+    ps[0].grad = held = np.ones(ps[0].shape)
+    opt = optim.SGD(ps)
+    opt.zero_grad(set_to_none=False)
+    assert not ps[0].grad.any() and ps[1].grad is None and held.all()
+    opt.zero_grad()
+    assert ps[0].grad is None
 
 
 @pytest.mark.parametrize("schedule", [optim.cosine, optim.linear, optim.wsd])

@@ -51,11 +51,36 @@ def test_grad_of_an_intermediate_result_stops_there():
     assert (y_grad, x_grad) == (18, 108)
 
 
+def test_one_tensor_may_stand_for_a_list_of_one():
+    x = leaf(1.0, 2.0)
+    grads = mt.grad((x * x).sum(), x)
+    assert len(grads) == 1
+    np.testing.assert_array_equal(grads[0], [2, 4])
+    with pytest.raises(ValueError, match=r"input 0 \(shape \(1,\)\) has no part"):
+        mt.grad((x * x).sum(), leaf(1.0))
+    with pytest.raises(TypeError, match="grad: input 1 is float, expected a tensor"):
+        mt.grad((x * x).sum(), [x, 2.0])
+    assert len(mt.grad(x.sum(), (t for t in (x, x)))) == 2
+
+
+def test_grad_frees_only_what_it_walked():
+    x = leaf(3.0)
+    y = x * x
+    z = mt.exp(y).sum()
+    assert mt.grad(z, y) == np.exp(9)
+    y.backward()
+    assert x.grad == 6
+    with pytest.raises(RuntimeError, match="'sum' was already freed"):
+        z.backward()
+
+
 def test_an_input_without_a_part_is_named_or_gets_zeros():
     x, y = leaf(1.0), leaf(2.0, 3.0)
     with pytest.raises(ValueError, match=r"input 1 \(shape \(2,\)\) has no part"):
         mt.grad(x.sum(), [x, y])
-    np.testing.assert_array_equal(mt.grad(x.sum(), [x, y], allow_unused=True)[1], [0, 0])
+    zeros = mt.grad(x.sum(), [x, y], materialize_grads=True)[1]
+    np.testing.assert_array_equal(zeros, [0, 0])
+    assert mt.grad(x.sum(), [x, y], allow_unused=True)[1] is None
     with pytest.raises(ValueError, match="does not require a gradient"):
         mt.grad(x.sum(), [mt.Tensor([1.0])])
 
@@ -106,6 +131,20 @@ def test_no_grad_and_enable_grad_nest_and_restore():
     with pytest.raises(ZeroDivisionError), mt.no_grad():
         1 / 0
     assert mt.is_grad_enabled()
+
+
+def test_a_mode_can_be_entered_again_but_not_wrap_a_generator():
+    off = mt.no_grad()
+    with off, off:
+        assert not mt.is_grad_enabled()
+    with off:
+        assert not mt.is_grad_enabled()
+    assert mt.is_grad_enabled()
+    with pytest.raises(TypeError, match="cannot decorate the generator batches"):
+
+        @mt.no_grad()
+        def batches():
+            yield 1
 
 
 def test_modes_belong_to_a_thread():
@@ -168,6 +207,32 @@ def test_a_hook_sees_the_whole_gradient_and_may_replace_it():
     assert seen == [5] and x.grad == 12
     with pytest.raises(RuntimeError, match="register_hook"):
         mt.Tensor([1.0]).register_hook(lambda g: None)
+
+
+def test_a_hook_has_a_handle_and_a_shape_to_keep():
+    x, seen = leaf(1.0, 2.0), []
+    y = x * 2
+    first = y.register_hook(seen.append)
+    y.register_hook(seen.append)
+    first.remove()
+    first.remove()
+    y.sum().backward(retain_graph=True)
+    assert len(seen) == 1 and not seen[0].flags.writeable
+    y.register_hook(lambda g: g.sum())
+    with pytest.raises(ValueError, match=r"hook of 'mul': expected .* shape \(2,\), got \(\)"):
+        y.sum().backward()
+
+
+def test_a_hook_cannot_change_the_gradient_of_others():
+    x, y = leaf(1.0), leaf(2.0)
+    a = x * 1
+
+    def spoil(g):
+        g *= 10
+
+    a.register_hook(spoil)
+    with pytest.raises(ValueError, match="read-only"):
+        (a + y).backward()
 
 
 def test_an_observer_sees_every_op_both_ways():

@@ -1,33 +1,18 @@
-"""Modules: parameters with a forward, nested and named as in PyTorch.
+"""What a module is: parameters, buffers and modules as attributes, named by their paths.
 
-A module is an object whose attributes are parameters, buffers and modules; nothing is registered,
-the attributes are looked at. Randomness is an explicit generator.
+Nothing is registered but buffers: the attributes are looked at. What this file is not: there are no
+hooks on modules, and a plain list of modules is not looked into (use `ModuleList`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from minitensor import init, ops
-from minitensor.random import fold
-from minitensor.tape import Array, mode, no_grad
+from minitensor.tape import Array, no_grad
 from minitensor.tensor import Tensor
-
-__all__ = [
-    "Dropout",
-    "Embedding",
-    "LayerNorm",
-    "Linear",
-    "Module",
-    "ModuleList",
-    "Parameter",
-    "RMSNorm",
-    "Sequential",
-    "init",
-]
 
 
 class Parameter(Tensor):
@@ -44,9 +29,11 @@ class Module:
 
     Attributes that are `Parameter`s are parameters, those named by `register_buffer` are buffers
     (saved, not learned), those that are modules are children; a name is the path to it with dots.
+    Once an attribute is a parameter or a buffer, a plain tensor or array over it is a TypeError.
     """
 
     training = True
+    _buffers: tuple[str, ...] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each module has its own."""
@@ -55,10 +42,35 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        held, where = vars(self).get(name), f"{type(self).__name__}.{name}"
+        if name in self._buffers:
+            if value is not None and (
+                not isinstance(value, Tensor) or isinstance(value, Parameter)
+            ):
+                raise TypeError(
+                    f"{where} is a buffer: expected a Tensor or None, got {type(value).__name__}"
+                )
+        elif isinstance(held, Parameter) and not isinstance(value, Parameter | Module | None):
+            raise TypeError(
+                f"{where} is a parameter: expected a Parameter or None, got "
+                f"{type(value).__name__}; for other values write .copy_(values) or -= inside "
+                "no_grad(), for another parameter assign nn.Parameter(values)"
+            )
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        if name in self._buffers:
+            self._buffers = tuple(other for other in self._buffers if other != name)
+
     def register_buffer(self, name: str, values: Any) -> None:
         """Keep a tensor in the state without learning it; it becomes the attribute `name`."""
-        setattr(self, name, values if isinstance(values, Tensor) else Tensor(values))
-        self.__dict__.setdefault("_buffers", []).append(name)
+        if isinstance(vars(self).get(name), Parameter) or isinstance(values, Parameter):
+            raise TypeError(f"register_buffer: {name!r} is a parameter; give p.detach(), or delete")
+        if name not in self._buffers:
+            self._buffers = (*self._buffers, name)
+        setattr(self, name, values if isinstance(values, Tensor | None) else Tensor(values))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, in the order of their attributes."""
@@ -71,11 +83,30 @@ class Module:
         """This module and all below it."""
         return (module for _, module in self.named_modules())
 
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules that are attributes of this one, each once, by name."""
+        seen: set[Module] = set()
+        for name, value in vars(self).items():
+            if isinstance(value, Module) and value not in seen:
+                seen.add(value)
+                yield name, value
+
+    def children(self) -> Iterator[Module]:
+        """The modules that are attributes of this one."""
+        return (module for _, module in self.named_children())
+
+    def apply(self, fn: Callable[[Module], Any]) -> Any:
+        """Call `fn` on every module below and then on this one, which it returns."""
+        for module in self.children():
+            module.apply(fn)
+        fn(self)
+        return self
+
     def _named(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:
         for prefix, module in self.named_modules():
-            names = vars(module).get("_buffers", ())
             for name, value in vars(module).items():
-                if name in names if buffers else isinstance(value, Parameter):
+                wanted = name in module._buffers if buffers else isinstance(value, Parameter)
+                if wanted and value is not None:
                     yield f"{prefix}.{name}" if prefix else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -94,6 +125,16 @@ class Module:
         """Name and tensor of every buffer."""
         return self._named(buffers=True)
 
+    def buffers(self) -> list[Tensor]:
+        """Every buffer."""
+        return [values for _, values in self.named_buffers()]
+
+    def requires_grad_(self, value: bool = True) -> Any:
+        """Set `requires_grad` of every parameter: False freezes the module; returns it."""
+        for p in self.parameters():
+            p.requires_grad = value
+        return self
+
     def train(self, training: bool = True) -> Any:
         """Set `training` here and below (dropout acts only then); returns the module."""
         for module in self.modules():
@@ -104,10 +145,10 @@ class Module:
         """The opposite of `train`."""
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Set every `.grad` to None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set every `.grad` to None, or, where there is one, to zeros."""
         for p in self.parameters():
-            p.grad = None
+            p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
 
     def astype(self, dtype: Any) -> Any:
         """Turn every floating parameter and buffer into another precision, in place."""
@@ -182,8 +223,19 @@ class ModuleList(Module):
             self.append(module)
 
     def append(self, module: Module) -> ModuleList:
-        """Add one at the end."""
+        """Add one at the end. TypeError for what is no module."""
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: expected modules, got {type(module).__name__}; "
+                "give them one by one to Sequential, in a list to ModuleList"
+            )
         setattr(self, str(len(self)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> ModuleList:
+        """Add some at the end."""
+        for module in modules:
+            self.append(module)
         return self
 
     def __len__(self) -> int:
@@ -192,15 +244,66 @@ class ModuleList(Module):
     def __iter__(self) -> Iterator[Any]:
         return (value for value in vars(self).values() if isinstance(value, Module))
 
-    def __getitem__(self, i: int) -> Any:
-        return list(self)[i]
+    def __getitem__(self, i: int | slice) -> Any:
+        """A module, or for a slice a list of the same kind, which shares them."""
+        if not isinstance(i, slice):
+            return list(self)[i]
+        part = ModuleList.__new__(type(self))
+        return part.extend(list(self)[i])
+
+
+class ModuleDict(Module):
+    """Modules by name."""
+
+    def __init__(self, modules: Mapping[str, Module] | None = None):
+        for name, module in (modules or {}).items():
+            self[name] = module
+
+    def __setitem__(self, name: str, module: Module) -> None:
+        if not isinstance(module, Module):
+            raise TypeError(f"ModuleDict: {name!r} is {type(module).__name__}, expected a Module")
+        if not name or "." in name or (hasattr(self, name) and name not in self):
+            raise ValueError(f"ModuleDict: {name!r} cannot be a name: no dots, no method's name")
+        setattr(self, name, module)
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.items())[name]
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return isinstance(vars(self).get(name), Module)
+
+    def __len__(self) -> int:
+        return len(self.items())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> list[str]:
+        """The names."""
+        return [name for name, _ in self.items()]
+
+    def values(self) -> list[Module]:
+        """The modules."""
+        return [module for _, module in self.items()]
+
+    def items(self) -> list[tuple[str, Module]]:
+        """Names and modules."""
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
 
 
 class Sequential(ModuleList):
     """Modules (or functions) one after the other."""
 
     def __init__(self, *modules: Any):
-        super().__init__(m if isinstance(m, Module) else Function(m) for m in modules)
+        super().__init__(modules)
+
+    def append(self, module: Any) -> ModuleList:
+        """Add a module or a function at the end."""
+        plain = callable(module) and not isinstance(module, Module)
+        return super().append(Function(module) if plain else module)
 
     def forward(self, x: Any) -> Any:
         """The last of the modules, of the one before it, of ... x."""
@@ -221,106 +324,3 @@ class Function(Module):
 
     def __repr__(self) -> str:
         return str(getattr(self.fn, "__name__", self.fn))
-
-
-class Linear(Module):
-    """x Wᵀ + b: (..., in) -> (..., out). W is (out, in).
-
-    Both start uniform within 1 / sqrt(in), as in PyTorch.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        rng: np.random.Generator,
-        dtype: Any = np.float32,
-    ):
-        bound = in_features**-0.5 if in_features else 0.0
-        shape = (out_features, in_features)
-        self.weight = Parameter(rng.uniform(-bound, bound, shape), dtype=dtype)
-        self.bias = Parameter(rng.uniform(-bound, bound, shape[0]), dtype=dtype) if bias else None
-
-    def forward(self, x: Any) -> Tensor:
-        """See `minitensor.linear`."""
-        return ops.linear(x, self.weight, self.bias)
-
-
-class Embedding(Module):
-    """A row of the weight (num_embeddings, embedding_dim) for each integer; starts as N(0, 1)."""
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        rng: np.random.Generator,
-        dtype: Any = np.float32,
-    ):
-        self.weight = Parameter(rng.normal(size=(num_embeddings, embedding_dim)), dtype=dtype)
-
-    def forward(self, ids: Any) -> Tensor:
-        """See `minitensor.embedding`."""
-        return ops.embedding(self.weight, ids)
-
-
-class LayerNorm(Module):
-    """Normalise the last axis to mean 0 and variance 1, then scale and shift."""
-
-    def __init__(
-        self, features: int, eps: float = 1e-5, bias: bool = True, dtype: Any = np.float32
-    ):
-        self.weight = Parameter(np.ones(features), dtype=dtype)
-        self.bias = Parameter(np.zeros(features), dtype=dtype) if bias else None
-        self.eps = eps
-
-    def forward(self, x: Any) -> Tensor:
-        """See `minitensor.layer_norm`."""
-        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
-
-
-class RMSNorm(Module):
-    """Normalise the last axis to mean square 1, then scale."""
-
-    def __init__(self, features: int, eps: float = 1e-5, dtype: Any = np.float32):
-        self.weight = Parameter(np.ones(features), dtype=dtype)
-        self.eps = eps
-
-    def forward(self, x: Any) -> Tensor:
-        """See `minitensor.rms_norm`."""
-        return ops.rms_norm(x, self.weight, eps=self.eps)
-
-
-class Dropout(Module):
-    """Zero each element with probability p while training, and scale the others by 1 / (1 - p).
-
-    The mask is a function of `key` (see `minitensor.fold`); without one the module counts its own
-    calls, from a seed drawn at the start. A checkpointed block draws the same keys again when it
-    is computed again.
-    """
-
-    def __init__(self, p: float = 0.5, *, rng: np.random.Generator):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p={p} must be at least 0 and below 1")
-        self.p, self.seed, self.calls = p, int(rng.integers(2**63)), 0
-
-    def forward(self, x: Any, key: int | None = None) -> Any:
-        """See `minitensor.dropout`; x itself in evaluation."""
-        if not self.training or not self.p:
-            return x
-        return ops.dropout(x, self.p, self._draw() if key is None else key)
-
-    def _draw(self) -> int:
-        if mode.replayed is not None:
-            key = next(mode.replayed)
-        else:
-            self.calls += 1
-            key = fold(self.seed, self.calls)
-        if mode.drawn is not None:
-            mode.drawn.append(key)
-        return key
-
-    def __repr__(self) -> str:
-        return f"Dropout(p={self.p})"
