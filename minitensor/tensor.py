@@ -433,10 +433,11 @@ class Tensor:
         return out
 
     def __repr__(self) -> str:
-        text = np.array2string(self._array, separator=", ", prefix="Tensor(", threshold=20)
+        name = type(self).__name__
+        text = np.array2string(self._array, separator=", ", prefix=f"{name}(", threshold=20)
         made = f", op={self._node.op}" if self._node is not None and not self.is_leaf else ""
         grad = ", requires_grad=True" if self.requires_grad and not made else made
-        return f"Tensor({text}, {self.dtype}{grad})"
+        return f"{name}({text}, {self.dtype}{grad})"
 
     # ------------------------------------------------------------------ gradients
 

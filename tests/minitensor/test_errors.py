@@ -57,6 +57,7 @@ def test_a_tensor_behaves_like_an_array():
     assert len({x, x.T, x}) == 2, "hashed by identity"
     assert repr(f32(1.0)) == "Tensor([1.], float32, requires_grad=True)"
     assert repr(f32(1.0) * 2) == "Tensor([2.], float32, op=mul)"
+    assert repr(mt.nn.Parameter([1.0])) == "Parameter([1.], float32, requires_grad=True)"
     assert abs(-x).tolist() == x.tolist()
 
 
