@@ -12,10 +12,8 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _ALPHABET = [*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE)]
 GPT2_ORDER = [_ALPHABET.index(byte) for byte in range(256)]
 
-_TO_PRINTABLE = {
-    byte: chr(byte) if order < len(_PRINTABLE) else chr(256 + order - len(_PRINTABLE))
-    for order, byte in enumerate(_ALPHABET)
-}
+_TO_PRINTABLE = {byte: chr(byte) for byte in _PRINTABLE}
+_TO_PRINTABLE |= {byte: chr(256 + i) for i, byte in enumerate(_ALPHABET[len(_PRINTABLE) :])}
 _FROM_PRINTABLE = {character: byte for byte, character in _TO_PRINTABLE.items()}
 
 

@@ -13,7 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -204,14 +204,9 @@ class Tokenizer(ABC):
     def decode_with_offsets(self, ids: Iterable[int]) -> tuple[str, list[int]]:
         """The text of `ids`, and the character of it in which each token begins."""
         decoder = self.stream_decoder()
-        parts: list[str] = []
-        offsets: list[int] = []
-        length = 0
-        for id in ids:
-            offsets.append(length)
-            parts.append(decoder.feed(id))
-            length += len(parts[-1])
-        return "".join(parts) + decoder.flush(), offsets
+        parts = [decoder.feed(id) for id in ids]
+        starts = accumulate(map(len, parts), initial=0)
+        return "".join(parts) + decoder.flush(), list(islice(starts, len(parts)))
 
     def stream_decoder(self, errors: str = "replace") -> StreamDecoder:
         """A decoder that takes one id at a time and gives out whole characters only."""

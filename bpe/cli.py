@@ -32,21 +32,25 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     # What is not given is not there, and left to the kind: its `train` says what it takes.
-    about = "learn a tokenizer from UTF-8 text files"
-    command = commands.add_parser("train", help=about, argument_default=argparse.SUPPRESS)
+    command = commands.add_parser(
+        "train", help="learn a tokenizer", argument_default=argparse.SUPPRESS
+    )
     add = command.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE")
+    add("files", nargs="+", type=Path, metavar="FILE", help="UTF-8 text")
     add("--out", type=Path, default="tokenizer.json", metavar="PATH", help="default: %(default)s")
     add("--kind", choices=KINDS, default="bpe", help="default: %(default)s")
     add("--vocab-size", type=int, metavar="N", help="ids in all (default: 8000; char: as needed)")
-    add("--special-token", dest="special_tokens", action="append", metavar="TEXT",
-        help="default: <|endoftext|>")  # fmt: skip
+    add("--special-token", dest="special_tokens", action="append", help="default: <|endoftext|>")
     add("--pattern", help="gpt2 (default), gpt4, none, or a regular expression")
     add("--tie-break", choices=("bytes", "ids"), help="default: bytes")
     add("--min-frequency", type=int, metavar="N", help="default: 1")
     add("--processes", type=int, metavar="N", help="to count with (default: 1)")
-    add("--no-control-tokens", dest="control_tokens", action="store_false",
-        help="char: number characters from 0")  # fmt: skip
+    add(
+        "--no-control-tokens",
+        dest="control_tokens",
+        action="store_false",
+        help="char: count from 0",
+    )
     add("--base", metavar="TOKENIZER", help="reduced: the tokenizer to take tokens from")
     add("--format", choices=WRITERS, default="json", help="of the file (default: %(default)s)")
     add("--quiet", action="store_true", default=False, help="no progress bar")
@@ -111,12 +115,11 @@ def _train(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name not in common}
     if "size" in takes and "vocab_size" in given:
         given["size"] = given.pop("vocab_size") - 1  # it does not count the unknown one
-    for name in given:
-        if name not in takes:
-            raise TokenizerError(f"{name}: not an option of kind {options.kind!r}")
-    for name, parameter in takes.items():
-        if name not in given and name != "source" and parameter.default is parameter.empty:
-            raise TokenizerError(f"--{name}: missing, and kind {options.kind!r} needs it")
+    if wrong := given.keys() - takes.keys():
+        raise TokenizerError(f"{min(wrong)}: not an option of kind {options.kind!r}")
+    needed = {name for name, parameter in takes.items() if parameter.default is parameter.empty}
+    if missing := needed - given.keys() - {"source"}:
+        raise TokenizerError(f"--{min(missing)}: missing, and kind {options.kind!r} needs it")
     if "base" in given:
         given["base"] = load(given["base"])
     if "progress" in takes:

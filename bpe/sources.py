@@ -28,12 +28,12 @@ def documents(
     """
     specials = list(specials)
     items = source_items(source)
-    with bar(progress, total_bytes(items), "reading", unit="B", unit_scale=True) as advance:
+    paths = [i for i in items if isinstance(i, Path)] if isinstance(items, list | tuple) else []
+    total = sum(os.path.getsize(path) for path in paths if path.is_file())
+    with bar(progress, total or None, "reading", unit="B", unit_scale=True) as advance:
         for item in items:
             if not isinstance(item, str | os.PathLike):
-                raise TokenizerError(
-                    f"source: texts or Paths are expected, not {type(item).__name__}"
-                )
+                raise TokenizerError(f"source: expected texts or Paths, got {type(item).__name__}")
             parts = [item] if isinstance(item, str) else read_blocks(Path(item), advance)
             for text, is_special in segments(parts, specials, last_cut, block=BLOCK):
                 if not is_special:
@@ -58,13 +58,6 @@ def source_items(source: Source) -> Iterable[str | os.PathLike[str]]:
 
 def _names_a_file(text: Any) -> bool:
     return isinstance(text, str) and len(text) < 256 and "\0" not in text and os.path.isfile(text)
-
-
-def total_bytes(items: Iterable[str | os.PathLike[str]]) -> int | None:
-    """The size of all files in `items`, for a progress bar; None if that is not known."""
-    if not isinstance(items, list | tuple):
-        return None
-    return sum(os.path.getsize(i) for i in items if isinstance(i, Path) and i.is_file()) or None
 
 
 def check_specials(special_tokens: Iterable[str]) -> list[str]:

@@ -164,8 +164,8 @@ def test_one_long_chunk(text):
         ([], {}, "there is no text"),
         (["", ""], {}, "there is no text"),
         (b"bytes", {}, "source: files or texts are expected, not bytes"),
-        ([b"bytes"], {}, "source: texts or Paths are expected, not bytes"),
-        (iter([5]), {}, "source: texts or Paths are expected, not int"),
+        ([b"bytes"], {}, "source: expected texts or Paths, got bytes"),
+        (iter([5]), {}, "source: expected texts or Paths, got int"),
         (
             "a text\nof two lines",
             {},

@@ -39,20 +39,8 @@ from bpe import Tokenizer
 from bpe.patterns import scalar
 from bpe.workers import imap
 from tinygpt import Error, UsageError
-from tinygpt.data.documents import (
-    ALL_HASHES,
-    RULES,
-    SEPARATOR,
-    SEPARATOR_LINE,
-    SPLITS,
-    border,
-    document_hash,
-    dtype_of,
-    encode,
-    held_out,
-    make_tokenizer,
-    size_asked_for,
-)
+from tinygpt.data import documents
+from tinygpt.data.documents import RULES, SEPARATOR, SEPARATOR_LINE, SPLITS, document_hash
 from tinygpt.data.fetch import sha256_of
 from tinygpt.files import replacing
 from tinygpt.model.config import TOKENIZERS, Config
@@ -178,7 +166,7 @@ class Corpus:
         self.pieces: list[Piece] = []
         self.total = 0  # documents, as far as they have been counted
         # For validation is a smaller hash, or the document of this number and those behind it.
-        self.threshold = int(options.valid_fraction * ALL_HASHES)
+        self.threshold = int(options.valid_fraction * documents.ALL_HASHES)
         self.first_valid = 0
         self.held_out: set[int] = set()  # hashes of the documents of a validation text
 
@@ -326,7 +314,7 @@ def scan(sources: list[Path], valid: list[Path], options: Options) -> Corpus:
     for path in _source_files(valid):
         _add(corpus, path, "valid", corpus.held_out, 0)
     few: set[int] = set()
-    room = options.max_documents or ALL_HASHES
+    room = options.max_documents or documents.ALL_HASHES
     for path in _source_files(sources):
         if room:
             room = _add(corpus, path, "train" if valid else "", few, room)
@@ -336,9 +324,9 @@ def scan(sources: list[Path], valid: list[Path], options: Options) -> Corpus:
     if (corpus.total if last else len(few)) == 1:
         _split_by_position(corpus)
     elif last:
-        corpus.first_valid = corpus.total - held_out(corpus.total, options.valid_fraction)
+        corpus.first_valid = corpus.total - documents.held_out(corpus.total, options.valid_fraction)
     elif 1 < len(few) <= FEW:
-        share = min(held_out(len(few), options.valid_fraction), len(few) - 1)
+        share = min(documents.held_out(len(few), options.valid_fraction), len(few) - 1)
         corpus.threshold = sorted(few)[share]
     return corpus
 
@@ -385,7 +373,7 @@ def _split_by_position(corpus: Corpus) -> None:
         _trim(corpus)
     texts = (corpus.read(piece) for piece in corpus.pieces)
     sizes = [len(text.translate(None, _INSIDE)) for text in texts]  # in characters
-    left = border(sum(sizes), corpus.options.valid_fraction)
+    left = documents.border(sum(sizes), corpus.options.valid_fraction)
     divided: dict[str, list[Piece]] = {split: [] for split in SPLITS}
     for piece, size in zip(corpus.pieces, sizes, strict=True):
         taken = min(left, size)
@@ -440,7 +428,9 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
     if size is None and not options.tokenizer.startswith("char"):
         size = 4096
     say = partial(tqdm.write, file=sys.stderr)
-    return make_tokenizer(options.tokenizer, size, options.reduced_from, texts, say, processes)
+    return documents.make_tokenizer(
+        options.tokenizer, size, options.reduced_from, texts, say, processes
+    )
 
 
 # ------------------------------------------------------------------------------------- encoding
@@ -462,7 +452,7 @@ def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int)
     streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     try:
         for text, split, begins in corpus.routed(corpus.pieces[number], seen):
-            streams[split].append(encode(tokenizer, text, begins))
+            streams[split].append(documents.encode(tokenizer, text, begins))
     except (Error, OSError) as error:  # as a value: a worker hands back no such exceptions
         return {"error": str(error)}
     for split, arrays in streams.items():
@@ -556,7 +546,9 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
     for split in SPLITS:
         if not total[f"{split} tokens"]:
             raise Error(f"no text is left for {split}; give more documents, or another --valid")
-        _merge(work, out, len(numbers), split, total[f"{split} tokens"], dtype_of(tokenizer))
+        _merge(
+            work, out, len(numbers), split, total[f"{split} tokens"], documents.dtype_of(tokenizer)
+        )
     shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
     kinds = ("documents", "tokens", "bytes")
     splits = {split: {kind: total[f"{split} {kind}"] for kind in kinds} for split in SPLITS}
@@ -616,7 +608,7 @@ def of_recipe(c: Config) -> Options:
     """The options that give the tokens on which `tinygpt train --data TEXT` trains a recipe."""
     return Options(
         tokenizer=c.tokenizer,
-        vocab_size=size_asked_for(c),
+        vocab_size=documents.size_asked_for(c),
         reduced_from=c.reduced_from,
         split="last",
         valid_fraction=c.valid_fraction,
