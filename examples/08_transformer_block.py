@@ -21,7 +21,7 @@ import numpy as np
 
 import minitensor as mt
 from tinygpt.model.config import Config
-from tinygpt.model.transformer import Block
+from tinygpt.model.transformer import Block, Pass
 
 B, T, D = 2, 6, 32  # sequences, tokens of each, width of the stream
 H, KV = 4, 2  # query heads; key/value heads, each shared by two of the former
@@ -120,11 +120,9 @@ def main():
     # Changing the last token must not change what was computed for the tokens before it.
     changed = x.numpy().copy()
     changed[:, -1] += 1
+    now = Pass(rope=mt.rope_table(T, hd, dtype=np.float64))
     with mt.no_grad():
-        fused = [
-            model(mt.Tensor(a), mt.rope_table(T, hd, dtype=np.float64), 0.0, 0, None).numpy()
-            for a in (x.numpy(), changed)
-        ]
+        fused = [model(mt.Tensor(a), now).numpy() for a in (x.numpy(), changed)]
     assert np.array_equal(fused[0][:, :-1], fused[1][:, :-1])
     assert not np.allclose(fused[0][:, -1], fused[1][:, -1])
     print("\nthe last token was changed: no token before it noticed")
@@ -136,9 +134,8 @@ def main():
     # And the gradients: back through the elementary ops, and through the fused ones.
     tensors = [x, *parameters.values()]
     weight = rng.normal(size=y.shape)
-    rope = mt.rope_table(T, hd, dtype=np.float64)
     by_hand = mt.grad(y, tensors, weight)
-    by_tinygpt = mt.grad(model(x, rope, 0.0, 0, None), tensors, weight)
+    by_tinygpt = mt.grad(model(x, now), tensors, weight)
     error = max(np.abs(a - b).max() for a, b in zip(by_hand, by_tinygpt, strict=True))
     print(f"largest difference of a gradient:      {error:.1e}")
     assert error < 1e-12

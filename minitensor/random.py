@@ -52,3 +52,22 @@ def threshold(p: float) -> np.uint32:
 def keep_mask(key: int, size: int, p: float) -> np.ndarray:
     """Boolean array of `size`: which elements survive dropout with probability `p` of a zero."""
     return hash32(np.arange(size, dtype=np.uint32), *halves(key)) >= threshold(p)
+
+
+def attention_bits(shape: tuple[int, ...], k0: np.uint32, k1: np.uint32) -> np.ndarray:
+    """The bits that decide about dropout of attention weights (B, H, T, S), under the key (k0, k1).
+
+    Each head has a key of its own; one hash serves two keys: that of (i, j // 2) gives its lower 16
+    bits to an even j and its upper 16 to an odd one.
+    """
+    B, H, T, S = shape
+    heads = np.arange(B * H, dtype=np.uint32)
+    h0, h1 = hash32(heads, k0, k1), hash32(heads, k1, k0)
+    i, j = np.arange(T, dtype=np.uint32)[:, None], np.arange(S, dtype=np.uint32)
+    bits = hash32(i * np.uint32(S) + j // np.uint32(2), h0[:, None, None], h1[:, None, None])
+    return np.where(j % 2 == 0, bits << np.uint32(16), bits).reshape(shape)
+
+
+def keep_attention(key: int, shape: tuple[int, ...], p: float) -> np.ndarray:
+    """Boolean array (B, H, T, S): which attention weights survive dropout with probability `p`."""
+    return attention_bits(shape, *halves(key)) >= threshold(p)

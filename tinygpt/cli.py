@@ -22,7 +22,7 @@ from tinygpt import UsageError, __version__
 # command: (module, what it does)
 COMMANDS = {
     "train": ("training.command", "train a recipe on the embedded stories or on a text"),
-    "generate": ("model.sample", "write text with a trained model"),
+    "generate": ("generate", "write text with a trained model"),
     "eval": ("inspection.evaluate", "loss, perplexity and bits per byte of a model on a text"),
     "recipes": ("model.recipes", "list the recipes, or show one"),
     "probe": ("inspection.probe", "neighbours and analogies in a model's embedding"),

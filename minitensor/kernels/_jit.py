@@ -3,10 +3,13 @@
 The cache lives in a user folder whose name holds a hash of every kernel's source and of the
 versions and processor it was compiled for: an edited, upgraded or moved kernel can never meet an
 old binary, and kernels may share helpers across files (numba's own cache looks at one file only).
+A kernel may be written elsewhere: its folder's name then holds the hash of that file, too, so its
+helpers are to be in that file or in this folder.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -41,9 +44,12 @@ def _prefer_wide_vectors() -> None:
 _prefer_wide_vectors()
 
 
-def _fingerprint() -> str:
+HERE = Path(__file__).parent
+
+
+def _fingerprint(elsewhere: Path | None) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(HERE.glob("*.py")), *([elsewhere] if elsewhere else [])]:
         digest.update(path.read_bytes())
     digest.update(
         f"{numba.__version__} {np.__version__} {sys.version} {llvm.get_host_cpu_name()} "
@@ -63,11 +69,15 @@ def _base_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitensor"
 
 
-def cache_folder() -> Path:
-    """The folder of this version's compiled kernels, made; a temporary one as the last resort."""
+@functools.cache
+def cache_folder(elsewhere: Path | None = None) -> Path:
+    """The folder of this version's compiled kernels, made; a temporary one as the last resort.
+
+    `elsewhere` is the source of kernels that are not in this folder.
+    """
     for base in (_base_folder, lambda: Path(tempfile.gettempdir()) / f"minitensor-{os.getpid()}"):
         try:
-            folder = base() / f"kernels-{_fingerprint()}"
+            folder = base() / f"kernels-{_fingerprint(elsewhere)}"
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
@@ -83,8 +93,8 @@ FOLDER = cache_folder()
 
 
 @contextmanager
-def _cache_here() -> Iterator[None]:
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(FOLDER)
+def _cache_in(folder: Path) -> Iterator[None]:
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
     try:
         yield
     finally:
@@ -98,13 +108,19 @@ class Kernel:
         self.fn = fn
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
+        source = Path(fn.__code__.co_filename)
+        self.folder = FOLDER if source.parent == HERE else cache_folder(source)
         self.call = self._compile()
 
     def _compile(self) -> Callable[..., Any]:
-        with _cache_here():
+        with _cache_in(self.folder):
             return numba.njit(fastmath=FASTMATH, nogil=True, cache=True, error_model="numpy")(
                 self.fn
             )
+
+    def files(self) -> list[Path]:
+        """What the cache has of this kernel; nothing, if it is still to be compiled."""
+        return list(self.folder.rglob(f"*.{self.__name__}-*.nb*"))
 
     def __call__(self, *args: Any) -> Any:
         try:
@@ -113,7 +129,7 @@ class Kernel:
             # A broken cache file can surface as nearly any exception of pickle or LLVM. Drop this
             # kernel's files and compile once more: a real fault then shows itself again. The
             # folders stay, since other kernels have looked them up already.
-            files = list(FOLDER.rglob(f"*.{self.__name__}-*.nb*"))
+            files = self.files()
             if not files or isinstance(error, numba.core.errors.TypingError):
                 raise
             for file in files:

@@ -13,7 +13,7 @@ import numpy as np
 
 from minitensor.kernels.bundles import Attend, Drop
 from minitensor.kernels.gate import kernel
-from minitensor.random import hash32
+from minitensor.random import attention_bits, hash32
 
 Array = np.ndarray
 
@@ -185,19 +185,10 @@ def attention_weights(q: Array, k: Array, attend: Attend) -> tuple[Array, Array]
 
 
 def attention_dropout(shape: tuple[int, ...], drop: Drop, dtype: np.dtype) -> Array | float:
-    """Dropout factors (B, H, T, T). Each head has a key of its own; one hash serves two keys.
-
-    The hash of (i, j // 2) gives its lower 16 bits to an even j and its upper 16 to an odd one.
-    """
+    """Dropout factors (B, H, T, T)."""
     if not drop.threshold:
         return 1.0
-    B, H, T, _ = shape
-    heads = np.arange(B * H, dtype=np.uint32)
-    h0, h1 = hash32(heads, drop.k0, drop.k1), hash32(heads, drop.k1, drop.k0)
-    i, j = np.arange(T, dtype=np.uint32)[:, None], np.arange(T, dtype=np.uint32)
-    bits = hash32(i * np.uint32(T) + j // np.uint32(2), h0[:, None, None], h1[:, None, None])
-    bits = np.where(j % 2 == 0, bits << np.uint32(16), bits)
-    return ((bits >= drop.threshold) * dtype.type(drop.keep)).reshape(shape)
+    return (attention_bits(shape, drop.k0, drop.k1) >= drop.threshold) * dtype.type(drop.keep)
 
 
 def split_heads(packed: Array, attend: Attend) -> list[Array]:

@@ -33,6 +33,9 @@ CASES |= {
     "grouped": Config(**SMALLER, d_model=48, n_head=6, n_kv_head=3, positions="rope", norm="rms"),
     "many-heads": Config(**SMALLER, d_model=80, n_head=40, n_kv_head=20, positions="rope"),
     "one-head": Config(**SMALLER, d_model=7, n_head=1, head="untied"),
+    "alibi": Config(
+        **SMALLER, d_model=36, n_head=6, n_kv_head=3, positions="alibi", windows=(0, 9)
+    ),
     "float64": Config(**SMALLER, d_model=12, n_head=2, dtype="float64", windows=(3, 0)),
 }
 
@@ -87,7 +90,7 @@ def test_logits_are_those_of_the_model_for_any_configuration(data):
         key: pick(st.sampled_from(values))
         for key, values in {
             "norm": ("layer", "rms"),
-            "positions": ("learned", "sinusoidal", "rope"),
+            "positions": ("learned", "sinusoidal", "rope", "alibi"),
             "ffn": ("gelu", "gelu_tanh", "swiglu"),
             "head": ("tied", "untied", "pinv"),
             "windows": ((0,), (3, 0), (1,)),
@@ -111,8 +114,9 @@ def test_logits_are_those_of_the_model_for_any_configuration(data):
     close(np.concatenate(parts), logits(model, ids)[cut - 1 :])
 
 
-def test_a_sequence_gives_the_same_bits_alone_and_among_others():
-    c = CASES["pinv-0.8m"]
+@pytest.mark.parametrize("name", ["pinv-0.8m", "alibi"])
+def test_a_sequence_gives_the_same_bits_alone_and_among_others(backend, name):
+    c = CASES[name]
     model = model_of(c)
     prompts = [tokens(c, 1 + n % 9, n) for n in range(70)]
     together = Decoder(model, 70, threads=2)
@@ -130,8 +134,9 @@ def alone_after(model: GPT, *parts):
     return [decoder.feed([np.atleast_1d(part).tolist()]) for part in parts][-1][0]
 
 
-def test_processing_again_gives_the_bits_of_the_cache():
-    c = CASES["quick"]
+@pytest.mark.parametrize("name", ["quick", "alibi"])
+def test_processing_again_gives_the_bits_of_the_cache(backend, name):
+    c = CASES[name]
     model, ids = model_of(c), tokens(c, 20)
     step = Decoder(model)
     cached = [step.feed([[token]])[0] for token in ids]
@@ -166,6 +171,28 @@ def test_of_a_long_prompt_the_end_is_taken(way):
     c = CASES["mini-1m"]
     model, ids = model_of(c), tokens(c, 50)
     close(Decoder(model, 1, way).feed([ids])[0], logits(model, ids[-c.context :])[-1])
+
+
+def test_what_the_kernels_do_not_know_is_decoded_by_the_model_itself(monkeypatch):
+    """A compiled decoder that took ALiBi would leave the slopes out; both twins see the same."""
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numba")
+    c = CASES["alibi"]
+    model, ids = model_of(c), tokens(c, 30)
+    with_kernels = Decoder(model)
+    assert with_kernels.plain and with_kernels.room([0]) == 0
+    assert not Decoder(model_of(CASES["quick"])).plain
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
+    close(with_kernels.feed([ids])[0], Decoder(model).feed([ids])[0])
+
+
+def test_weights_that_change_later_are_not_seen(backend):
+    model = model_of(CASES["quick"])
+    model.train()  # nor does a decoder drop anything out
+    decoder, before = Decoder(model), Decoder(model).feed([[1, 2, 3]])
+    with mt.no_grad():
+        for p in model.parameters():
+            p[...] = p.data * 2
+    assert (decoder.feed([[1, 2, 3]]) == before).all()
 
 
 def test_a_context_of_one_token():

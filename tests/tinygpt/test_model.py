@@ -14,7 +14,8 @@ from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import (
     GPT,
-    attention_weights,
+    Cache,
+    alibi_slopes,
     components,
     count,
     init_std,
@@ -130,6 +131,7 @@ VARIANTS = {
     "pinv": {"positions": "rope", "ffn": "swiglu", "gate_bias": True, "head": "pinv"},
     "grouped": {"n_kv_head": 1},
     "local": {"windows": (0, 3), "scale_attention": False},
+    "alibi": {"positions": "alibi", "n_kv_head": 1, "windows": (0, 5)},
 }
 
 
@@ -150,6 +152,21 @@ def test_every_variant_follows_the_plain_formula(changes):
         )
 
 
+def score(c: Config, layer: int, head: int, t: int, s: int) -> float:
+    """What is added to the score of query t and key s."""
+    if s > t or (c.window(layer) and t - s >= c.window(layer)):
+        return -math.inf
+    return -(2 ** (-8 * (head + 1) / c.n_head)) * (t - s) if c.positions == "alibi" else 0.0
+
+
+def turned(x: np.ndarray, rope) -> np.ndarray:
+    """RoPE as a product of complex numbers."""
+    if rope is None:
+        return x
+    z = (x[..., 0::2] + 1j * x[..., 1::2]) * (rope[0] + 1j * rope[1])
+    return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
+
+
 def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
     """The whole model in plain NumPy, without an op of the engine."""
 
@@ -166,7 +183,7 @@ def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
             return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         return x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
-    x = w["embedding.weight"][ids]
+    T, x = ids.shape[1], w["embedding.weight"][ids]
     if c.positions == "learned":
         x = x + w["positions.weight"]
     if c.positions == "sinusoidal":
@@ -175,10 +192,16 @@ def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
     for i in range(c.n_layer):
         b = f"blocks.{i}"
         qkv = linear(norm(x, f"{b}.attn_norm"), f"{b}.attn.qkv")
-        weights = attention_weights(c, i, qkv, rope)
-        v = qkv[..., -c.kv_heads * c.head_dim :].reshape(2, c.context, c.kv_heads, -1)
-        v = np.repeat(v.swapaxes(1, 2), c.n_head // c.kv_heads, axis=1)
-        y = (weights @ v).swapaxes(1, 2).reshape(2, c.context, -1)
+        q, k, v = np.split(qkv, [c.d_model, c.d_model + c.kv_heads * c.head_dim], axis=-1)
+        y = np.zeros_like(x)
+        for head in range(c.n_head):
+            own = slice(head * c.head_dim, (head + 1) * c.head_dim)
+            shared = head // (c.n_head // c.kv_heads)
+            theirs = slice(shared * c.head_dim, (shared + 1) * c.head_dim)
+            bias = np.array([[score(c, i, head, t, s) for s in range(T)] for t in range(T)])
+            scores = turned(q[..., own], rope) @ turned(k[..., theirs], rope).swapaxes(1, 2)
+            e = np.exp(scores / (math.sqrt(c.head_dim) if c.scale_attention else 1) + bias)
+            y[..., own] = e / e.sum(-1, keepdims=True) @ v[..., theirs]
         x = x + linear(y, f"{b}.attn.out")
         h = norm(x, f"{b}.ffn_norm")
         if c.ffn == "swiglu":
@@ -194,8 +217,127 @@ def plain(c: Config, w: dict, ids: np.ndarray) -> np.ndarray:
     return norm(x, "norm") @ head
 
 
+BLOCKS = {name: recipes.get(name) for name in recipes.RECIPES}
+BLOCKS |= {name: Config().replace(**changes) for name, changes in VARIANTS.items()}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-11), ("float32", 2e-5)])
+@pytest.mark.parametrize("c", BLOCKS.values(), ids=BLOCKS.keys())
+def test_the_fused_branch_is_the_plain_one(c, dtype, tolerance):
+    """Values and gradients, with the same dropout masks."""
+    c = c.replace(
+        vocab_size=70, context=24, n_layer=2, d_model=c.n_head * 4, d_ff=37, tokenizer="bpe",
+        windows=tuple(min(w, 7) for w in c.windows), dropout=0.25, dtype=dtype,
+    )  # fmt: skip
+    model, ids, rng = GPT(c).train(), ids_for(c), np.random.default_rng(0)
+    with mt.no_grad():
+        for p in model.parameters():
+            p[...] = rng.normal(p.data.mean(), 0.2, p.shape).astype(dtype)
+    weights = rng.normal(size=(*ids.shape, c.d_model)).astype(dtype)
+    results, seen = [], set()
+    for look in (None, lambda name, x: None):
+        with mt.observe(lambda op, *_: seen.add(op)):
+            hidden = model.hidden(ids, 5, look=look)
+        assert ("softmax" in seen) == (look is not None or c.positions == "alibi")
+        grads = mt.grad(hidden, model.parameters(), weights, allow_unused=True)  # the head has none
+        results.append([hidden.numpy(), *(g for g in grads if g is not None)])
+    assert len(results[0]) == len(results[1]) > 10
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_parts_with_a_cache_are_the_whole(changes):
+    c = Config(vocab_size=20, context=16, n_layer=2, n_head=2, d_model=8, d_ff=12, dtype="float64")
+    c = c.replace(**changes)
+    model, ids, cache = GPT(c), ids_for(c), Cache(c, batch=2)
+    with mt.no_grad():
+        whole = model.hidden(ids).numpy()
+        parts = [model.hidden(part, cache=cache).numpy() for part in np.split(ids, [5, 6, 13], 1)]
+    assert cache.length == 16
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="17 tokens exceed the context of 16"), mt.no_grad():
+        model.hidden(ids[:, :1], cache=cache)
+
+
+def test_a_cache_is_refused_on_the_tape():
+    c = Config(n_layer=1, context=8)
+    with pytest.raises(ValueError, match=r"call the model inside minitensor.no_grad\(\)"):
+        GPT(c).hidden(np.zeros((1, 2), int), cache=Cache(c))
+
+
+def test_whoever_looks_is_shown_every_array_in_order():
+    c = Config(vocab_size=20, context=8, n_layer=2, n_head=4, n_kv_head=2, d_model=8, d_ff=12)
+    seen = {}
+    with mt.no_grad():
+        GPT(c).hidden(ids_for(c, 3, 5), look=lambda name, x: seen.update({name: x.shape}))
+    stream, block = (3, 5, 8), {"attn.weights": (3, 4, 5, 5), "attn.heads": (3, 4, 5, 2)}
+    expected = {"embedding": stream}
+    for i in range(2):
+        expected |= {f"blocks.{i}.{site}": shape for site, shape in block.items()}
+        expected |= {f"blocks.{i}.attn": stream, f"blocks.{i}.ffn": stream, f"blocks.{i}": stream}
+    assert list(seen.items()) == list(expected.items())
+
+
+def test_a_head_is_taken_out_by_looking_or_by_its_weights():
+    c = Config(vocab_size=20, context=8, n_layer=2, n_head=4, d_model=8, d_ff=12, dtype="float64")
+    model, ids = GPT(c), ids_for(c)
+
+    def without(name, heads):
+        if name == "blocks.1.attn.heads":
+            return heads * np.array([1.0, 1, 0, 1])[:, None, None]
+
+    with mt.no_grad():
+        whole, looked = model.hidden(ids).numpy(), model.hidden(ids, look=without).numpy()
+        model.blocks[1].attn.out.weight[:, 4:6] = 0
+        np.testing.assert_allclose(looked, model.hidden(ids).numpy(), rtol=1e-12, atol=1e-12)
+    assert not np.allclose(looked, whole)
+
+
+def test_slopes_of_alibi_are_the_published_ones():
+    assert alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
+    assert alibi_slopes(1).tolist() == [2.0**-8]
+    eight = [2.0**-n for n in range(1, 9)]
+    assert alibi_slopes(12).tolist() == [*eight, *(2.0 ** (-n / 2) for n in (1, 3, 5, 7))]
+
+
+def test_alibi_is_causal_and_prefers_what_is_near():
+    c = Config(vocab_size=20, context=12, n_layer=1, n_head=4, d_model=16, positions="alibi")
+    model, ids = GPT(c), ids_for(c)
+    maps = model.attention_maps(np.full((1, 12), 3))[0, 0]  # one token, so that only place tells
+    assert (np.triu(maps, 1) == 0).all()
+    assert (np.diff(maps[:, -1]) > 0).all()
+    ratio = np.log(maps[:, -1, 1:] / maps[:, -1, :-1])
+    np.testing.assert_allclose(ratio, np.repeat(alibi_slopes(4)[:, None], 11, 1), rtol=1e-3)
+    changed = ids.copy()
+    changed[:, -1] += 1
+    with mt.no_grad():
+        a, b = model(ids).numpy(), model(changed % 20).numpy()
+    assert np.array_equal(a[:, :-1], b[:, :-1]) and not np.allclose(a[:, -1], b[:, -1])
+
+
+def test_alibi_learns():
+    """What came two tokens ago comes again: without positions that cannot be told."""
+    c = Config(
+        vocab_size=12, context=16, n_layer=2, n_head=4, d_model=32, d_ff=64, positions="alibi"
+    )
+    model = GPT(c)
+    optimiser = mt.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(100):
+        ids = np.tile(np.random.default_rng(step).integers(0, 12, (8, 2)), 9)[:, :17]
+        loss = model.loss(ids[:, :-1], ids[:, 1:]) * (1 / 128)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[0] > 2.3 and losses[-1] < 0.7  # ln 12 is 2.5
+
+
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
 @pytest.mark.parametrize("head", ["tied", "untied", "pinv"])
-def test_gradients_agree_with_finite_differences(head):
+def test_gradients_agree_with_finite_differences(head, positions):
     c = Config(
         vocab_size=12,
         context=6,
@@ -205,7 +347,7 @@ def test_gradients_agree_with_finite_differences(head):
         d_ff=8,
         ffn="swiglu",
         gate_bias=True,
-        positions="rope",
+        positions=positions,
         norm="rms",
         head=head,
         dropout=0.2,

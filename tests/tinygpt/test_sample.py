@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 
 import bpe
 import minitensor as mt
-from minitensor.kernels import decode
 from tinygpt import Error, UsageError, cli
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.config import Config
-from tinygpt.model.sample import choose, draw, generate, generate_many, probabilities, sample_text
+from tinygpt.model.decode_kernels import choose as compiled_choose
+from tinygpt.model.sample import (
+    Choice,
+    choose,
+    draw,
+    generate,
+    generate_many,
+    probabilities,
+    sample_text,
+)
 from tinygpt.model.transformer import GPT
 
 C = Config(
@@ -99,7 +107,7 @@ def test_the_kernel_draws_what_the_formula_draws(temperature, top_k, top_p, seed
         draw(probabilities(row, temperature, top_k, top_p), x)
         for row, x in zip(logits, u, strict=True)
     ]
-    drawn = decode.choose(logits, temperature, top_k, top_p, u)
+    drawn = compiled_choose(logits, Choice(temperature, top_k, top_p), u)
     assert drawn.tolist() == expected
 
 
@@ -235,7 +243,7 @@ def test_characters_of_several_tokens_come_out_whole(capsys, monkeypatch, tmp_pa
         Saved(made.config, tokenizer, {name: p.numpy() for name, p in made.named_parameters()}),
     )
     smiley = [(0, tokenizer.encode_bytes(bytes([b]))[0]) for b in "😀".encode()]
-    monkeypatch.setattr("tinygpt.model.sample.generate_many", lambda *_, **__: [*smiley, (0, None)])
+    monkeypatch.setattr("tinygpt.generate.generate_many", lambda *_, **__: [*smiley, (0, None)])
     written = []
     monkeypatch.setattr(
         sys,

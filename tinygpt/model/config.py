@@ -20,7 +20,7 @@ from tinygpt import UsageError
 
 CHOICES = {
     "norm": ("layer", "rms"),
-    "positions": ("learned", "sinusoidal", "rope"),
+    "positions": ("learned", "sinusoidal", "rope", "alibi"),
     "ffn": ("gelu", "gelu_tanh", "swiglu"),
     "head": ("tied", "untied", "pinv"),
     "init": ("gpt2", "llama2c", "unit"),

@@ -1,25 +1,48 @@
 """The one model: a pre-norm transformer whose every part is picked by the configuration.
 
-    x = dropout(embedding[ids] + positions)
-    x = x + dropout(attention(norm(x)))      for each block
-    x = x + dropout(feed_forward(norm(x)))
+    x = embedding[ids] + positions
+    x = x + attention(norm(x))         for each block
+    x = x + feed_forward(norm(x))
     logits = norm(x) @ head.T
 
-Shapes: B sequences, T tokens, D = d_model, H heads of width hd, KV key/value heads, V tokens.
+`Attention`, `FeedForward` and `Block` are written out in plain ops. So is decoding: attention that
+finds earlier keys and values in a `Cache` is the same lines. Whoever wants to look inside gives a
+function `look`, which is shown every named array and may put another in its place.
+
+The fast branch is taken in `Block.forward`, where nobody looks: a sublayer at a time as one op.
+What the kernels know is listed in KERNELS_KNOW; a variant that is not there runs on the plain ops.
+
+Shapes: B sequences, T tokens, S tokens with those in the cache, D = d_model, H heads of width hd,
+KV key/value heads, V tokens.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import minitensor as mt
 from minitensor import Tensor, nn
+from minitensor.random import keep_attention
 from tinygpt.model.config import Config
 
 Array = np.ndarray
+Look = Callable[[str, Tensor], Tensor | None]
+
+KERNELS_KNOW = {
+    "norm": ("layer", "rms"),
+    "positions": ("learned", "sinusoidal", "rope"),
+    "ffn": ("gelu", "gelu_tanh", "swiglu"),
+}
+
+
+def kernels_know(c: Config) -> bool:
+    """Whether fused sublayers and compiled decoder can do `c`; if not, the plain ops do."""
+    return all(getattr(c, key) in values for key, values in KERNELS_KNOW.items())
+
 
 # ----------------------------------------------------------------------- what it is made of
 
@@ -99,6 +122,9 @@ def init_std(c: Config, name: str) -> float:
     return 0.02 / math.sqrt(2 * c.n_layer) if residual else 0.02
 
 
+# --------------------------------------------------------------------------------- positions
+
+
 def sinusoids(length: int, width: int, dtype: Any) -> Array:
     """Fixed positions (length, width): sin at even columns, cos at odd (Vaswani et al., 2017).
 
@@ -110,6 +136,32 @@ def sinusoids(length: int, width: int, dtype: Any) -> Array:
     return (0.02 * np.stack([sin, cos], axis=-1).reshape(length, width)).astype(dtype)
 
 
+def fixed_positions(c: Config) -> Array | None:
+    """What is added to the embedding without being learned, (context, D), if anything is."""
+    return sinusoids(c.context, c.d_model, c.dtype) if c.positions == "sinusoidal" else None
+
+
+def rotations(c: Config) -> tuple[Array, Array] | None:
+    """cos and sin of RoPE's angles, (context, hd / 2) each, where queries and keys are rotated."""
+    if c.positions != "rope":
+        return None
+    return mt.rope_table(c.context, c.head_dim, c.rope_theta, np.dtype(c.dtype))
+
+
+def alibi_slopes(heads: int) -> Array:
+    """How much a head's scores fall for each token of distance, (H,) (Press et al., 2022).
+
+    For a power of two the slopes are 2^(-8/H), 2^(-16/H), ..., 2^-8. For another number they are
+    those of the power of two below, and every second one of the power of two above.
+    """
+
+    def geometric(n: int) -> Array:
+        return np.asarray(2.0 ** (-8 / n * np.arange(1, n + 1)))
+
+    below = 2 ** int(math.log2(heads))
+    return np.concatenate([geometric(below), geometric(2 * below)[::2][: heads - below]])
+
+
 # ----------------------------------------------------------------------------------- modules
 
 
@@ -119,25 +171,114 @@ def _norm(c: Config) -> nn.RMSNorm | nn.LayerNorm:
     return nn.LayerNorm(c.d_model, eps=c.norm_eps, bias=c.norm_bias)
 
 
-class Attention(nn.Module):
-    """The linear maps around attention; keys and values may be fewer heads than queries."""
+class Cache:
+    """Keys, rotated, and values of the tokens so far: what those to come look back at.
 
-    def __init__(self, c: Config, rng: np.random.Generator):
+    A model that is given a cache takes its input for what follows after `length` tokens, and
+    appends it. Set `length` back, and what came after is forgotten.
+    """
+
+    def __init__(self, c: Config, batch: int = 1):
+        self.length = 0
+        shape = (c.n_layer, 2, batch, c.kv_heads, c.context, c.head_dim)
+        self.arrays = np.zeros(shape, c.dtype)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Array, Array]:
+        """Append k and v (B, KV, T, hd); all there are now, (B, KV, S, hd) each."""
+        keys, values = self.arrays[layer]  # (B, KV, context, hd) each
+        end = self.length + k.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k.numpy(), v.numpy()
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Pass(NamedTuple):
+    """What all blocks share on one way through the model."""
+
+    rope: tuple[Array, Array] | None = None  # cos and sin of these positions, (T, hd / 2) each
+    p: float = 0.0  # of dropout
+    key: int = 0  # of its masks
+    cache: Cache | None = None
+    look: Look | None = None
+
+    def dropout(self, x: Tensor, layer: int, site: int) -> Tensor:
+        """Dropout with the mask of this layer and site; `x` itself where there is none."""
+        return mt.dropout(x, self.p, mt.fold(self.key, layer, site)) if self.p else x
+
+    def show(self, name: str, x: Tensor) -> Tensor:
+        """`x`, or what whoever looks puts in its place."""
+        other = None if self.look is None else self.look(name, x)
+        return x if other is None else other
+
+
+class Attention(nn.Module):
+    """Each token asks (q), those before it answer (k) and hand over (v) (Vaswani et al., 2017).
+
+    Keys and values may have fewer heads than queries: a group of H / KV queries shares one
+    (Ainslie et al., 2023).
+    """
+
+    def __init__(self, c: Config, layer: int, rng: np.random.Generator):
         super().__init__()
+        self.c, self.layer = c, layer
         width = (c.n_head + 2 * c.kv_heads) * c.head_dim
         self.qkv = nn.Linear(c.d_model, width, bias=c.qkv_bias, rng=rng)
         self.out = nn.Linear(c.d_model, c.d_model, bias=c.out_bias, rng=rng)
+        self.scale = 1 / math.sqrt(c.head_dim) if c.scale_attention else 1.0
+        self.slopes = alibi_slopes(c.n_head) if c.positions == "alibi" else None
+
+    def forward(self, x: Tensor, now: Pass) -> Tensor:
+        """x (B, T, D), normed -> what attention adds to the stream, (B, T, D)."""
+        c, name, (B, T, D) = self.c, f"blocks.{self.layer}.attn", x.shape
+        H, KV, hd = c.n_head, c.kv_heads, c.head_dim
+        heads = self.qkv(x).reshape(B, T, H + 2 * KV, hd).swapaxes(1, 2)  # (B, H + 2 KV, T, hd)
+        q, k, v = heads[:, :H], heads[:, H : H + KV], heads[:, H + KV :]
+        if now.rope is not None:
+            cos, sin = now.rope
+            q, k = mt.rope(q, cos=cos, sin=sin), mt.rope(k, cos=cos, sin=sin)
+        if now.cache is not None:
+            k, v = now.cache.extend(self.layer, k, v)  # (B, KV, S, hd): those before come first
+        S = k.shape[2]
+
+        q = q.reshape(B, KV, H // KV * T, hd)  # queries that share a key are rows of one product
+        scores = (q @ k.swapaxes(-1, -2)).reshape(B, H, T, S) * self.scale
+        distance = np.arange(S - T, S)[:, None] - np.arange(S)  # (T, S): from a query back to a key
+        if self.slopes is not None:
+            scores = scores - (self.slopes[:, None, None] * distance).astype(x.dtype)
+        window = c.window(self.layer) or S
+        seen = (distance >= 0) & (distance < window)  # nobody sees the future
+        weights = mt.softmax(mt.where(seen, scores, -np.inf))  # (B, H, T, S): rows add up to 1
+        weights = now.show(f"{name}.weights", weights)
+        if now.p:
+            kept = keep_attention(mt.fold(now.key, self.layer, 0), weights.shape, now.p)
+            weights = mt.where(kept, weights, 0.0) * (1 / (1 - now.p))
+
+        y = weights.reshape(B, KV, H // KV * T, S) @ v  # (B, KV, H / KV T, hd)
+        y = now.show(f"{name}.heads", y.reshape(B, H, T, hd))
+        return self.out(y.swapaxes(1, 2).reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
-    """The linear maps of the feed-forward network; SwiGLU has a gate (Shazeer, 2020)."""
+    """Each token for itself: wider, through an activation, and back.
+
+    SwiGLU has a gate instead of an activation (Shazeer, 2020).
+    """
 
     def __init__(self, c: Config, rng: np.random.Generator):
         super().__init__()
+        self.c = c
         if c.ffn == "swiglu":
             self.gate = nn.Linear(c.d_model, c.d_ff, bias=c.gate_bias or c.ffn_bias, rng=rng)
         self.up = nn.Linear(c.d_model, c.d_ff, bias=c.ffn_bias, rng=rng)
         self.down = nn.Linear(c.d_ff, c.d_model, bias=c.ffn_bias, rng=rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D), normed -> what the network adds to the stream, (B, T, D)."""
+        h = self.up(x)  # (B, T, d_ff)
+        if self.c.ffn == "swiglu":
+            h = mt.swiglu(self.gate(x), h)
+        else:
+            h = mt.gelu(h, "tanh" if self.c.ffn == "gelu_tanh" else "none")
+        return self.down(h)
 
 
 class Block(nn.Module):
@@ -147,26 +288,31 @@ class Block(nn.Module):
         super().__init__()
         self.c, self.layer = c, layer
         self.attn_norm = _norm(c)
-        self.attn = Attention(c, rng)
+        self.attn = Attention(c, layer, rng)
         self.ffn_norm = _norm(c)
         self.ffn = FeedForward(c, rng)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Array, Array] | None,
-        p: float,
-        key: int,
-        maps: list[Array] | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, now: Pass) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        if kernels_know(self.c) and now.cache is None and now.look is None:
+            return self._fused(x, now)
+        layer, name = self.layer, f"blocks.{self.layer}"
+        branch = now.show(f"{name}.attn", self.attn(self.attn_norm(x), now))
+        x = x + now.dropout(branch, layer, 1)
+        branch = now.show(f"{name}.ffn", self.ffn(self.ffn_norm(x)))
+        x = x + now.dropout(branch, layer, 2)
+        return now.show(name, x)
+
+    def _fused(self, x: Tensor, now: Pass) -> Tensor:
+        """The same in two ops, which keep a block of rows in cache from the norm to the sum."""
         c, layer, norm, attn, ffn = self.c, self.layer, self.attn_norm, self.attn, self.ffn
-        if maps is not None:
-            maps.append(attention_weights(c, layer, attn.qkv(norm(x)).numpy(), rope))
-        weights_key, attn_key, ffn_key = (mt.fold(key, layer, n) if p else 0 for n in range(3))
+        weights_key, attn_key, ffn_key = (
+            mt.fold(now.key, layer, site) if now.p else 0 for site in range(3)
+        )
         x = mt.attention_sublayer(
             x,
             norm.weight,
-            _bias(norm),
+            getattr(norm, "bias", None),
             attn.qkv.weight,
             attn.qkv.bias,
             attn.out.weight,
@@ -175,17 +321,17 @@ class Block(nn.Module):
             n_kv_head=c.kv_heads,
             norm=c.norm,
             eps=c.norm_eps,
-            rope=rope,
+            rope=now.rope,
             window=c.window(layer),
-            scale=None if c.scale_attention else 1.0,
-            dropout=p,
+            scale=attn.scale,
+            dropout=now.p,
             keys=(weights_key, attn_key),
         )
         norm, gate = self.ffn_norm, getattr(ffn, "gate", None)
         return mt.feed_forward_sublayer(
             x,
             norm.weight,
-            _bias(norm),
+            getattr(norm, "bias", None),
             gate and gate.weight,
             gate and gate.bias,
             ffn.up.weight,
@@ -195,13 +341,9 @@ class Block(nn.Module):
             activation=c.ffn,
             norm=c.norm,
             eps=c.norm_eps,
-            dropout=p,
+            dropout=now.p,
             key=ffn_key,
         )
-
-
-def _bias(norm: nn.RMSNorm | nn.LayerNorm) -> Tensor | None:
-    return getattr(norm, "bias", None)
 
 
 class GPT(nn.Module):
@@ -219,12 +361,7 @@ class GPT(nn.Module):
         self.norm = _norm(c)
         if c.head == "untied":
             self.head = nn.Linear(c.d_model, c.vocab_size, bias=False, rng=rng)
-        self.rope = (
-            mt.rope_table(c.context, c.head_dim, c.rope_theta, dtype)
-            if c.positions == "rope"
-            else None
-        )
-        self.fixed = sinusoids(c.context, c.d_model, dtype) if c.positions == "sinusoidal" else None
+        self.rope, self.fixed = rotations(c), fixed_positions(c)
         self.astype(dtype)
         self._draw(rng)
 
@@ -248,27 +385,47 @@ class GPT(nn.Module):
             return mt.pinv(self.embedding.weight).T
         return self.head.weight if self.config.head == "untied" else self.embedding.weight
 
-    def hidden(self, ids: Array, key: int = 0, maps: list[Array] | None = None) -> Tensor:
+    def hidden(
+        self, ids: Array, key: int = 0, *, cache: Cache | None = None, look: Look | None = None
+    ) -> Tensor:
         """Final normed states (B, T, D) of `ids` (B, T).
 
-        In training mode dropout masks are drawn from `key` (see `minitensor.fold`). A list given
-        as `maps` receives each layer's attention weights (B, H, T, T).
+        In training mode dropout masks are drawn from `key` (see `minitensor.fold`). With a `cache`,
+        only outside the tape, `ids` go on after what is in it. `look` is called as
+        ``look(name, tensor)`` and may return what takes the tensor's place; in the order of the
+        model the names are
+
+            embedding               (B, T, D)     the stream before the first block
+            blocks.i.attn.weights   (B, H, T, S)  attention, before dropout
+            blocks.i.attn.heads     (B, H, T, hd) the values so weighted
+            blocks.i.attn           (B, T, D)     what attention adds to the stream
+            blocks.i.ffn            (B, T, D)     what the feed-forward network adds
+            blocks.i                (B, T, D)     the stream after the block
+
+        Raises ValueError for more tokens than the context.
         """
         c = self.config
-        length = ids.shape[1]
-        if length > c.context:
-            raise ValueError(f"GPT: {length} tokens exceed the context of {c.context}")
-        p = c.dropout if self.training else 0.0
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        if end > c.context:
+            raise ValueError(f"GPT: {end} tokens exceed the context of {c.context}")
+        if cache is not None and mt.is_grad_enabled():
+            raise ValueError(
+                "GPT: expected no tape, got a cache on it; a cache keeps numbers and not how they "
+                "were made: call the model inside minitensor.no_grad()"
+            )
+        rope = None if self.rope is None else (self.rope[0][start:end], self.rope[1][start:end])
+        now = Pass(rope, c.dropout if self.training else 0.0, key, cache, look)
         x = self.embedding(ids)
         if c.positions == "learned":
-            x = x + self.positions.weight[:length]
+            x = x + self.positions.weight[start:end]
         elif self.fixed is not None:
-            x = x + self.fixed[:length]
-        if p:
-            x = mt.dropout(x, p, mt.fold(key, c.n_layer, 0))
-        rope = (self.rope[0][:length], self.rope[1][:length]) if self.rope else None
+            x = x + self.fixed[start:end]
+        x = now.show("embedding", now.dropout(x, c.n_layer, 0))
         for block in self.blocks:
-            x = block(x, rope, p, key, maps)
+            x = block(x, now)
+        if cache is not None:
+            cache.length = end
         return self.norm(x)
 
     def forward(self, ids: Array, key: int = 0, head: Tensor | None = None) -> Tensor:
@@ -283,34 +440,13 @@ class GPT(nn.Module):
     def attention_maps(self, ids: Array) -> Array:
         """Attention weights (L, B, H, T, T) on `ids` (B, T), without dropout: for looking at."""
         maps: list[Array] = []
+
+        def look(name: str, x: Tensor) -> None:
+            if name.endswith(".attn.weights"):
+                maps.append(x.numpy())
+
         training, _ = self.training, self.eval()
         with mt.no_grad():
-            self.hidden(ids, maps=maps)
+            self.hidden(ids, look=look)
         self.train(training)
         return np.stack(maps)
-
-
-def attention_weights(c: Config, layer: int, qkv: Array, rope: tuple[Array, Array] | None) -> Array:
-    """Softmax weights (B, H, T, T) from packed q|k|v, by the formula: nothing fused."""
-    batch, length, _ = qkv.shape
-    q, k = np.split(qkv[..., : (c.n_head + c.kv_heads) * c.head_dim], [c.d_model], axis=-1)
-    q = q.reshape(batch, length, c.n_head, c.head_dim).swapaxes(1, 2)  # (B, H, T, hd)
-    k = k.reshape(batch, length, c.kv_heads, c.head_dim).swapaxes(1, 2)
-    if rope is not None:
-        q, k = (_rotate(x, *rope) for x in (q, k))
-    k = np.repeat(k, c.n_head // c.kv_heads, axis=1)
-    scores = q @ k.swapaxes(-1, -2)
-    if c.scale_attention:
-        scores = scores / math.sqrt(c.head_dim)
-    distance = np.arange(length)[:, None] - np.arange(length)
-    seen = distance >= 0
-    if c.window(layer):
-        seen &= distance < c.window(layer)
-    scores = np.where(seen, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    a, b = x[..., 0::2], x[..., 1::2]
-    return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)

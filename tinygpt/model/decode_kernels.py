@@ -1,7 +1,7 @@
-"""One pass of a decoder-only transformer over rows of tokens, with a key/value cache.
+"""The loops of the compiled decoder: the model's pass over rows of tokens, and the choice of the
+next ones.
 
-Twin: `tinygpt.model.decode.forward`, which has the formulas; `tinygpt.model.decode.pack` lays the weights out.
-That of `choose` is in `tinygpt.sample`.
+Twins: `GPT.hidden` with a cache, and `sample.draw`; `compiled.py` makes the arguments.
 One token is a walk through all weights, so they lie in one flat array in the order of their use: a
 matrix as panels of PANEL outputs, within a panel input by input. A product then holds its sums in
 registers and reads the weights as one stream. Every row's sums run in the same order whatever the
@@ -10,7 +10,7 @@ number of rows, so a sequence gives the same bits alone, among others, and when 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -31,6 +31,60 @@ BLOCK = 64  # rows that go through all layers together, small enough for the cac
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
 part = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")  # a function of its own
+
+Array = np.ndarray
+SWIGLU, GELU_TANH, GELU = range(3)
+
+
+class Shape(NamedTuple):
+    """A model's numbers, as the loops need them; for the heads see `compiled.Heads`."""
+
+    group: int  # queries that share a key/value head
+    blocks: int  # of key/value heads, `lanes` in each
+    lanes: int
+    width: int  # of a block
+    d_ff: int
+    vocab_size: int
+    context: int
+    rms: bool  # RMSNorm, or else LayerNorm
+    activation: int  # SWIGLU, GELU_TANH or GELU
+
+
+class Places(NamedTuple):
+    """Where the flat array has what: parts of a layer from its beginning, which is at i `size`."""
+
+    attn_norm: int
+    qkv: int
+    out: int
+    ffn_norm: int
+    up: int  # with the gate before it, if there is one
+    down: int
+    size: int
+    norm: int  # the last norm and the head, from the beginning of the array
+    head: int
+
+
+class Model(NamedTuple):
+    """All that stays the same from call to call."""
+
+    shape: Shape
+    places: Places
+    weights: Array  # flat
+    embedding: Array  # (V, D)
+    positions: Array  # (context, D), or (context, 0) where nothing is added
+    cos: Array  # (context, hd / 2), or (context, 0) where nothing is rotated
+    sin: Array
+    windows: Array  # (L,)
+    eps: Any
+    scale: Any
+
+
+class Rows(NamedTuple):
+    """Tokens to process: what, in which sequence, at which position; (rows,) each."""
+
+    ids: Array
+    slots: Array
+    positions: Array
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -151,7 +205,7 @@ def reciprocal(typingctx: Any, x: Vector) -> Any:
 
 @part
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
-    """y[r] = W x[r] + b, or added to y[r], for padded rows; the offset of what follows b and W."""
+    """y[r] = W x[r] + b, or added to y[r], for padded rows; b and W begin at w[at]."""
     for r in range(rows):
         for n in range(outputs):
             i = U(r * outputs + n)
@@ -168,7 +222,6 @@ def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
                 product_rows(
                     w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o, outputs, inputs
                 )
-    return at + outputs * inputs
 
 
 # Helpers take an array and an offset, never a slice: making one counts references, atomically.
@@ -241,69 +294,44 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
 
 
 @part
-def attention(
-    qkv,
-    step,
-    cache,
-    layer,
-    cos,
-    sin,
-    scale,
-    window,
-    begin,
-    rows,
-    slots,
-    positions,
-    group,
-    blocks,
-    lanes,
-    W,
-    T,
-    p,
-    y,
-    y_step,
-):
-    """Cache the rows' keys and values, then let every row look at those of its sequence."""
+def attention(model, cache, layer, window, rows, begin, count, qkv, step, p, y, y_step):
+    """Cache the keys and values of `count` rows, then let each look at those of its sequence."""
+    group, blocks, lanes, W = (
+        model.shape.group,
+        model.shape.blocks,
+        model.shape.lanes,
+        model.shape.width,
+    )
+    cos, sin, T = model.cos, model.sin, model.shape.context
+    slots, positions = rows.slots, rows.positions
     one, width = qkv.dtype.type(1), blocks * W
-    for r in range(rows):
+    for r in range(count):
         t, row = positions[begin + r], r * step
         at = layer + (2 * slots[begin + r] * T + t) * width
         for n in range((group + 1) * blocks):
-            rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale if n < group * blocks else one)
+            scale = model.scale if n < group * blocks else one
+            rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale)
         for n in range(width):
             cache[U(at + n)] = qkv[U(row + group * width + n)]
             cache[U(at + T * width + n)] = qkv[U(row + (group + 1) * width + n)]
-    for r in range(rows):
+    for r in range(count):
         t = positions[begin + r]
         first = max(0, t - window + 1) if window > 0 else 0
         for n in range(group * blocks):
             keys = layer + 2 * slots[begin + r] * T * width + n % blocks * W
-            attend(
-                qkv,
-                r * step + n * W,
-                lanes,
-                W,
-                cache,
-                keys,
-                keys + T * width,
-                width,
-                first,
-                t,
-                p,
-                y,
-                r * y_step + n * W,
-            )
+            values, q_at, y_at = keys + T * width, r * step + n * W, r * y_step + n * W
+            attend(qkv, q_at, lanes, W, cache, keys, values, width, first, t, p, y, y_at)
 
 
 @inline
-def activate(g, at, up, kind, width, y, y_at):
+def activate(g, at, up, activation, width, y, y_at):
     """silu(g) u with u at an offset of `up`, or GELU of g by tanh or by erf."""
     one, half = g.dtype.type(1), g.dtype.type(0.5)
-    if kind == 0:
+    if activation == SWIGLU:
         for n in range(width):
             z = g[U(at + n)]
             y[U(y_at + n)] = z / (one + exp(-z)) * g[U(at + up + n)]
-    elif kind == 1:
+    elif activation == GELU_TANH:
         c, a = g.dtype.type(2 * SQRT_2_PI), g.dtype.type(0.044715)
         for n in range(width):
             z = g[U(at + n)]
@@ -321,80 +349,54 @@ def padded(n):
 
 
 @part
-def rows_of(
-    w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions, wanted
-):
-    """What `decode` says."""
-    group, blocks, lanes, W, F, V, T, rms, kind = shape
-    width = blocks * W
-    D, layer = embedding.shape[1], len(cache) // len(windows)
-    Dp, Ap, Cp, Fp, Vp = (
-        padded(D),
-        padded(group * width),
-        padded((group + 2) * width),
-        padded(F),
-        padded(V),
-    )
-    Gp = 2 * Fp if kind == 0 else Fp
+def logits_of(model, cache, rows, wanted):
+    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
+    shape, places, w, embedding = model.shape, model.places, model.weights, model.embedding
+    ids, positions, windows, eps = rows.ids, rows.positions, model.windows, model.eps
+    width, D, F, V = shape.blocks * shape.width, embedding.shape[1], shape.d_ff, shape.vocab_size
+    heads, layer = shape.group * width, len(cache) // len(windows)
+    Dp, Ap, Cp, Fp, Vp = padded(D), padded(heads), padded(heads + 2 * width), padded(F), padded(V)
+    Gp = 2 * Fp if shape.activation == SWIGLU else Fp
     most = min(len(ids), BLOCK)
     room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
     x, h = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
     y = np.zeros(room * Ap, w.dtype)
     qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
     a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
-    p, out, done = np.zeros(T * LANES, w.dtype), np.empty((len(wanted), V), w.dtype), 0
+    p = np.zeros(shape.context * LANES, w.dtype)
+    out, done = np.empty((len(wanted), V), w.dtype), 0
     for begin in range(0, len(ids), BLOCK):
-        rows = min(BLOCK, len(ids) - begin)
-        for r in range(rows):
+        count = min(BLOCK, len(ids) - begin)
+        for r in range(count):
             token, place = ids[begin + r], positions[begin + r]
             for n in range(D):
                 x[U(r * Dp + n)] = embedding[U(token), U(n)]
-            for n in range(table.shape[1]):  # none with RoPE
-                x[U(r * Dp + n)] += table[U(place), U(n)]
-        at = 0
+            for n in range(model.positions.shape[1]):
+                x[U(r * Dp + n)] += model.positions[U(place), U(n)]
         for i in range(len(windows)):
-            for r in range(rows):
-                norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
-            at = linear(w, at + 2 * D, h, D, Dp, qkv, Cp, rows, False)
-            attention(
-                qkv,
-                Cp,
-                cache,
-                i * layer,
-                cos,
-                sin,
-                scale,
-                windows[i],
-                begin,
-                rows,
-                slots,
-                positions,
-                group,
-                blocks,
-                lanes,
-                W,
-                T,
-                p,
-                y,
-                Ap,
-            )
-            at = linear(w, at, y, group * width, Ap, x, Dp, rows, True)
-            for r in range(rows):
-                norm(x, r * Dp, D, w, at, rms, eps, h, r * Dp)
-            at = linear(w, at + 2 * D, h, D, Dp, g, Gp, rows, False)
-            for r in range(rows):
-                activate(g, r * Gp, Fp, kind, F, a, r * Fp)
-            at = linear(w, at, a, F, Fp, x, Dp, rows, True)
-        count = 0
-        while done + count < len(wanted) and wanted[done + count] < begin + rows:
-            norm(x, (wanted[done + count] - begin) * Dp, D, w, at, rms, eps, h, count * Dp)
-            count += 1
-        if count:
-            linear(w, at + 2 * D, h, D, Dp, z, Vp, count, False)
-        for r in range(count):
+            at, window = i * places.size, windows[i]
+            for r in range(count):
+                norm(x, r * Dp, D, w, at + places.attn_norm, shape.rms, eps, h, r * Dp)
+            linear(w, at + places.qkv, h, D, Dp, qkv, Cp, count, False)
+            attention(model, cache, i * layer, window, rows, begin, count, qkv, Cp, p, y, Ap)
+            linear(w, at + places.out, y, heads, Ap, x, Dp, count, True)
+            for r in range(count):
+                norm(x, r * Dp, D, w, at + places.ffn_norm, shape.rms, eps, h, r * Dp)
+            linear(w, at + places.up, h, D, Dp, g, Gp, count, False)
+            for r in range(count):
+                activate(g, r * Gp, Fp, shape.activation, F, a, r * Fp)
+            linear(w, at + places.down, a, F, Fp, x, Dp, count, True)
+        asked = 0
+        while done + asked < len(wanted) and wanted[done + asked] < begin + count:
+            row = (wanted[done + asked] - begin) * Dp
+            norm(x, row, D, w, places.norm, shape.rms, eps, h, asked * Dp)
+            asked += 1
+        if asked:
+            linear(w, places.head, h, D, Dp, z, Vp, asked, False)
+        for r in range(asked):
             for n in range(V):
                 out[done + r, n] = z[U(r * Vp + n)]
-        done += count
+        done += asked
     return out
 
 
@@ -415,14 +417,16 @@ def edge_of(keys, weights, wanted):
 
 
 @part
-def drawn(logits, temperature, top_k, top_p, u):
-    """What `choose` says.
+def drawn(logits, choice, u):
+    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN.
+
+    `choice` is a `sample.Choice`.
 
     The k-th largest logit and the edge of the nucleus are found by halving the range of the
     logits' bit patterns, which needs no sorting: as integers they are ordered like the floats once
     those of negative ones are turned around.
     """
-    N, V = logits.shape
+    (N, V), (temperature, top_k, top_p) = logits.shape, choice
     out, z, weights = np.empty(N, np.int64), np.empty(V, np.float32), np.ones(V, np.float32)
     bits, keys = z.view(np.int32), np.empty(V, np.int32)
     for r in range(N):
@@ -461,80 +465,31 @@ def drawn(logits, temperature, top_k, top_p, u):
 
 
 @jit
-def decode(
-    w, embedding, table, cos, sin, cache, windows, shape, eps, scale, ids, slots, positions, wanted
-):
-    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
-    return rows_of(
-        w,
-        embedding,
-        table,
-        cos,
-        sin,
-        cache,
-        windows,
-        shape,
-        eps,
-        scale,
-        ids,
-        slots,
-        positions,
-        wanted,
-    )
+def decode(model, cache, rows, wanted):
+    """See `logits_of`."""
+    return logits_of(model, cache, rows, wanted)
 
 
 @jit
-def choose(logits, temperature, top_k, top_p, u):
-    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN."""
-    return drawn(logits, temperature, top_k, top_p, u)
+def choose(logits, choice, u):
+    """See `drawn`."""
+    return drawn(logits, choice, u)
 
 
 @jit
-def write(
-    w,
-    embedding,
-    table,
-    cos,
-    sin,
-    cache,
-    windows,
-    shape,
-    eps,
-    scale,
-    ids,
-    slots,
-    positions,
-    vocabulary,
-    temperature,
-    top_k,
-    top_p,
-    u,
-):
-    """Several tokens (steps, N) of sequences that go on with `ids`: `decode`, `choose`, by turns.
+def write(model, cache, rows, vocab_size, choice, u):
+    """Several tokens (steps, N) of sequences that go on with `rows`: `decode`, `choose`, by turns.
 
-    Between two passes over the weights nothing else is then fetched into the processor's cache.
+    u (steps, N). Of the logits the first `vocab_size` count. Between two passes over the weights
+    nothing else is then fetched into the processor's cache.
     """
-    out, rows = np.full(u.shape, -1), np.arange(len(ids))
+    ids, slots, positions = rows
+    out, wanted = np.full(u.shape, -1), np.arange(len(ids))
     for n in range(len(u)):
-        logits = rows_of(
-            w,
-            embedding,
-            table,
-            cos,
-            sin,
-            cache,
-            windows,
-            shape,
-            eps,
-            scale,
-            ids,
-            slots,
-            positions + n,
-            rows,
-        )
-        if vocabulary < logits.shape[1]:
-            logits = logits[:, :vocabulary].copy()
-        ids = drawn(logits, temperature, top_k, top_p, u[n])
+        logits = logits_of(model, cache, Rows(ids, slots, positions + n), wanted)
+        if vocab_size < logits.shape[1]:
+            logits = logits[:, :vocab_size].copy()
+        ids = drawn(logits, choice, u[n])
         out[n] = ids
         if ids.min() < 0:
             break

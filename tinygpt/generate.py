@@ -1,0 +1,123 @@
+"""Write text with a trained model.
+
+Logits are divided by the temperature, then all but the `top_k` likeliest tokens are left out, then
+all but the fewest likeliest tokens that together have a probability of `top_p` (the nucleus); from
+what remains a token is drawn. The text streams to standard output as it comes; several samples are
+separated by lines of three hyphens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitensor import kernels
+from tinygpt import Error, UsageError
+from tinygpt.model.sample import check, generate_many, prompt_ids
+
+if TYPE_CHECKING:
+    from bpe import Tokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt generate``."""
+    add = parser.add_argument
+    add("model", type=Path, help="a model file, such as runs/quick/model.npz")
+    add("--prompt", default="", metavar="TEXT", help="how the text begins (default: empty)")
+    add("--max-new-tokens", type=int, default=500, metavar="N", help="length (default: 500)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="below 1 likely tokens become likelier, 0 is greedy (default: 0.8)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        default=200,
+        metavar="K",
+        help="draw from the K likeliest tokens; 0: from all (default: 200)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that together have probability P (default: 1)",
+    )
+    add("--greedy", action="store_true", help="always the likeliest token")
+    add("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
+    add("--seed", type=int, default=1337, metavar="N", help="of the random numbers")
+    add("--ignore-eot", action="store_true", help="go on after the end of a text")
+    add(
+        "--past-context",
+        choices=("drop", "exact"),
+        default="drop",
+        help="when the context is full: drop its older half, or recompute all of it for every "
+        "token (default: drop)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt generate``."""
+    from tinygpt.formats import checkpoint
+
+    if args.num_samples < 1:
+        raise UsageError(f"--num-samples: expected at least 1, got {args.num_samples}")
+    temperature = 0.0 if args.greedy else args.temperature
+    check(args.max_new_tokens, temperature, args.top_k, args.top_p)
+    saved = checkpoint.load(args.model)
+    tokenizer = saved.tokenizer
+    try:
+        prompt = prompt_ids(tokenizer, args.prompt)
+    except ValueError as error:
+        raise Error(f"--prompt: {error}") from error
+    if kernels.backend() == "numba":
+        from tinygpt.model import decode_kernels  # imports numba
+
+        if not decode_kernels.decode.files():
+            print("tinygpt: compiling kernels, which is done once…", file=sys.stderr, flush=True)
+    stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
+    pairs = generate_many(
+        saved,
+        [prompt] * args.num_samples,
+        max_new_tokens=args.max_new_tokens,
+        temperature=temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        stop=stop,
+        past_context=args.past_context,
+        vocab_size=tokenizer.vocab_size,
+    )
+    stream(pairs, tokenizer, args.prompt, args.num_samples)
+    return 0
+
+
+def stream(
+    pairs: Iterator[tuple[int, int | None]], tokenizer: Tokenizer, prompt: str, samples: int
+) -> None:
+    """Write texts to standard output: the first as it comes, the others as soon as it is done."""
+
+    def write(text: str) -> None:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    decoders = [tokenizer.stream_decoder() for _ in range(samples)]
+    waiting, ended, shown = [prompt] * samples, [False] * samples, 0
+    write(prompt)
+    for n, token in pairs:
+        ended[n] = token is None
+        text = decoders[n].flush() + "\n" if token is None else decoders[n].feed(token)
+        if n == shown:
+            write(text)
+        else:
+            waiting[n] += text
+        while ended[shown] and shown + 1 < samples:
+            shown += 1
+            write(f"---\n{waiting[shown]}")

@@ -1,0 +1,197 @@
+"""The compiled decoder: a model's weights and caches in the form of the loops in decode_kernels.py.
+
+The fast twin of `decode.Plain`, for what `transformer.kernels_know`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+import minitensor as mt
+from minitensor.kernels.simd import LANES
+from tinygpt.model import decode_kernels
+from tinygpt.model.config import Config
+from tinygpt.model.decode import Work
+from tinygpt.model.decode_kernels import GELU, GELU_TANH, PANEL, SWIGLU, Model, Places, Rows, Shape
+from tinygpt.model.sample import Choice
+from tinygpt.model.transformer import fixed_positions, rotations
+
+Array = np.ndarray
+ACTIVATIONS = {"swiglu": SWIGLU, "gelu_tanh": GELU_TANH, "gelu": GELU}
+
+
+class Heads(NamedTuple):
+    """How the loops see the heads: key/value heads side by side in the lanes of a vector.
+
+    A token's key is `blocks` blocks of `width` = depth lanes numbers, one block unless there are
+    more heads than lanes; in a block the heads' first numbers come first. Queries that share a
+    key/value head come in `group` such rows.
+    """
+
+    group: int
+    kv: int
+    head_dim: int
+    blocks: int
+    lanes: int
+    depth: int
+
+    @classmethod
+    def of(cls, c: Config) -> Heads:
+        """Those of a configuration."""
+        lanes = 1
+        while lanes < min(c.kv_heads, LANES):
+            lanes *= 2
+        whole = LANES // lanes
+        depth = -(-c.head_dim // whole) * whole
+        blocks = -(-c.kv_heads // lanes)
+        return cls(c.n_head // c.kv_heads, c.kv_heads, c.head_dim, blocks, lanes, depth)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a block."""
+        return self.depth * self.lanes
+
+    def arrange(self, a: Array) -> Array:
+        """Rows (KV groups hd, …), head by head, as rows (groups blocks width, …) with zeros."""
+        groups = len(a) // (self.kv * self.head_dim)
+        heads = a.reshape(self.kv, groups, self.head_dim, -1)
+        out = np.zeros((self.blocks * self.lanes, groups, self.depth, heads.shape[-1]), a.dtype)
+        out[: self.kv, :, : self.head_dim] = heads
+        out = out.reshape(self.blocks, self.lanes, groups, self.depth, -1)
+        return out.transpose(2, 0, 3, 1, 4).reshape(-1, *a.shape[1:])
+
+
+class Flat:
+    """Arrays one after the other, and where each begins."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Array] = []
+        self.size = 0
+
+    def _add(self, piece: Array) -> None:
+        self.pieces.append(np.ravel(piece))
+        self.size += piece.size
+
+    def norm(self, weight: Array, bias: Array | None) -> int:
+        """A norm: its weight, then its bias. Where it begins."""
+        begin = self.size
+        self._add(weight)
+        self._add(np.zeros_like(weight) if bias is None else bias)
+        return begin
+
+    def linear(self, *maps: tuple[Array, Array | None]) -> int:
+        """Linear maps of one input: their biases, then their matrices. Where they begin.
+
+        A matrix (O, I) lies as panels (O / PANEL, I, PANEL), with rows of zeros where O is no
+        multiple of PANEL.
+        """
+        begin = self.size
+        for matrix, bias in maps:
+            bias = np.zeros(len(matrix), matrix.dtype) if bias is None else bias
+            self._add(np.pad(bias, (0, -len(bias) % PANEL)))
+        for matrix, _ in maps:
+            whole = np.pad(matrix, [(0, -len(matrix) % PANEL), (0, 0)])
+            self._add(whole.reshape(-1, PANEL, whole.shape[1]).swapaxes(1, 2))
+        return begin
+
+
+def pack(c: Config, heads: Heads, params: Mapping[str, Array], head: Array) -> tuple[Array, Places]:
+    """All weights in one flat array, in the order in which a token meets them; where each is."""
+    flat = Flat()
+
+    def named(name: str) -> tuple[Array, Array | None]:
+        return params[f"{name}.weight"], params.get(f"{name}.bias")
+
+    def by_head(a: Array) -> Array:
+        """The rows of q, k and v, each arranged."""
+        parts = np.split(a, [c.d_model, c.d_model + c.kv_heads * c.head_dim])
+        return np.concatenate([heads.arrange(part) for part in parts])
+
+    size = 0
+    for i in range(c.n_layer):
+        attn, ffn, begin = f"blocks.{i}.attn", f"blocks.{i}.ffn", flat.size
+        qkv, qkv_bias = named(f"{attn}.qkv")
+        out, out_bias = named(f"{attn}.out")
+        gate = [named(f"{ffn}.gate")] if c.ffn == "swiglu" else []
+        layer = {
+            "attn_norm": flat.norm(*named(f"{attn}_norm")),
+            "qkv": flat.linear((by_head(qkv), None if qkv_bias is None else by_head(qkv_bias))),
+            "out": flat.linear((heads.arrange(out.T).T, out_bias)),
+            "ffn_norm": flat.norm(*named(f"{ffn}_norm")),
+            "up": flat.linear(*gate, named(f"{ffn}.up")),
+            "down": flat.linear(named(f"{ffn}.down")),
+        }
+        size = flat.size - begin
+    places = {name: place - begin for name, place in layer.items()}  # the same in every layer
+    norm, last = flat.norm(*named("norm")), flat.linear((head, None))
+    return np.concatenate(flat.pieces), Places(**places, size=size, norm=norm, head=last)
+
+
+def as_model(c: Config, params: Mapping[str, Array]) -> Model:
+    """What the loops take for a model of these parameters."""
+    dtype = np.dtype(c.dtype)
+    params = {name: np.ascontiguousarray(a, dtype) for name, a in params.items()}
+    embedding = params["embedding.weight"]
+    head = params.get("head.weight", embedding)
+    if c.head == "pinv":
+        with mt.no_grad():
+            head = np.ascontiguousarray(mt.pinv(embedding).numpy().T)
+    nothing = np.empty((c.context, 0), dtype)
+    positions = params.get("positions.weight", fixed_positions(c))
+    positions = nothing if positions is None else positions
+    cos, sin = rotations(c) or (nothing, nothing)
+    heads = Heads.of(c)
+    weights, places = pack(c, heads, params, head)
+    shape = Shape(
+        group=heads.group,
+        blocks=heads.blocks,
+        lanes=heads.lanes,
+        width=heads.width,
+        d_ff=c.d_ff,
+        vocab_size=c.vocab_size,
+        context=c.context,
+        rms=c.norm == "rms",
+        activation=ACTIVATIONS[c.ffn],
+    )
+    return Model(
+        shape=shape,
+        places=places,
+        weights=weights,
+        embedding=embedding.copy(),  # a model's own may change; read-only, it would be another type
+        positions=positions.copy(),
+        cos=cos,
+        sin=sin,
+        windows=np.array([c.window(i) for i in range(c.n_layer)]),
+        eps=dtype.type(c.norm_eps),
+        scale=dtype.type(1 / math.sqrt(c.head_dim) if c.scale_attention else 1.0),
+    )
+
+
+class Compiled:
+    """A model and the cache of some sequences."""
+
+    def __init__(self, c: Config, params: Mapping[str, Array], sequences: int):
+        self.model = as_model(c, params)
+        token = self.model.shape.blocks * self.model.shape.width
+        # np.empty asks for large pages where the system has them, np.zeros does not
+        self.cache = np.empty(c.n_layer * sequences * 2 * c.context * token, c.dtype)
+        self.cache.fill(0)
+
+    def logits(self, work: Work) -> Array:
+        """Logits (N, V) after the last token of each slot's new ones.
+
+        All tokens are rows of one pass, in which a row sees those before it.
+        """
+        ids = np.concatenate([new for _, _, new in work])
+        slots = np.concatenate([np.full(len(new), slot) for slot, _, new in work])
+        positions = np.concatenate([np.arange(at, at + len(new)) for _, at, new in work])
+        wanted = np.cumsum([len(new) for _, _, new in work]) - 1
+        return decode_kernels.decode(self.model, self.cache, Rows(ids, slots, positions), wanted)
+
+    def write(self, rows: Rows, vocab_size: int, choice: Choice, u: Array) -> Array:
+        """See `decode_kernels.write`."""
+        return decode_kernels.write(self.model, self.cache, rows, vocab_size, choice, u)
