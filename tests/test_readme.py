@@ -32,6 +32,7 @@ def test_the_table_of_recipes_is_true():
 def test_every_file_that_a_page_points_to_exists():
     for page in [
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
         *(ROOT / "docs").glob("*.md"),
         ROOT / "benchmarks" / "README.md",
     ]:
