@@ -61,6 +61,7 @@ class Op:
             )
         )
         self.names = [p.name for p in inputs]
+        self.defaults = {p.name: p.default for p in inputs if p.default is not p.empty}
         self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
         bare = [p.name for p in params if p.annotation is p.empty]
         if bare or not inputs:
@@ -89,10 +90,13 @@ class Op:
         elif len(args) > len(self.names):
             inputs, options = args[: len(self.names)], args[len(self.names) :]
         elif kwargs:
-            for name in self.names[len(args) :]:
-                if name not in kwargs:
+            left = self.names[len(args) :]
+            while left and left[-1] not in kwargs:
+                left.pop()
+            for name in left:  # layer_norm(x, bias=b): the weight is the default
+                if name not in kwargs and name not in self.defaults:
                     break
-                inputs += (kwargs.pop(name),)
+                inputs += (kwargs.pop(name, self.defaults.get(name)),)
         arrays: list[Any] = []
         parents: list[Node | None] = []
         saved: list[list[int]] = []

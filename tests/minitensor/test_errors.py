@@ -217,6 +217,15 @@ def test_every_parameter_of_an_op_says_what_it_is():
     assert not {"half", "none"} & set(mt.registry)
 
 
+def test_inputs_by_name_may_leave_out_those_before():
+    x, b = mt.Tensor(np.ones((2, 3))), mt.Tensor(np.arange(3.0), requires_grad=True)
+    y = mt.layer_norm(x, bias=b)
+    np.testing.assert_allclose(y.data, [[0, 1, 2]] * 2)
+    np.testing.assert_array_equal(mt.grad(y.sum(), b)[0], [2, 2, 2])
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'weight'"):
+        mt.linear(x, bias=b.detach())
+
+
 def test_an_option_takes_no_gradient_in_silence():
     x = f32(1.0, 2.0)
     with pytest.raises(TypeError, match=r"dropout: an option is a tensor that requires a grad"):
