@@ -143,7 +143,7 @@ class Tokenizer(ABC):
         allowed = self._allowed(allowed_special)
         if isinstance(texts, str):
             raise TokenizerError("encode_batch: a list of texts is expected, not one text")
-        if processes == 1:
+        if processes == 1 or type(self).__module__ == "__main__":  # which workers cannot import
             return [self.encode(text, allowed_special=allowed) for text in texts]
         lists: list[list[int]] = []
         jobs = batches(texts)

@@ -45,12 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tie-break", choices=("bytes", "ids"), help="default: bytes")
     add("--min-frequency", type=int, metavar="N", help="default: 1")
     add("--processes", type=int, metavar="N", help="to count with (default: 1)")
-    add(
-        "--no-control-tokens",
-        dest="control_tokens",
-        action="store_false",
-        help="char: count from 0",
-    )
+    add("--no-control-tokens", dest="control_tokens", action="store_false", help="char: ids from 0")
     add("--base", metavar="TOKENIZER", help="reduced: the tokenizer to take tokens from")
     add("--format", choices=WRITERS, default="json", help="of the file (default: %(default)s)")
     add("--quiet", action="store_true", default=False, help="no progress bar")

@@ -72,6 +72,11 @@ def test_the_command_knows_it(words, tmp_path, capsys):
     assert capsys.readouterr().err == "bpe: vocab_size: not an option of kind 'words'\n"
 
 
+def test_a_kind_of_a_script_works_without_workers(words, monkeypatch):
+    monkeypatch.setattr(words, "__module__", "__main__")
+    assert words.train([TEXT]).encode_batch(["the dog", "a cat"], processes=2) == [[5, 2], [0, 1]]
+
+
 def test_a_kind_has_one_class(words):
     with pytest.raises(TypeError, match="kind: 'words' is WordTokenizer already"):
 

@@ -366,7 +366,7 @@ def test_a_recipe_says_how_to_prepare(name, tmp_path, capsys):
         assert data.tokenizer.unknown_id == data.tokenizer.vocab_size - 1
 
 
-def test_options_of_a_reduced_vocabulary(make):
+def test_options_of_a_reduced_vocabulary(make, tmp_path):
     data, _ = make(
         SEPARATOR.join(STORIES), tokenizer="reduced", vocab_size=280, reduced_from=300
     )  # fmt: skip
@@ -375,7 +375,10 @@ def test_options_of_a_reduced_vocabulary(make):
         UsageError, match=r"reduced_from: expected at least vocab_size \(280\), got 0"
     ):
         make(SEPARATOR.join(STORIES), tokenizer="reduced", vocab_size=280)
+    with pytest.raises(UsageError, match="vocab_size: expected at least 1, got 0"):
+        make(SEPARATOR.join(STORIES), vocab_size=0)
     with pytest.raises(UsageError, match="split: expected one of hash, last, got 'first'"):
         make(SEPARATOR.join(STORIES), split="first")
     with pytest.raises(Error, match="neither a file nor one of"):
         make(SEPARATOR.join(STORIES), tokenizer="bpee")
+    assert not list((tmp_path / "out").glob(".prepare-*"))  # nothing was begun

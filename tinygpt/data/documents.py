@@ -38,6 +38,7 @@ SEPARATOR = "<|endoftext|>"
 SEPARATOR_LINE = rf"(?m)^{re.escape(SEPARATOR)}\r?$"
 SPLITS = ("train", "valid")
 RULES = ("hash", "last")
+VOCAB_SIZE = 4096  # of a BPE, unless asked for another
 ALL_HASHES = 1 << 64  # one more than the largest document hash
 
 
@@ -73,6 +74,17 @@ def split_documents(docs: Sequence[str], fraction: float) -> tuple[list[str], li
     return list(docs[:first]), list(docs[first:])
 
 
+def check_tokenizer(kind: str, vocab_size: int | None, reduced_from: int) -> None:
+    """Raise Error or UsageError for what `make_tokenizer` cannot make."""
+    if kind not in TOKENIZERS and not Path(kind).is_file():
+        raise Error(f"tokenizer: {kind!r} is neither a file nor one of {', '.join(TOKENIZERS)}")
+    if vocab_size is not None and vocab_size < 1:
+        raise UsageError(f"vocab_size: expected at least 1, got {vocab_size}")
+    size = vocab_size or VOCAB_SIZE
+    if kind == "reduced" and reduced_from < size:
+        raise UsageError(f"reduced_from: expected at least vocab_size ({size}), got {reduced_from}")
+
+
 def make_tokenizer(
     kind: str,
     vocab_size: int | None,
@@ -84,25 +96,20 @@ def make_tokenizer(
     """A tokenizer of one of `TOKENIZERS`, trained on `texts("train")`, or read from a file.
 
     Those of characters are trained on `texts("train", "valid")`: what cannot be written down
-    cannot be predicted. With `vocab_size` of None they are as large as they need to be.
+    cannot be predicted. Without a `vocab_size` they are as large as they need to be, and others
+    have `VOCAB_SIZE` tokens.
     """
     import bpe
 
+    check_tokenizer(kind, vocab_size, reduced_from)
     if kind not in TOKENIZERS:
-        if not Path(kind).is_file():
-            raise Error(f"tokenizer: {kind!r} is neither a file nor one of {', '.join(TOKENIZERS)}")
         return bpe.load(kind)
     if kind == "char-plain":  # as many as there are, whatever the size
         return bpe.CharTokenizer.train(texts(*SPLITS), control_tokens=False, special_tokens=())
     if kind == "char":
         return bpe.CharTokenizer.train(texts(*SPLITS), vocab_size, special_tokens=())
-    if vocab_size is None:
-        raise UsageError(f"vocab_size: the tokenizer {kind!r} needs one, got none")
+    vocab_size = vocab_size or VOCAB_SIZE
     size = reduced_from if kind == "reduced" else vocab_size
-    if size < vocab_size:
-        raise UsageError(
-            f"reduced_from: expected at least vocab_size ({vocab_size}), got {reduced_from}"
-        )
     say(f"tokenizer: training a byte-level BPE of {size:,} tokens")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")

@@ -424,13 +424,9 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
                 if split in splits:
                     yield text
 
-    size = options.vocab_size
-    if size is None and not options.tokenizer.startswith("char"):
-        size = 4096
     say = partial(tqdm.write, file=sys.stderr)
-    return documents.make_tokenizer(
-        options.tokenizer, size, options.reduced_from, texts, say, processes
-    )
+    sizes = options.vocab_size, options.reduced_from
+    return documents.make_tokenizer(options.tokenizer, *sizes, texts, say, processes)
 
 
 # ------------------------------------------------------------------------------------- encoding
@@ -497,6 +493,7 @@ def prepare(
     at once. Raises Error, or bpe.TokenizerError, in one line.
     """
     options = options or Options()
+    documents.check_tokenizer(options.tokenizer, options.vocab_size, options.reduced_from)
     if options.split not in RULES:
         raise UsageError(f"split: expected one of {', '.join(RULES)}, got {options.split!r}")
     if not 0 < options.valid_fraction < 1:
