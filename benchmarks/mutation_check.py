@@ -1,11 +1,13 @@
-"""Break every backward in turn, and see whether the tests notice.
+"""Break every backward and every check in turn, and see whether the tests notice.
 
     MINITENSOR_KERNELS=numpy python benchmarks/mutation_check.py [MODULE ...]
 
 Every function of the ops (and the NumPy kernels, which the numba ones are tested against) is read
 as a syntax tree. In its backward code, one place at a time is changed: a sign turned, one term of a
 sum or one factor of a product dropped, a reduction left out, a vjp negated. The mutant takes the
-place of the original and the tests are run on it until one fails. A survivor is a hole in the
+place of the original and the tests are run on it until one fails. In the checks that every call of
+a kernel goes through (kernels/gate.py), an error is left out, a bound moved by one, or one of
+several conditions dropped. A survivor is a hole in the
 tests, or a change that means nothing; the script lists it and exits with status 1. It takes a
 minute and is run by hand; docs/gradients.md has its result.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import importlib
 import importlib.util
 import math
@@ -33,6 +36,7 @@ import numpy as np  # noqa: E402
 
 import minitensor as mt  # noqa: E402
 from minitensor import kernels, tape  # noqa: E402
+from minitensor.kernels import gate  # noqa: E402
 
 MODULES = [
     "ops.elementwise",
@@ -164,8 +168,8 @@ def load(name: str) -> ModuleType:
     return module
 
 
-TEST_OPS, TEST_TORCH, TEST_ERRORS, TEST_TAPE, TEST_NN = map(
-    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn")
+TEST_OPS, TEST_TORCH, TEST_ERRORS, TEST_TAPE, TEST_NN, TEST_GATE = map(
+    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn", "test_gate")
 )
 
 
@@ -297,11 +301,98 @@ def without_broadcast_sums() -> tuple[int, list[str]]:
     return count, alive
 
 
+CHECKS = {"check", "plain", "fit", "fit_formulas", "bound"}  # the methods of gate.py that refuse
+SWAPPED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+SLOWER = "only decides whether the exact check, which comes after it, is made"
+HARMLESS_CHECKS = {  # (class, method, change) -> why it means nothing
+    ("Indices", "bound", "bound 0 moved: x.min() >= 0"): SLOWER
+}
+
+
+def without(i: int, node: ast.BoolOp) -> ast.AST:
+    """The node without one of its conditions."""
+    rest = node.values[:i] + node.values[i + 1 :]
+    return rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
+
+
+def compared_by(ops: list[ast.cmpop], node: ast.Compare) -> ast.AST:
+    """The node with other signs between its operands."""
+    return ast.Compare(node.left, ops, node.comparators)
+
+
+def broken_checks(method: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every changed copy of a method, with what was changed."""
+
+    def changed(node: ast.AST, new: Callable[[Any], ast.AST], what: str) -> Any:
+        place = list(ast.walk(method)).index(node)
+        twin = copy.deepcopy(method)
+        old = list(ast.walk(twin))[place]
+        text = f"{what}: {ast.unparse(node).splitlines()[0][:60]}"
+        return text, ast.fix_missing_locations(Swap(old, new(copy.deepcopy(old))).visit(twin))
+
+    for node in ast.walk(method):
+        if isinstance(node, ast.Raise):
+            yield changed(node, lambda n: ast.Pass(), "error left out")
+        elif isinstance(node, ast.Expr) and ".later." in ast.unparse(node):
+            yield changed(node, lambda n: ast.Pass(), "never looked at")
+        elif isinstance(node, ast.BoolOp):
+            for i in range(len(node.values)):
+                yield changed(node, functools.partial(without, i), f"condition {i} dropped")
+        elif isinstance(node, ast.Compare):
+            for i, op in enumerate(node.ops):
+                if type(op) in SWAPPED:
+                    ops = [*node.ops[:i], SWAPPED[type(op)](), *node.ops[i + 1 :]]
+                    yield changed(node, functools.partial(compared_by, ops), f"bound {i} moved")
+
+
+def refused_as_before() -> bool:
+    """Whether the tests of the gate pass, on the NumPy side."""
+    try:
+        for what in TEST_GATE.REFUSED:
+            TEST_GATE.test_both_sides_refuse_what_does_not_fit(what, "numpy")
+        for what in TEST_GATE.EMPTY:
+            TEST_GATE.test_nothing_is_computed_of_nothing(what, "numpy")
+        TEST_GATE.test_what_is_written_is_written_in_place_or_not_at_all("numpy")
+        TEST_GATE.test_a_kernel_is_handed_plain_arrays_and_numbers()
+        TEST_GATE.test_a_declaration_can_be_read()
+    except BaseException:  # pytest.raises does not fail with an Exception
+        return False
+    return True
+
+
+def without_checks() -> tuple[int, list[str]]:
+    """For each method of the gate that refuses something: one check left out, or moved."""
+    count, alive = 0, []
+    assert refused_as_before(), "the tests of the gate fail without any mutant"
+    for owner in ast.parse(Path(gate.__file__).read_text(encoding="utf-8")).body:
+        if not isinstance(owner, ast.ClassDef):
+            continue
+        for method in owner.body:
+            if not isinstance(method, ast.FunctionDef) or method.name not in CHECKS:
+                continue
+            kind = vars(gate)[owner.name]
+            original = vars(kind)[method.name]
+            for what, mutant in broken_checks(method):
+                if (owner.name, method.name, what) in HARMLESS_CHECKS:
+                    continue
+                space: dict[str, Any] = {}
+                exec(compile(ast.Module([mutant], []), "<mutant>", "exec"), vars(gate), space)
+                setattr(kind, method.name, space[method.name])
+                try:
+                    caught = not refused_as_before()
+                finally:
+                    setattr(kind, method.name, original)
+                count += 1
+                if not caught:
+                    alive.append(f"{owner.name}.{method.name}: {what}")
+    return count, alive
+
+
 def main(chosen: list[str]) -> int:
     """Run all mutants of the chosen modules; 1 if one survived."""
     total, survivors = 0, []
     assert not noticed(sorted(mt.registry)), "the tests fail without any mutant"
-    for module_name in chosen or MODULES:
+    for module_name in [name for name in MODULES if not chosen or name in chosen]:
         module = importlib.import_module(f"minitensor.{module_name}")
         tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         count, alive = 0, []
@@ -327,13 +418,13 @@ def main(chosen: list[str]) -> int:
                     alive.append(f"{function.name}: {what}")
         show(module_name, count, alive)
         total, survivors = total + count, survivors + alive
-    if not chosen:
-        count, alive = without_broadcast_sums()
-        show("broadcast sums", count, alive)
-        total, survivors = total + count, survivors + alive
-    print(
-        f"{total} mutants, {total - len(survivors)} noticed; {len(HARMLESS)} harmless ones left out"
-    )
+    for what, broken in (("broadcast sums", without_broadcast_sums), ("checks", without_checks)):
+        if not chosen or what in chosen:
+            count, alive = broken()
+            show(what, count, alive)
+            total, survivors = total + count, survivors + alive
+    harmless = len(HARMLESS) + len(HARMLESS_CHECKS)
+    print(f"{total} mutants, {total - len(survivors)} noticed; {harmless} harmless ones left out")
     return 1 if survivors else 0
 
 

@@ -12,7 +12,8 @@ read past its end. So every kernel says what it takes, argument by argument, abo
 | `(N) written` | the same, and the kernel writes to it |
 | `(N) in [0, V)` | integers from 0 to V - 1; with `or ignore_index`, that number too |
 | `int`, `int >= 1` | a whole number, which is also a size under its own name |
-| `float`, `float >= 0`, `bool`, `uint32` | what they say; `number` is one of the arrays' dtype |
+| `float`, `float >= 0`, `float in [0, 1)` | a finite number; `number` is one of the arrays' dtype |
+| `bool`, `uint32` | what they say |
 | `Linear(O, I)` | a bundle from bundles.py, its sizes named anew |
 | `… or None` | the same, or nothing |
 
@@ -30,8 +31,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import operator
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,11 +49,12 @@ INT64 = np.dtype(np.int64)
 class Call:
     """What is known of a call while its arguments are looked at."""
 
-    __slots__ = ("dtype", "later", "name", "sizes")
+    __slots__ = ("dtype", "later", "name", "number", "sizes")
 
     def __init__(self, name: str):
         self.name = name
         self.dtype: np.dtype | None = None  # of all its arrays
+        self.number: Any = float  # the type of one of their elements
         self.sizes: dict[str, int] = {}
         self.later: list[tuple[Callable[..., None], Any]] = []  # when all sizes are known
 
@@ -63,6 +67,15 @@ def described(x: Any) -> str:
     return f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else f"{x!r:.80}"
 
 
+def formula(text: str, name: str = "of['{}']") -> Callable[[Any], Any]:
+    """What is written of names, as a function of a dict, or of whatever has the names."""
+
+    def found(m: re.Match[str]) -> str:
+        return m[0] if m[0] in ("is", "or", "and", "not", "None") else name.format(m[0])
+
+    return eval("lambda of: " + re.sub(r"(?<![\w.])[A-Za-z_]+", found, text))  # type: ignore[no-any-return]
+
+
 # ------------------------------------------------------------------------------- one argument
 
 
@@ -73,9 +86,7 @@ class ArrayOf:
         self.name, self.text, self.written = name, text, written
         self.dims = dims
         self.letters = [(i, d) for i, d in enumerate(dims) if d.isidentifier()]
-        self.formulas = [
-            (i, compile(d, name, "eval")) for i, d in enumerate(dims) if not d.isidentifier()
-        ]
+        self.formulas = [(i, formula(d)) for i, d in enumerate(dims) if not d.isidentifier()]
 
     def check(self, x: Any, call: Call) -> Any:
         if type(x) is not Array or x.dtype is not call.dtype or not x.flags.carray:
@@ -91,10 +102,11 @@ class ArrayOf:
             if x.dtype not in FLOATS:
                 raise call.wrong(TypeError, f"{self.name} of float32 or float64", described(x))
             call.dtype = FLOATS[x.dtype == FLOATS[1]]
+            call.number = call.dtype.type
         if x.dtype != call.dtype:
             raise call.wrong(TypeError, f"{self.name} of {call.dtype} as the rest", described(x))
         if x.flags.carray:
-            return x.view(np.ndarray)
+            return x if type(x) is Array else x.view(Array)
         if self.written:
             raise call.wrong(
                 ValueError,
@@ -115,8 +127,8 @@ class ArrayOf:
             call.later.append((self.fit_formulas, shape))
 
     def fit_formulas(self, shape: tuple[int, ...], call: Call) -> None:
-        for i, formula in self.formulas:
-            if eval(formula, {}, call.sizes) != shape[i]:
+        for i, size_of in self.formulas:
+            if size_of(call.sizes) != shape[i]:
                 raise self.misfit(shape, call)
 
     def misfit(self, shape: tuple[int, ...], call: Call) -> Exception:
@@ -124,8 +136,8 @@ class ArrayOf:
         known = {}
         for i, d in enumerate(self.dims):
             try:
-                size = eval(d, {}, call.sizes)
-            except NameError:
+                size = formula(d)(call.sizes)
+            except KeyError:
                 continue
             if len(shape) != len(self.dims) or size != shape[i]:
                 known[d] = size
@@ -188,21 +200,27 @@ class Whole:
 
 
 class Real:
-    """A number: a Python float, or one of the arrays' dtype."""
+    """A finite number: a Python float, or one of the arrays' dtype."""
 
-    def __init__(self, name: str, text: str, low: str | None):
-        self.name, self.text, self.low = name, text, None if low is None else float(low)
+    def __init__(self, name: str, text: str, low: str | None, high: str | None):
+        self.name, self.text = name, text
+        self.low = -sys.float_info.max if low is None else float(low)
+        self.high = math.inf if high is None else float(high)
         self.typed = text.startswith("number")
 
     def check(self, x: Any, call: Call) -> Any:
-        kind = call.dtype.type if self.typed and call.dtype is not None else float
+        kind = call.number if self.typed else float
         if type(x) is not kind:
             if isinstance(x, (bool, np.bool_)) or not isinstance(
                 x, (float, int, np.floating, np.integer)
             ):
                 raise call.wrong(TypeError, f"{self.name}, a {self.text}", described(x))
-            x = kind(x)
-        if self.low is not None and not x >= self.low:  # NaN is not either
+            try:
+                with np.errstate(over="ignore"):  # refused below
+                    x = kind(x)
+            except OverflowError:  # an int beyond all floats
+                raise call.wrong(ValueError, f"{self.name}, a {self.text}", x) from None
+        if not self.low <= float(x) < self.high:  # NaN is not
             raise call.wrong(ValueError, f"{self.name}, a {self.text}", x)
         return x
 
@@ -240,14 +258,14 @@ class Bundle:
 
     def __init__(self, name: str, kind: Any, fields: list[Any], where: str):
         self.name, self.kind, self.fields, self.where = name, kind, fields, where
-        self.condition = compile(where, name, "eval") if where else None
+        self.condition = formula(where, "of.{}") if where else None
 
     def check(self, x: Any, call: Call) -> Any:
         if type(x) is not self.kind:
             fields = f"{self.kind.__name__}({', '.join(self.kind._fields)})"
             raise call.wrong(TypeError, f"{self.name}, a {fields}", described(x))
         x = self.kind._make([field.check(v, call) for field, v in zip(self.fields, x, strict=True)])
-        if self.condition is not None and not eval(self.condition, x._asdict()):
+        if self.condition is not None and not self.condition(x):
             raise call.wrong(ValueError, f"{self.name} with {self.where}", described(x))
         return x
 
@@ -265,7 +283,7 @@ class Optional:
 # -------------------------------------------------------------------------------- declarations
 
 BUNDLES: dict[str, tuple[Any, tuple[str, ...], dict[str, str], str]] = {}
-SCALAR = re.compile(r"(int|float|number|bool|uint32)(?: >= (\S+))?")
+SCALAR = re.compile(r"(int|float|number|bool|uint32)(?: >= (\S+)| in \[(\S+), (\S+)\))?")
 INDICES = re.compile(r"(\(.*\)) in \[0, (\w+)\)(?: or (\w+))?")
 FLOAT_ARRAY = re.compile(r"(\(.*\))( written)?")
 BUNDLE = re.compile(r"(\w+)(?:\((.*)\))?")
@@ -288,10 +306,10 @@ def parse(name: str, text: str) -> Any:
     if text.endswith(" or None"):
         return Optional(parse(name, text.removesuffix(" or None")))
     if m := SCALAR.fullmatch(text):
-        kind, low = m.groups()
+        kind, low = m[1], m[2] or m[3]
         if kind in ("bool", "uint32"):
             return Truth(name) if kind == "bool" else Bits(name)
-        return Whole(name, text, low) if kind == "int" else Real(name, text, low)
+        return Whole(name, text, low) if kind == "int" else Real(name, text, low, m[4])
     if m := INDICES.fullmatch(text):
         return Indices(name, text, sizes_of(m[1]), m[2], m[3])
     if m := FLOAT_ARRAY.fullmatch(text):
@@ -323,9 +341,7 @@ class Declaration:
         self.name, self.numba, self.numpy, self.arguments = name, numba, numpy, arguments
         self.checks = [parse(argument, text) for argument, text in arguments.items()]
         self.where = where
-        self.condition = compile(where, name, "eval") if where else None
-        words = re.findall(r"(?<![.\w])[A-Za-z]+", where)
-        self.subjects = [w for w in words if len(w) == 1 or w in arguments]
+        self.condition = formula(where) if where else None
 
     def __str__(self) -> str:
         where = f" where {self.where}" if self.where else ""
@@ -340,19 +356,17 @@ class Declaration:
         for check, x in call.later:
             check(x, call)
         if self.condition is not None:
-            named = dict(zip(self.arguments, out, strict=True))
-            if not eval(self.condition, named, call.sizes):
-                got = {n: call.sizes[n] if n in call.sizes else named[n] for n in self.subjects}
-                text = ", ".join(f"{n} = {described(x)}" for n, x in got.items())
-                raise call.wrong(ValueError, self.where, text)
+            known = {**dict(zip(self.arguments, out, strict=True)), **call.sizes}
+            if not self.condition(known):
+                named = {n: x for n, x in known.items() if re.search(rf"\b{n}\b", self.where)}
+                got = ", ".join(f"{n} = {described(x)}" for n, x in named.items())
+                raise call.wrong(ValueError, self.where, got)
         return out
 
     def side(self, which: str) -> Callable[..., Any]:
         """The kernel of one side, "numba" or "numpy", behind the door."""
         if which == "numba":
             kernel = getattr(importlib.import_module(self.numba), self.name)
-        elif self.numpy is None:
-            raise ValueError(f"{self.name} has no NumPy side")
         else:
             kernel = self.numpy
 

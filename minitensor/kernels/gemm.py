@@ -23,10 +23,10 @@ from minitensor.kernels._jit import inline, jit, outlined
 from minitensor.kernels.simd import (
     CONTRACT,
     LANES,
-    _splat,
     aligned,
     load,
     load_part,
+    splat_ir,
     store,
     transpose,
 )
@@ -96,7 +96,7 @@ def tile(
         k.add_incoming(following, loop)
         here = b.gep(numbers, [b.mul(k, across)])
         for r in range(ROWS):
-            x = _splat(b, b.load(b.gep(here, [b.mul(down, constant(r))]), align=align))
+            x = splat_ir(b, b.load(b.gep(here, [b.mul(down, constant(r))]), align=align))
             for c in range(2):
                 total = b.fadd(b.fmul(x, pair[c], flags=CONTRACT), sums[r][c], flags=CONTRACT)
                 sums[r][c].add_incoming(begin[c], before)

@@ -187,7 +187,7 @@ def attention_weights(q: Array, k: Array, attend: Attend) -> tuple[Array, Array]
 def attention_dropout(shape: tuple[int, ...], drop: Drop, dtype: np.dtype) -> Array | float:
     """Dropout factors (B, H, T, T)."""
     if not drop.threshold:
-        return 1.0
+        return dtype.type(drop.keep)  # type: ignore[no-any-return]
     return (attention_bits(shape, drop.k0, drop.k1) >= drop.threshold) * dtype.type(drop.keep)
 
 
@@ -297,8 +297,8 @@ def embedding_backward(g: Array, ids: Array, rows: int) -> Array:
     m="(N) written",
     v="(N) written",
     lr="float",
-    beta1="float >= 0",
-    beta2="float >= 0",
+    beta1="float in [0, 1)",
+    beta2="float in [0, 1)",
     eps="float >= 0",
     decay="float",
     step="int >= 1",

@@ -50,7 +50,7 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes))
 
 
-def _splat(builder: Any, x: Any) -> Any:
+def splat_ir(builder: Any, x: Any) -> Any:
     one = builder.insert_element(
         ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined), x, ir.Constant(ir.IntType(32), 0)
     )
@@ -94,7 +94,7 @@ def _first(builder: Any, count: Any) -> Any:
     """A mask of the first `count` lanes."""
     i32 = ir.IntType(32)
     steps = ir.Constant(ir.VectorType(i32, LANES), [ir.Constant(i32, n) for n in range(LANES)])
-    return builder.icmp_signed("<", steps, _splat(builder, builder.trunc(count, i32)))
+    return builder.icmp_signed("<", steps, splat_ir(builder, builder.trunc(count, i32)))
 
 
 def _masked(builder: Any, what: str, returns: Any, arguments: list[Any]) -> Any:
@@ -123,7 +123,7 @@ def load_part(typingctx: Any, array: Any, index: Any, count: Any, rest: Any) -> 
             builder,
             "load",
             vector,
-            [pointer, align, _first(builder, args[2]), _splat(builder, args[3])],
+            [pointer, align, _first(builder, args[2]), splat_ir(builder, args[3])],
         )
 
     return Vector(array.dtype)(array, types.intp, types.intp, array.dtype), codegen
@@ -231,7 +231,7 @@ def splat(typingctx: Any, x: Any) -> Any:
     """The number `x` in every lane."""
 
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return splat_ir(builder, args[0])
 
     return Vector(x)(x), codegen
 
@@ -243,7 +243,7 @@ def iota(typingctx: Any, start: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         i32 = ir.IntType(32)
         steps = ir.Constant(ir.VectorType(i32, LANES), [ir.Constant(i32, n) for n in range(LANES)])
-        return builder.add(_splat(builder, args[0]), steps)
+        return builder.add(splat_ir(builder, args[0]), steps)
 
     return Vector(types.uint32)(types.uint32), codegen
 
@@ -339,7 +339,7 @@ def _binary(python_operator: Callable[..., Any], float_op: str, int_op: str) -> 
     @intrinsic
     def apply(typingctx: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-            right = args[1] if isinstance(b, Vector) else _splat(builder, args[1])
+            right = args[1] if isinstance(b, Vector) else splat_ir(builder, args[1])
             if isinstance(a.dtype, types.Float):
                 return getattr(builder, float_op)(args[0], right, flags=CONTRACT)
             return getattr(builder, int_op)(args[0], right)
