@@ -64,5 +64,5 @@ setup(
         "all": PLOT + YAML + TOML,
         "test": PLOT + YAML + TOML + TEST,
     },
-    entry_points={"console_scripts": ["tinygpt = tinygpt.cli:main", "bpe = bpe.cli:main"]},
+    entry_points={"console_scripts": ["tinygpt = tinygpt.cli:command", "bpe = bpe.cli:main"]},
 )

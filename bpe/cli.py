@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import os
 import sys
@@ -24,6 +25,10 @@ WRONG_CALL = 2
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_CALL, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def print_help(self, file: Any = None) -> None:
+        # argparse would take no notice of what cannot be written
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,25 +78,33 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 (it failed) or 2 (the call was wrong)."""
     words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
-    options = build_parser().parse_args(words)
+    debug = "--debug" in words
     try:
+        options = build_parser().parse_args(words)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")
             options.run(options)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it is closed
+            sys.stdout.flush()
         return 0
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # files have errors of their own; what is left is the output
+        if debug:
+            raise
+        _say(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        return 1
     except KeyboardInterrupt:
         _say("stopped")
         return 130
     except TokenizerError as error:
-        if options.debug:
+        if debug:
             raise
         _say(str(error))
         return 1
+    finally:
+        _settle(sys.stdout)
 
 
 def _dashes(word: str) -> str:
@@ -100,7 +113,20 @@ def _dashes(word: str) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"bpe: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # messages are a courtesy: without them the work counts
+        print(f"bpe: {message}", file=sys.stderr)
+    _settle(sys.stderr)
+
+
+def _settle(stream: Any) -> None:
+    """Flush a stream; if it fails, send what it holds nowhere: at exit it would fail once more."""
+    try:
+        if stream:  # None where it is closed
+            stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _train(options: argparse.Namespace) -> None:

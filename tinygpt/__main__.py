@@ -2,7 +2,7 @@
 
 import sys
 
-from tinygpt.cli import main
+from tinygpt.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -9,13 +9,15 @@ plus the number of the signal that stopped it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tinygpt import UsageError, __version__
 
@@ -40,6 +42,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """The help, and an error if it cannot be written: argparse says nothing of that."""
+        print(self.format_help(), end="", file=file, flush=True)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`; an unknown option is an error that names the nearest one."""
@@ -85,18 +91,74 @@ def _exists(command: str) -> bool:
     return importlib.util.find_spec(f"tinygpt.{COMMANDS[command][0]}") is not None
 
 
+class Stream:
+    """A standard stream whose failures have a name, or, where it is for messages, no effect.
+
+    A disk that is full of messages must not end the training of a night: `courtesy` goes on without
+    them. Where the output itself is lost, OSError says that it was standard output.
+    """
+
+    def __init__(self, stream: Any, name: str, courtesy: bool):
+        self._stream, self._name, self._courtesy = stream, name, courtesy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        self._try(self._stream.flush)
+
+    def _try(self, work: Any) -> None:
+        try:
+            work()
+        except OSError as error:
+            # What the stream still holds, and whatever comes, goes nowhere: else the interpreter
+            # would try once more at exit, and say so.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+            if not self._courtesy:
+                raise OSError(error.errno, error.strerror, self._name) from error
+
+
+def command() -> int:
+    """The command `tinygpt` as a process: `main` between streams that may fail or be closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; the next file opened must not take its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    output: Any = Stream(sys.stdout, "standard output", courtesy=False)
+    messages: Any = Stream(sys.stderr, "standard error", courtesy=True)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(messages):
+        try:
+            return main()
+        except SystemExit as leaving:  # argparse, after --help or an error that it has told
+            return leaving.code if isinstance(leaving.code, int) else 0
+        except Exception as error:  # with --debug
+            traceback.print_exc()
+            return 2 if isinstance(error, UsageError) else 1
+        finally:
+            with contextlib.suppress(OSError):  # of an output that failed, the error is told
+                output.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status; with ``--debug`` errors are raised."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     try:
-        return _dispatch(args)
-    except KeyboardInterrupt:
+        status = _dispatch(args)
+        sys.stdout.flush()  # what cannot be written is an error now, not at exit
+        return status
+    except KeyboardInterrupt as signalled:  # its argument, if any, is the signal that it was
         print("\ntinygpt: interrupted", file=sys.stderr)  # not on the line of a text half written
-        return 128 + signal.SIGINT
+        return 128 + int(signalled.args[0] if signalled.args else signal.SIGINT)
     except BrokenPipeError:  # the reader went away, as with | head: no error, but no more output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + getattr(signal, "SIGPIPE", 13)
     except Exception as error:  # whatever went wrong is told in one line, with --debug in full
         if debug:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def replacing(path: str | Path, keep: bool = False) -> Iterator[IO[bytes]]:
         if keep and path.exists():
             os.replace(path, backup(path))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -42,14 +43,43 @@ def backup(path: Path) -> Path:
     return path.with_name(path.name + ".bak")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming durable, where a folder can be opened (not on Windows)."""
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of their files; the caller has `folder` to itself."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable, where one can be opened (not on Windows)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes out of a folder; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"{folder}: another process is {doing} here") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def cache_folder() -> Path:

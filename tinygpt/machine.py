@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+
+from tinygpt import UsageError
+
+MOST_THREADS = 1024
 
 
 def cores() -> int:
@@ -12,6 +17,25 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+def threads(asked: int | None, option: str = "--threads") -> int:
+    """How many threads (or processes) `asked` for: all processors if it is None.
+
+    Raises UsageError for a number that nobody can mean.
+    """
+    if asked is None:
+        return cores()
+    if not 1 <= asked <= MOST_THREADS:
+        raise UsageError(f"{option}: expected 1 to {MOST_THREADS:,}, got {asked}")
+    return asked
+
+
+def asleep() -> float:
+    """Seconds that this machine has slept, from an arbitrary start: differences have a meaning."""
+    if hasattr(time, "CLOCK_BOOTTIME"):  # goes on in sleep, which the monotonic clock does not
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.time() - time.perf_counter()
 
 
 def peak_memory() -> str:

@@ -3,20 +3,25 @@
 The cache lives in a user folder whose name holds a hash of every kernel's source and of the
 versions and processor it was compiled for: an edited, upgraded or moved kernel can never meet an
 old binary, and kernels may share helpers across files (numba's own cache looks at one file only).
-A kernel may be written elsewhere: its folder's name then holds the hash of that file, too, so its
-helpers are to be in that file or in this folder.
+A kernel may be written elsewhere: its file's name then holds the hash of that source, too, so its
+helpers are to be in that source or in this folder.
+
+What lies in the cache is unpickled and run. So it is used only where nobody but this user can
+write, and every entry opens with its checksum: a flipped bit would end the process by a signal.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
+import importlib.resources
 import math
 import os
+import pickle
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +29,8 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import types
+from numba.core import caching
+from numba.core.compiler import CompileResult
 from numba.extending import overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,10 +54,12 @@ _prefer_wide_vectors()
 HERE = Path(__file__).parent
 
 
-def _fingerprint(elsewhere: Path | None) -> str:
+def _fingerprint() -> str:
     digest = hashlib.sha256()
-    for path in [*sorted(HERE.glob("*.py")), *([elsewhere] if elsewhere else [])]:
-        digest.update(path.read_bytes())
+    here: Any = HERE if HERE.is_dir() else importlib.resources.files(__package__)  # in a zip
+    sources = {path.name: path for path in here.iterdir() if path.name.endswith(".py")}
+    for name in sorted(sources):
+        digest.update(sources[name].read_bytes())
     digest.update(
         f"{numba.__version__} {np.__version__} {sys.version} {llvm.get_host_cpu_name()} "
         f"{llvm.get_host_cpu_features().flatten()}".encode()
@@ -69,73 +78,135 @@ def _base_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitensor"
 
 
-@functools.cache
-def cache_folder(elsewhere: Path | None = None) -> Path:
-    """The folder of this version's compiled kernels, made; a temporary one as the last resort.
-
-    `elsewhere` is the source of kernels that are not in this folder.
+def cache_folder() -> Path | None:
+    """The folder of this version's compiled kernels, made; None, and a line that says so, where
+    there is none that this user alone can write.
     """
-    for base in (_base_folder, lambda: Path(tempfile.gettempdir()) / f"minitensor-{os.getpid()}"):
-        try:
-            folder = base() / f"kernels-{_fingerprint(elsewhere)}"
-            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        base = _base_folder()
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = base / f"kernels-{_fingerprint()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        doubt = _doubt(folder)
+        if not doubt:
             with tempfile.TemporaryFile(dir=folder):
                 return folder
-        except (OSError, RuntimeError):  # not writable, or no home folder
-            continue
-    raise OSError(
-        "no folder for compiled kernels can be written; set MINITENSOR_CACHE to one, or "
-        "MINITENSOR_KERNELS=numpy to do without them"
-    )
+    except (OSError, RuntimeError) as error:  # not writable, or no home folder
+        doubt = str(error)
+    with contextlib.suppress(OSError, AttributeError):  # standard error may be full, or closed
+        sys.stderr.write(
+            f"minitensor: compiled kernels are not kept ({doubt}); set MINITENSOR_CACHE to a "
+            "folder of your own\n"
+        )
+    return None
+
+
+def _doubt(folder: Path) -> str:
+    """Why others could put files into `folder`, which lies in the folder to be named; "" if not.
+
+    Both are to be this user's or root's, and closed to others. A folder above them that is open to
+    all, where not sticky as /tmp is, would let anybody put others in their place.
+    """
+    if not hasattr(os, "geteuid"):  # Windows: the cache is in the user's profile
+        return ""
+    if folder.is_symlink():
+        return f"{folder} is a link"
+    for path in (folder, folder.parent):
+        status = path.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            return f"{path} belongs to another user"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{path} can be written by others"
+    for path in folder.resolve().parents[1:]:
+        mode = path.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return f"{path} can be written by others"
+    return ""
 
 
 FOLDER = cache_folder()
 
 
-@contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+def cached() -> bool:
+    """Whether any kernel is compiled already."""
+    return FOLDER is not None and any(FOLDER.glob("*.nbc"))
+
+
+def _source_hash(fn: Callable[..., Any]) -> str | None:
+    """The hash of the source that `fn` was written in; None if that was typed at a prompt."""
     try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before
+        source = fn.__globals__["__loader__"].get_data(fn.__code__.co_filename)
+    except (KeyError, AttributeError, OSError):
+        return None
+    return hashlib.sha256(source).hexdigest()
+
+
+class _Entries(caching.FunctionCache):
+    """numba's cache for one function, with a file for each signature and no index beside them.
+
+    A file is the checksum of the rest, then what numba pickles.
+    """
+
+    DIGEST = 32  # bytes
+
+    def __init__(self, fn: Callable[..., Any]):
+        self._py_func = fn
+        path = Path(fn.__code__.co_filename)
+        self.name = f"{path.stem}.{fn.__name__}-{fn.__code__.co_firstlineno}"
+        self.elsewhere = "" if path.parent == HERE else _source_hash(fn)
+
+    def _path(self, signature: Any, codegen: Any) -> Path | None:
+        if FOLDER is None or self.elsewhere is None:
+            return None
+        key = repr((self.elsewhere, self._index_key(signature, codegen))).encode()
+        return FOLDER / f"{self.name}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function; None where there is none, or not the one that was written."""
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        try:
+            data = path.read_bytes() if path else b""
+        except OSError:
+            return None
+        digest, rest = data[: self.DIGEST], data[self.DIGEST :]
+        if hashlib.sha256(rest).digest() != digest:
+            return None
+        return CompileResult._rebuild(target_context, *pickle.loads(rest))
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function; where that fails, it is compiled again the next time."""
+        path = self._path(sig, data.codegen)
+        if path is None or data.library.has_dynamic_globals:
+            return
+        rest = numba.core.serialize.dumps(data._reduce())
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+            try:
+                temporary.write_bytes(hashlib.sha256(rest).digest() + rest)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 class Kernel:
-    """A compiled function; a corrupt cache entry is dropped and compiled again."""
+    """A compiled function."""
 
     def __init__(self, fn: Callable[..., Any]):
         self.fn = fn
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
-        source = Path(fn.__code__.co_filename)
-        self.folder = FOLDER if source.parent == HERE else cache_folder(source)
-        self.call = self._compile()
-
-    def _compile(self) -> Callable[..., Any]:
-        with _cache_in(self.folder):
-            return numba.njit(fastmath=FASTMATH, nogil=True, cache=True, error_model="numpy")(
-                self.fn
-            )
+        self.call = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")(fn)
+        self.call._cache = self.entries = _Entries(fn)
 
     def files(self) -> list[Path]:
         """What the cache has of this kernel; nothing, if it is still to be compiled."""
-        return list(self.folder.rglob(f"*.{self.__name__}-*.nb*"))
+        return [] if FOLDER is None else list(FOLDER.glob(f"{self.entries.name}.*.nbc"))
 
     def __call__(self, *args: Any) -> Any:
-        try:
-            return self.call(*args)
-        except Exception as error:
-            # A broken cache file can surface as nearly any exception of pickle or LLVM. Drop this
-            # kernel's files and compile once more: a real fault then shows itself again. The
-            # folders stay, since other kernels have looked them up already.
-            files = self.files()
-            if not files or isinstance(error, numba.core.errors.TypingError):
-                raise
-            for file in files:
-                file.unlink(missing_ok=True)
-            self.call = self._compile()
-            return self.call(*args)
+        return self.call(*args)
 
 
 def jit(fn: Callable[..., Any]) -> Kernel:

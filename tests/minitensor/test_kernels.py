@@ -182,6 +182,7 @@ def test_a_broken_cache_is_compiled_anew(tmp_path):
         "print(mt.gelu(x).data[0], mt.swiglu(x, x).data[0], end=' '); "
         "print(mt.dropout(x, 0.5, 1).shape)"
     )
+    tmp_path.chmod(0o700)
     folder = {**os.environ, "MINITENSOR_CACHE": str(tmp_path)}
 
     def run():
@@ -196,16 +197,83 @@ def test_a_broken_cache_is_compiled_anew(tmp_path):
         return done.stdout
 
     first = run()
-    kept = [f for f in tmp_path.rglob("*.nb*") if ".swiglu-" in f.name]
+    kept = [f for f in tmp_path.rglob("*.nbc") if ".swiglu-" in f.name]
     before = [f.stat().st_mtime_ns for f in kept]
     assert kept
-    for file in tmp_path.rglob("*.nb*"):
-        if ".gelu-" in file.name:
-            file.write_bytes(b"no such thing")
+    for file in tmp_path.rglob("*.nbc"):
+        if ".gelu-" in file.name:  # a bit of its machine code
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 4
+            file.write_bytes(data)
         elif ".dropout-" in file.name:
             file.unlink()
     assert run() == first
     assert [f.stat().st_mtime_ns for f in kept] == before
+    for file in tmp_path.rglob("*.nbc"):
+        file.write_bytes(file.read_bytes()[:20])
+    assert run() == first
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes of POSIX")
+@pytest.mark.parametrize("case", ["fresh", "open", "group", "above", "link", "owner", "no folder"])
+def test_kernels_are_kept_where_nobody_else_can_write(tmp_path, monkeypatch, capsys, case):
+    from minitensor.kernels import _jit
+
+    base = tmp_path / "above" / "base"
+    monkeypatch.setenv("MINITENSOR_CACHE", str(base))
+    if case == "no folder":
+        tmp_path.joinpath("above").write_text("a file", encoding="utf-8")
+    else:
+        folder = _jit.cache_folder()
+        assert folder and folder.is_dir() and folder.parent == base
+        assert base.stat().st_mode & 0o777 == folder.stat().st_mode & 0o777 == 0o700
+    why = {"open": "base can be written by others", "group": " can be written by others"}
+    if case == "fresh":
+        why = {}
+    elif case == "open":
+        base.chmod(0o707)
+    elif case == "group":
+        folder.chmod(0o770)
+    elif case == "above":
+        base.parent.chmod(0o777)
+        why = {case: "above can be written by others"}
+    elif case == "link":
+        folder.rename(base / "elsewhere")
+        folder.symlink_to(base / "elsewhere")
+        why = {case: "is a link"}
+    elif case == "owner":
+        if os.geteuid() == 0:
+            os.chown(base, 12345, -1)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        why = {case: "belongs to another user"}
+    else:
+        why = {case: "Not a directory"}
+    capsys.readouterr()
+    found = _jit.cache_folder()
+    told = capsys.readouterr().err
+    if case == "fresh":
+        assert found == folder and told == ""
+    else:
+        assert found is None
+        assert why[case] in told and told.count("\n") == 1
+
+
+def test_without_a_folder_kernels_are_compiled_and_not_kept(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    code = (
+        "import minitensor as mt, numpy as np; print(mt.gelu(mt.Tensor(np.zeros(8, np.float32))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MINITENSOR_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "compiled kernels are not kept" in done.stderr and "0." in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_no_kernel_is_left_out(monkeypatch):

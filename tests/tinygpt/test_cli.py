@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import bpe
 from tinygpt import cli
 from tinygpt.model import recipes
 
@@ -23,7 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
         ("train --max-itres 3", 2, "unknown option '--max-itres'; did you mean --max-iters?"),
         ("train --max-iters many", 2, "invalid int value"),
         ("train --max-iters 0", 2, "max_iters: expected at least 1"),
-        ("train --threads 0", 2, "--threads: expected at least 1"),
+        ("train --threads 100000000", 2, "--threads: expected 1 to 1,024, got 100000000"),
+        ("bench --threads 0", 2, "--threads: expected 1 to 1,024, got 0"),
+        ("bench --steps -4", 2, "--steps: expected at least 1, got -4"),
+        ("profile --steps -4", 2, "--steps: expected at least 1, got -4"),
+        ("eval none.npz --threads 100000000", 2, "--threads: expected 1 to 1,024"),
+        ("train --set eps=0", 2, "eps: expected a number that float32 holds above 0, got 0"),
+        ("train --set eps=1e-50", 2, "eps: expected a number that float32 holds above 0"),
+        ("train --set lr=1e39", 2, "lr: expected a number that float32 holds, got 1e+39"),
+        ("train --threads 0", 2, "--threads: expected 1 to 1,024, got 0"),
         ("train quick pinv", 2, "unknown argument 'pinv'"),
         ("train --config none.json", 1, "none.json: No such file"),
         ("train --data none.txt", 1, "none.txt: no such file"),
@@ -48,9 +58,69 @@ def test_errors_are_one_line_with_the_right_status(
     assert told.out == ""
 
 
-def test_debug_shows_the_traceback():
+def process(*arguments: str, module: str = "tinygpt", **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        check=False,
+        **{"stderr": subprocess.PIPE, "text": True, **options},
+    )
+
+
+def test_debug_shows_the_traceback_and_keeps_the_status():
     with pytest.raises(Exception, match="unknown recipe"):
         cli.main(["train", "quik", "--debug"])
+    done = process("train", "quik", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and "did you mean 'quick'" in done.stderr
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("tinygpt", "recipes"),
+        ("tinygpt", "recipes --help"),
+        ("tinygpt", "--help"),
+        ("bpe", "--help"),
+        ("bpe", "encode TOKENIZER README.md"),
+        ("bpe", "decode TOKENIZER IDS"),
+        ("bpe", "info TOKENIZER"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_and_status_1(
+    tmp_path, module, arguments, unbuffered
+):
+    bpe.CharTokenizer.train(["a text"]).save(tmp_path / "t.json")
+    (tmp_path / "ids").write_text("3 4", encoding="utf-8")
+    arguments = arguments.replace("TOKENIZER", str(tmp_path / "t.json"))
+    arguments = arguments.replace("IDS", str(tmp_path / "ids"))
+    with FULL.open("w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = process(*arguments.split(), module=module, stdout=full, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.endswith("standard output: No space left on device\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+@pytest.mark.parametrize("module", ["tinygpt", "bpe"])
+def test_messages_that_cannot_be_written_change_no_status(module):
+    with FULL.open("w") as full:
+        for status, arguments in ((0, ["--help"]), (2, ["--none"])):
+            done = process(*arguments, module=module, stdout=subprocess.DEVNULL, stderr=full)
+            assert done.returncode == status
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors in the child")
+def test_closed_streams_are_no_error():
+    for descriptor in (1, 2):
+        done = process("recipes", stdout=None, preexec_fn=lambda fd=descriptor: os.close(fd))
+        assert done.returncode == 0
 
 
 def test_both_signs_are_the_same_in_option_names():
@@ -118,5 +188,9 @@ def test_times_are_kept_for_the_recipe_as_it_stands(tmp_path, monkeypatch, capsy
     recipes.remember_time(quick.replace(seed=5, max_iters=3), 0.1234)
     recipes.remember_time(recipes.get("mini-1m").replace(batch_size=1), 9.0)
     assert recipes.times() == {"quick": 0.1234}
+    for damaged in ('{"quick": NaN}', '{"quick": Infinity}', '{"quick": -1}', '{"quick": []}', "["):
+        (tmp_path / "times.json").write_text(damaged, encoding="utf-8")
+        assert recipes.times() == {}
+    recipes.remember_time(quick, 0.1234)
     cli.main(["recipes"])
     assert "123" in capsys.readouterr().out

@@ -53,6 +53,22 @@ def test_the_table_has_the_last_validation_of_each_run(runs, capsys):
     assert set(lines[1]) == set("|-: ")
 
 
+def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
+    lines = [
+        {"step": step, "valid_loss": loss, "valid_perplexity": None,
+         "valid_bits_per_byte": loss, "tokens": 1, "seconds": 1}
+        for step, loss in ((0, 690.0), (1, 3000.0), (2, None))
+    ]  # fmt: skip
+    for count, text in ((1, "4.605e+299"), (2, "inf"), (3, "nan")):
+        log = "".join(json.dumps(line) + "\n" for line in lines[:count])
+        (runs[0] / "log.jsonl").write_text(log, encoding="utf-8")
+        assert call(*runs, "--table") == 0
+        told = capsys.readouterr().out
+        assert f" {text} |" in told and max(map(len, told.splitlines())) < 250
+    pytest.importorskip("matplotlib")
+    assert call(*runs, "--out", str(runs[0] / "c.png")) == 0
+
+
 def test_different_tokens_are_told(runs, capsys):
     call(*runs, "--table")
     assert "compare their bits per byte" in capsys.readouterr().err

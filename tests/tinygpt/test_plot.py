@@ -105,13 +105,49 @@ def test_the_log_is_read_by_columns(run):
     np.testing.assert_array_equal(valid["tokens"], [0, 320, 640, 960])
 
 
-def test_an_unfinished_last_line_is_passed_over_and_no_other(run):
-    good = json.dumps({"step": 0, "loss": 1.0})
-    write_log(run, [good, '{"step": 1, "lo'])
-    assert plot.read_log(run)[0]["step"].tolist() == [0]
-    write_log(run, ['{"step": 1, "lo', good])
-    with pytest.raises(Error, match=r"log\.jsonl, line 1: not JSON"):
-        plot.read_log(run)
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"step": 1, "lo',
+        b"\x00" * 50,
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"step": [1], "loss": 1.0}',
+        b'{"step": 1, "loss": "high"}',
+        b'{"step": 1, "loss": 1' + b"0" * 5000 + b"}",
+        b'{"step": 1, "loss": 1e999}',
+        b'{"loss": 2.0}',
+    ],
+)
+def test_damaged_lines_are_left_out_and_told(run, capsys, damaged):
+    good = {"step": 0, "loss": 1.0, "lr": 1e-3, "grad_norm": None, "tokens": 0, "seconds": 0.1}
+    text = json.dumps(good).encode()
+    (run / "log.jsonl").write_bytes(text + b"\n" + damaged + b"\n" + text + b"\n")
+    train, valid = plot.read_log(run)
+    assert train["step"].tolist() == [0, 0] and valid == {}
+    assert np.isnan(train["grad_norm"]).all()
+    told = capsys.readouterr().err
+    assert "log.jsonl: 1 of its lines cannot be read" in told
+    assert told.count("\n") == 1
+
+
+def test_a_run_that_diverged_is_drawn(run):
+    step = {"lr": 1e-3, "grad_norm": None, "tokens": 0, "seconds": 0.1}
+    valid = {"valid_perplexity": None, "valid_bits_per_byte": 900.0, "tokens": 0, "seconds": 0.1}
+    losses = [4.0, 900.0, None]
+    lines = [json.dumps({"step": n, "loss": loss, **step}) for n, loss in enumerate(losses)]
+    lines += [json.dumps({"step": n, "valid_loss": loss, **valid}) for n, loss in enumerate(losses)]
+    write_log(run, [*lines, '{"step": 9, "loss": NaN, "lr": 1}'])
+    plot.training_curves(run, "diverged", run)
+    assert (run / "training_curves.png").stat().st_size > 5000
+
+
+def test_characters_that_the_model_lacks_are_left_out_of_the_default_prompt():
+    tokenizer = bpe.CharTokenizer.train(["dog, a Lily"], control_tokens=False, special_tokens=())
+    assert plot.known(tokenizer, "A dog, Lily!") == " dog, Lily"
+    assert len(plot.known(tokenizer, "ÄÖÜ")) == tokenizer.vocab_size
+    assert plot.opening("one two  three", 2) == "one two"
+    assert plot.opening("onetwo", 2) == "onetwo"
 
 
 @pytest.mark.parametrize("lines", [[], ['{"event": "start"}']])

@@ -14,6 +14,7 @@ from tinygpt.data import prepare as module
 from tinygpt.data import streams
 from tinygpt.data.prepare import Options, prepare, repair_mojibake
 from tinygpt.data.streams import load_prepared
+from tinygpt.files import alone
 from tinygpt.model import recipes
 
 STORIES = [
@@ -182,6 +183,41 @@ def test_a_folder_is_searched_in_order(tmp_path):
 def test_only_the_first_documents(make, small_pieces):
     data, _ = make(SEPARATOR.join(STORIES), max_documents=23)
     assert sorted(documents(data, "train") + documents(data, "valid")) == sorted(STORIES[:23])
+
+
+@pytest.mark.parametrize("name", ["one.txt", "one.jsonl"])
+def test_the_command_takes_only_the_first_documents(tmp_path, small_pieces, capsys, name):
+    lines = name.endswith(".jsonl")
+    text = (
+        "".join(json.dumps({"text": s}) + "\n" for s in STORIES)
+        if lines
+        else SEPARATOR.join(STORIES)
+    )
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    args = [str(tmp_path / name), "--out", str(tmp_path / "out"), "--tokenizer", "char"]
+    assert module.main(parser.parse_args([*args, "--max-documents", "23"])) == 0
+    assert "read     1 files" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text("utf-8"))
+    assert meta["train"]["documents"] + meta["valid"]["documents"] == 23
+    assert 0 < meta["files"][0]["bytes"] < len(text.encode())
+    for wrong in (("--max-documents", "-4"), ("--vocab-size", "0"), ("--processes", "0")):
+        with pytest.raises(UsageError, match=f"{wrong[0][2:]}: expected .*, got {wrong[1]}"):
+            module.main(parser.parse_args([*args, *wrong]))
+
+
+def test_one_process_prepares_a_folder(make, tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".train.npy.123.tmp").write_bytes(b"of a killed process")
+    with (
+        alone(tmp_path / "out", "preparing data"),
+        pytest.raises(Error, match="another process is preparing data here"),
+    ):
+        make(SEPARATOR.join(STORIES))
+    make(SEPARATOR.join(STORIES))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_line_ends_byte_order_mark_and_blank_documents(make):

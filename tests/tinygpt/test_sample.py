@@ -220,6 +220,17 @@ def test_samples_are_separated_and_do_not_depend_on_their_number(file, capsys):
     assert parts[0] + "\n" == one
 
 
+@pytest.mark.parametrize("which", ["numba", "numpy"])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-45, 1e-39, 2.9e-39, 1e-37])
+def test_a_temperature_near_0_is_greedy(monkeypatch, which, temperature):
+    """And gives ids of the vocabulary: what is drawn is an index at the next step."""
+    monkeypatch.setenv("MINITENSOR_KERNELS", which)
+    logits = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32) * 30
+    for top_k, top_p in ((0, 1.0), (7, 1.0), (0, 0.5), (7, 0.5)):
+        drawn = choose(logits, temperature, top_k, top_p, np.linspace(0, 0.999, 20))
+        assert drawn == logits.argmax(axis=1).tolist()
+
+
 def test_greedy_is_temperature_0(file, capsys):
     _, greedy, _ = run_cli(capsys, file, "--greedy", "--max-new-tokens", 20)
     assert greedy == run_cli(capsys, file, "--temperature", 0, "--max-new-tokens", 20)[1]

@@ -16,6 +16,7 @@ import pytest
 import minitensor as mt
 from tinygpt import Error, UsageError, cli
 from tinygpt.data import streams
+from tinygpt.files import alone
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
 from tinygpt.model.config import Config
@@ -111,7 +112,10 @@ def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
 def test_a_run_has_its_folder_to_itself(recipe, tmp_path):
     pytest.importorskip("fcntl")
     run(recipe, tmp_path / "run")
-    with folder.alone(tmp_path / "run"), pytest.raises(Error, match="another process is training"):
+    with (
+        alone(tmp_path / "run", "training"),
+        pytest.raises(Error, match="another process is training"),
+    ):
         cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--debug"])
 
 
@@ -290,6 +294,191 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, 
     assert str(caught.value).startswith("step 3: the loss is")
     assert "the last good checkpoint, of step 2" in str(caught.value)
     assert checkpoint.load(tmp_path / "run" / "checkpoint.npz").training["step"] == 2
+
+
+def resume(out: Path) -> int:
+    return cli.main(["train", "--resume", "--out", str(out), "--threads", "1", "--debug"])
+
+
+def change_sizes(out: Path, sizes: object) -> None:
+    """Give the checkpoint of a run other lengths of the files that grow."""
+    saved = checkpoint.load(out / "checkpoint.npz")
+    saved.training["sizes"] = sizes
+    checkpoint.save(out / "checkpoint.npz", saved)
+
+
+def test_a_checkpoint_reaches_no_file_but_the_runs_own(recipe, tmp_path):
+    run(recipe, tmp_path / "run")
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    change_sizes(
+        tmp_path / "run", {str(victim): 0, "../victim": 0, "config.json": 1, "log.jsonl": 0}
+    )
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert resume(tmp_path / "run") == 0
+    assert victim.read_text("utf-8") == "precious"
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    for sizes in ({"log.jsonl": -1}, {"log.jsonl": 1.5}, {"log.jsonl": True}, [0]):
+        change_sizes(tmp_path / "run", sizes)
+        with pytest.raises(Error, match=r"size of log\.jsonl is not a size"):
+            resume(tmp_path / "run")
+
+
+def test_a_log_shorter_than_the_checkpoint_says_is_told(recipe, tmp_path, capsys):
+    run(recipe, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "step", interrupt_after(5))
+        run(recipe, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    text = log.read_bytes()
+    log.write_bytes(text[: text.index(b'"step": 3, "loss"') + 5])  # a power cut, say
+    capsys.readouterr()
+    assert resume(tmp_path / "run") == 0
+    assert "what steps 3 to 4 logged is missing" in capsys.readouterr().err
+    assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [0, 1, 2, 5]
+    assert same(params(tmp_path / "whole"), params(tmp_path / "run"))
+
+
+def test_a_sample_is_not_repeated_and_litter_is_swept(recipe, tmp_path, monkeypatch):
+    run(recipe, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    plain = train.Trainer.step
+
+    def step(self, number):
+        if number == 3:
+            raise Killed
+        return plain(self, number)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(recipe, out)
+    monkeypatch.undo()
+    assert "=== step 3 ===" in (out / "samples.txt").read_text("utf-8")  # the checkpoint is of 2
+    (out / ".checkpoint.npz.123.tmp").write_bytes(b"half")
+    (out / ".notes.tmp").write_bytes(b"mine")
+    assert resume(out) == 0
+    assert (out / "samples.txt").read_bytes() == (tmp_path / "whole" / "samples.txt").read_bytes()
+    assert [path.name for path in out.glob(".*")] == [".notes.tmp"]
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch, capsys):
+    plain = train.Trainer.validate
+
+    def validate(self):
+        loss = plain(self)
+        return loss if len(seen) == 0 or seen[-1] < 3 else float("nan")
+
+    seen: list[int] = []
+    advance = train.Run.advance
+
+    def count(self, times):
+        loss = advance(self, times)
+        seen.append(self.step)
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "validate", validate)
+    monkeypatch.setattr(train.Run, "advance", count)
+    with pytest.raises(Error, match="step 3: the validation loss is not finite") as caught:
+        run(recipe, tmp_path / "run")
+    assert "the last good checkpoint, of step 2" in str(caught.value)
+    last = records(tmp_path / "run")[-1]
+    assert last["step"] == 3
+    assert last["valid_loss"] is last["valid_perplexity"] is last["valid_bits_per_byte"] is None
+    monkeypatch.undo()
+    assert resume(tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("what", ["weight", "moment"])
+def test_what_is_not_finite_is_not_saved(recipe, tmp_path, monkeypatch, what):
+    plain = train.Trainer.step
+
+    def step(self, number):
+        result = plain(self, number)
+        if number == 3 and what == "weight":
+            with mt.no_grad():
+                dict(self.named)["blocks.1.ffn.down.weight"][0, 0] = np.inf
+        elif number == 3:
+            state = self.optimizer.state_dict()
+            state["state"][1]["exp_avg_sq"] = np.full_like(state["state"][1]["exp_avg_sq"], np.nan)
+            self.optimizer.load_state_dict(state)
+        return result
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    name = {"weight": "blocks.1.ffn.down.weight", "moment": "state/state/1/exp_avg_sq"}[what]
+    with pytest.raises(Error, match=rf"step 4: {name} is not finite; nothing was saved") as caught:
+        run(recipe, tmp_path / "run", "--set", "eval_interval=0")
+    assert "the last good checkpoint, of step 2" in str(caught.value)
+    assert not list((tmp_path / "run").glob(".*"))
+    monkeypatch.undo()
+    assert resume(tmp_path / "run") == 0
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(recipe, tmp_path, monkeypatch):
+    """Not even if the power goes between the two renamings of the next save."""
+    run(recipe, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-200])
+    good = (tmp_path / "run" / "checkpoint.npz.bak").read_bytes()
+    seen = []
+    plain = os.replace
+
+    def replace(source, target):
+        plain(source, target)
+        seen.append((Path(target).name, (tmp_path / "run" / "checkpoint.npz.bak").read_bytes()))
+
+    monkeypatch.setattr("tinygpt.files.os.replace", replace)
+    assert resume(tmp_path / "run") == 0
+    first = next(bak for name, bak in seen if name.startswith("checkpoint.npz"))
+    assert first == good
+
+
+def test_a_machine_that_slept_is_in_the_log(recipe, tmp_path, monkeypatch, capsys):
+    slept, stopped = [0.0], [0.0]
+    clock = time.perf_counter
+    plain = train.Trainer.step
+
+    def step(self, number):
+        slept[0] += 3600 * (number == 5)
+        stopped[0] += 100 * (number == 25)
+        return plain(self, number)
+
+    monkeypatch.setattr(train, "asleep", lambda: slept[0])
+    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock() + stopped[0])
+    run(recipe, tmp_path / "run", "--max-iters", "30")
+    pauses = [r for r in records(tmp_path / "run") if r.get("event") == "pause"]
+    assert [(r["step"], round(r["paused"], -1)) for r in pauses] == [(5, 3600), (25, 100)]
+    assert records(tmp_path / "run")[-1]["seconds"] < 100
+    assert "nothing was done for 60 min" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_training_goes_on_where_messages_cannot_be_written(recipe, tmp_path):
+    call = [sys.executable, "-m", "tinygpt", "train", "--config", str(recipe), "--threads", "1"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*call, "--out", str(tmp_path / "run")], cwd=ROOT, stderr=full, check=False
+        )
+    assert done.returncode == 0
+    assert records(tmp_path / "run")[-1]["event"] == "end"
+
+
+def test_the_second_signal_is_the_one_that_is_told(monkeypatch):
+    with train.signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+
+    def stopped(args):
+        raise caught.value
+
+    monkeypatch.setattr("tinygpt.model.recipes.main", stopped)
+    assert cli.main(["recipes"]) == 128 + signal.SIGTERM
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(recipe, tmp_path, monkeypatch):

@@ -42,7 +42,8 @@ from tinygpt import Error, UsageError
 from tinygpt.data import documents
 from tinygpt.data.documents import RULES, SEPARATOR, SEPARATOR_LINE, SPLITS, document_hash
 from tinygpt.data.fetch import sha256_of
-from tinygpt.files import replacing
+from tinygpt.files import alone, replacing, sweep, sync_folder
+from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
 
 PIECE = 1 << 22  # bytes
@@ -278,15 +279,20 @@ def _cut(block: bytes, json_lines: bool) -> tuple[int, bool]:
 
 
 def _scan(info: dict[str, Any], number: int) -> Iterator[tuple[Piece, bytes]]:
-    """Cut a file into pieces, in one pass that also fills in its size and checksum."""
+    """Cut a file into pieces, in one pass that also fills in its size and checksum.
+
+    Where the caller has had enough, they are those of the part that was read.
+    """
     digest = hashlib.sha256()
-    start, line, inside, block = 0, 1, False, b""
+    size, start, line, inside, block = 0, 0, 1, False, b""
     info["single"] = not info["json"]
     with open(info["path"], "rb") as file:
         while True:
             wanted = max(PIECE - len(block), PIECE // 2)
             new = file.read(wanted)
             digest.update(new)
+            size += len(new)
+            info["bytes"], info["sha256"] = size, digest.hexdigest()
             block += new
             if start == 0 and block.startswith(b"\xef\xbb\xbf"):  # a byte order mark is no text
                 block, start = block[3:], 3
@@ -299,7 +305,6 @@ def _scan(info: dict[str, Any], number: int) -> Iterator[tuple[Piece, bytes]]:
                 line += data.count(b"\n") if info["json"] else 0
             if len(new) < wanted:
                 break
-    info["bytes"], info["sha256"] = start, digest.hexdigest()
 
 
 def scan(sources: list[Path], valid: list[Path], options: Options) -> Corpus:
@@ -490,7 +495,8 @@ def prepare(
         processes: worker processes; the result does not depend on them.
 
     A call that was killed is continued by the same call. One that has nothing left to do returns
-    at once. Raises Error, or bpe.TokenizerError, in one line.
+    at once. Raises Error, or bpe.TokenizerError, in one line; also while another process works on
+    the same folder.
     """
     options = options or Options()
     documents.check_tokenizer(options.tokenizer, options.vocab_size, options.reduced_from)
@@ -498,20 +504,35 @@ def prepare(
         raise UsageError(f"split: expected one of {', '.join(RULES)}, got {options.split!r}")
     if not 0 < options.valid_fraction < 1:
         raise UsageError(f"valid-fraction: {options.valid_fraction} is not between 0 and 1")
+    if options.vocab_size is not None and options.vocab_size < 1:
+        raise UsageError(f"vocab-size: expected at least 1, got {options.vocab_size}")
+    if options.max_documents < 0:
+        raise UsageError(f"max-documents: expected 0 (all) or more, got {options.max_documents}")
     corpus = scan(sources, valid or [], options)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out, "preparing data"):
+        sweep(out)
+        return _prepare(corpus, out, processes)
+
+
+def _prepare(corpus: Corpus, out: Path, processes: int) -> dict[str, Any]:
+    options = corpus.options
     plan = corpus.to_json()
     if os.path.isfile(options.tokenizer):
         plan += sha256_of(Path(options.tokenizer))
     plan_id = hashlib.sha256(plan.encode()).hexdigest()
     meta_file, work = out / "meta.json", out / f".prepare-{plan_id[:16]}"
-    if meta_file.exists():
-        text = meta_file.read_text(encoding="utf-8")
-        if f'"{plan_id}"' in text:
-            return {**json.loads(text), "resumed": len(corpus.pieces)}
+    text = meta_file.read_text(encoding="utf-8") if meta_file.exists() else ""
+    done = f'"{plan_id}"' in text
+    for other in out.glob(".prepare-*"):  # of a call with other sources or options, or finished
+        if done or other != work:
+            shutil.rmtree(other)
+    if done:
+        return {**json.loads(text), "resumed": len(corpus.pieces)}
+    if text:
         meta_file.unlink()  # what it describes is about to be replaced
-    for other in set(out.glob(".prepare-*")) - {work}:  # of a call with other sources or options
-        shutil.rmtree(other)
-    work.mkdir(parents=True, exist_ok=True)
+        sync_folder(out)
+    work.mkdir(exist_ok=True)
     with replacing(work / "plan.json") as file:
         file.write(corpus.to_json().encode())
     if not (work / "tokenizer.json").exists():
@@ -546,7 +567,8 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
         _merge(
             work, out, len(numbers), split, total[f"{split} tokens"], documents.dtype_of(tokenizer)
         )
-    shutil.copyfile(work / "tokenizer.json", out / "tokenizer.json")
+    with replacing(out / "tokenizer.json") as file:
+        file.write((work / "tokenizer.json").read_bytes())
     kinds = ("documents", "tokens", "bytes")
     splits = {split: {kind: total[f"{split} {kind}"] for kind in kinds} for split in SPLITS}
     return {
@@ -622,7 +644,11 @@ def main(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in vars(options)}
     options = replace(options, **{k: value for k, value in given.items() if value is not None})
     meta = prepare(
-        args.sources, args.out, valid=args.valid, options=options, processes=args.processes
+        args.sources,
+        args.out,
+        valid=args.valid,
+        options=options,
+        processes=threads(args.processes, "--processes"),
     )
     size = sum(file["bytes"] for file in meta["files"])
     print(f"read     {len(meta['files'])} files, {size:,} bytes")

@@ -11,6 +11,7 @@ A batch is a pure function of (seed, step): a resumed run sees what an uninterru
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 from dataclasses import dataclass
 from itertools import chain
@@ -245,14 +246,15 @@ def _stream_folder(source: str, tokenizer: Tokenizer) -> Path:
 
 def _source_key(config: Config) -> str:
     """SHA-256 of the source's bytes and of how it is divided."""
-    path = Path(config.data)
-    if config.data == "stories":
-        path = Path(__file__).with_name("stories.py")
-    elif not path.is_file() or path.stat().st_size == 0:
-        read_text(path)  # says what is wrong with it
-    return _hash(
-        FORMAT, _sha256(path), config.data == "stories", config.valid_fraction, config.max_documents
-    )
+    embedded, path = config.data == "stories", Path(config.data)
+    if embedded:  # not by its path: the package may lie in a zip
+        source = importlib.resources.files("tinygpt.data").joinpath("stories.py").read_bytes()
+        digest = hashlib.sha256(source).hexdigest()
+    else:
+        if not path.is_file() or path.stat().st_size == 0:
+            read_text(path)  # says what is wrong with it
+        digest = _sha256(path)
+    return _hash(FORMAT, digest, embedded, config.valid_fraction, config.max_documents)
 
 
 def _tokenizer_key(config: Config, source: str) -> str:

@@ -8,7 +8,6 @@ tokenizer only; bits per byte of text compare any.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from tinygpt import Error, UsageError
-from tinygpt.inspection.plot import figure, literal, plain_log, read_log, save, tidy
+from tinygpt.inspection.plot import figure, literal, perplexities, plain_log, read_log, save, tidy
 from tinygpt.model import config
 from tinygpt.model.transformer import count
+from tinygpt.training.report import number, perplexity
 
 Array = np.ndarray
 COLUMNS = (
@@ -65,7 +65,7 @@ def row(run: RunLog) -> tuple[str, ...]:
         f"{last['tokens']:,.0f}",
         f"{last['seconds'] / 60:.1f}",
         f"{last['valid_loss']:.4f}",
-        f"{math.exp(last['valid_loss']):.2f}",
+        number(perplexity(last["valid_loss"])),
         f"{last['valid_bits_per_byte']:.4f}",
     )
 
@@ -98,7 +98,9 @@ def curves(runs: list[RunLog], path: Path) -> Path:
         tidy(lower, x=label, y="validation bits per byte" if first else "")
         for run in runs:
             x = run.valid[key] / unit
-            upper.plot(x, np.exp(run.valid["valid_loss"]), marker=".", label=literal(run.name))
+            upper.plot(
+                x, perplexities(run.valid["valid_loss"]), marker=".", label=literal(run.name)
+            )
             lower.plot(x, run.valid["valid_bits_per_byte"], marker=".")
         plain_log(upper)
         if key == "tokens":

@@ -26,7 +26,7 @@ import minitensor as mt
 from tinygpt import Error, UsageError
 from tinygpt.data import documents, streams
 from tinygpt.formats import checkpoint
-from tinygpt.machine import cores
+from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
 
 if TYPE_CHECKING:
@@ -212,9 +212,10 @@ def _text(path: Path | None) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt eval``."""
-    for option in ("stride", "batch_size", "threads"):
+    n_threads = threads(args.threads)
+    for option in ("stride", "batch_size"):
         value = getattr(args, option)
-        if value is not None and value < (option != "stride"):
+        if value < (option != "stride"):
             raise UsageError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
     model, tokenizer, saved = checkpoint.load_model(args.model)
     if args.stride > model.config.context:
@@ -222,7 +223,7 @@ def main(args: argparse.Namespace) -> int:
             f"--stride: {args.stride} exceeds the model's context of "
             f"{model.config.context}, so some tokens would not be judged"
         )
-    with mt.Workers(args.threads or cores()) as workers:
+    with mt.Workers(n_threads) as workers:
         options = {
             "stride": args.stride,
             "batch_size": args.batch_size,

@@ -10,8 +10,8 @@ temperatures.png          the next token's probabilities and a text at 0.5, 0.8,
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import re
 import sys
 import textwrap
 import warnings
@@ -26,12 +26,16 @@ from tinygpt import Error
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection.probe import Embedding
+from tinygpt.training.journal import read_records
+from tinygpt.training.report import perplexity
 
 Array = np.ndarray
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog."
 TEMPERATURES = (0.5, 0.8, 1.0, 1.2)
 TOKENS = 24  # of the prompt, on the axes of an attention map
 LABELS = 600  # tokens that are candidates for a label on the embedding map
+TRAIN_KEYS = ("step", "loss", "lr", "grad_norm", "tokens", "seconds")
+VALID_KEYS = ("step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds")
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#9aa0a6"
 
 
@@ -85,27 +89,34 @@ def tidy(axes: Any, title: str = "", x: str = "", y: str = "", grid: bool = True
 def read_log(run: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     """The columns of a run's log.jsonl: those of its training lines, those of its validations.
 
-    Raises Error for a missing log or a line that is not JSON; a last line that a killed run left
-    unfinished is passed over.
+    What was not finite is NaN. Lines that a power cut or another hand damaged are left out, with a
+    warning on standard error. Raises Error for a missing log.
     """
     path = run / "log.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise Error(f"{path}: {error.strerror}; a run's folder is expected") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise Error(f"{path}, line {number}: not JSON: {error.msg}") from error
-    tables = [[r for r in records if key in r] for key in ("loss", "valid_loss")]
-    train, valid = (
-        {key: np.array([row[key] for row in rows], float) for key in (rows[0] if rows else ())}
-        for rows in tables
-    )
-    return train, valid
+    records, damaged = read_records(path)
+    tables = []
+    for keys in (TRAIN_KEYS, VALID_KEYS):
+        rows = [r for r in records if keys[1] in r]
+        whole = [r for r in rows if all(key in r and _is_number(r[key]) for key in keys)]
+        damaged += [0] * (len(rows) - len(whole))
+        columns = {key: np.array([r[key] for r in whole], float) for key in keys}
+        tables.append(columns if whole else {})
+    if damaged:
+        where = f", the first of them line {min(filter(None, damaged))}" if any(damaged) else ""
+        print(
+            f"tinygpt: {path}: {len(damaged)} of its lines cannot be read and are left out{where}",
+            file=sys.stderr,
+        )
+    return tables[0], tables[1]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
+
+
+def perplexities(losses: Array) -> Array:
+    """exp of each loss; NaN, which is not drawn, where that is beyond 1e100: an axis overflows."""
+    return np.where(losses < 230, np.exp(np.fmin(losses, 230)), np.nan)
 
 
 def smooth(values: Array, width: int) -> Array:
@@ -128,14 +139,14 @@ def training_curves(run: Path, name: str, out: Path) -> Path:
     left.plot(train["step"], train["loss"], color=BLUE, alpha=0.25, linewidth=0.8)
     width = max(len(train["loss"]) // 50, 1)
     left.plot(train["step"], smooth(train["loss"], width), color=BLUE, label="training")
-    final = f", at last {math.exp(valid['valid_loss'][-1]):.4g}" if valid else ""
+    final = f", at last {perplexity(valid['valid_loss'][-1]):.4g}" if valid else ""
     tidy(right, f"{name}: validation perplexity{final}", "step", "perplexity")
     if valid:
         dots = {"color": ORANGE, "marker": "o", "markersize": 3.5}
         left.plot(valid["step"], valid["valid_loss"], label="validation", **dots)
-        right.plot(valid["step"], np.exp(valid["valid_loss"]), **dots)
+        right.plot(valid["step"], perplexities(valid["valid_loss"]), **dots)
         plain_log(right)
-    if max(train["loss"]) > 4 * min(train["loss"]) > 0:
+    if np.nanmax(train["loss"]) > 4 * np.nanmin(train["loss"]) > 0:
         plain_log(left)  # or the fall of the first steps leaves no room for the rest
     left.legend(frameon=False)
     return save(picture, out / "training_curves.png")
@@ -148,7 +159,7 @@ def plain_log(axes: Any) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.4g}")
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if 1 <= value < 1e7 else f"{value:.4g}")
     )
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -162,6 +173,21 @@ def token_label(tokenizer: Any, id: int) -> str:
     data = names[id].encode() if id in names else tokenizer.token_bytes(id)
     text = data.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
     return literal(text if text.isprintable() and "\ufffd" not in text else f"0x{data.hex()}")
+
+
+def known(tokenizer: Any, text: str) -> str:
+    """`text` without the characters for which the tokenizer has nothing; of the others, if none is
+    left, the first tokens.
+    """
+
+    def has(text: str) -> bool:
+        try:
+            return bool(tokenizer.encode(text))
+        except ValueError:
+            return False
+
+    rest = text if has(text) else "".join(filter(has, text))
+    return rest or tokenizer.decode(list(range(min(TOKENS, tokenizer.vocab_size))))
 
 
 def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> list[int]:
@@ -355,6 +381,12 @@ def _is_word(label: str) -> bool:
 # ------------------------------------------------------------------------------- temperatures
 
 
+def opening(prompt: str, words: int = 7) -> str:
+    """The first words of a prompt, as they stand there."""
+    found = re.match(rf"\s*(\S+\s+){{0,{words - 1}}}\S*", prompt)
+    return found[0] if found else prompt
+
+
 def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int = 0) -> Path:
     """A page with a row a temperature: probabilities of the next token, and a text.
 
@@ -403,7 +435,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, help="a run's folder, such as runs/quick")
     add("--out", type=Path, metavar="DIR", help="where the pictures go (default: RUN/plots)")
     add("--model", type=Path, help="the model to look into (default: RUN/best.npz, or model.npz)")
-    add("--prompt", default=PROMPT, help="the text on which attention is shown")
+    add("--prompt", help="the text on which attention is shown (default: a story's beginning)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -422,10 +454,16 @@ def main(args: argparse.Namespace) -> int:
         print("tinygpt: no model.npz in the run yet: curves only", file=sys.stderr)
         return 0
     model = saved.model()
+    if args.prompt is None:
+        args.prompt = known(saved.tokenizer, PROMPT)
+    try:
+        saved.tokenizer.encode(args.prompt)
+    except ValueError as error:
+        raise Error(f"--prompt: {error}") from error
     for picture in attention_heatmaps(model, saved.tokenizer, args.prompt, out):
         print(picture)
     for picture in weight_distributions(saved, out):
         print(picture)
     print(embedding_map(saved, out))
-    print(temperatures(model, saved.tokenizer, " ".join(args.prompt.split()[:7]), out))
+    print(temperatures(model, saved.tokenizer, opening(args.prompt), out))
     return 0

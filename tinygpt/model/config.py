@@ -28,6 +28,10 @@ CHOICES = {
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "dtype": ("float32", "float64"),
 }
+FLOAT_RANGE = {  # the smallest normal number and the largest
+    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023),
+}
 TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a tokenizer's file
 
 
@@ -246,6 +250,14 @@ def _check(c: Config) -> None:
     ):
         if getattr(c, key) < 0:
             raise UsageError(f"{key}: expected 0 or more, got {getattr(c, key)}")
+    largest = FLOAT_RANGE[c.dtype][1]
+    for key in ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps", "rope_theta"):
+        if getattr(c, key) > largest:
+            raise UsageError(
+                f"{key}: expected a number that {c.dtype} holds, got {getattr(c, key)}"
+            )
+    if c.eps < FLOAT_RANGE[c.dtype][0]:  # a gradient of 0 would be divided by 0
+        raise UsageError(f"eps: expected a number that {c.dtype} holds above 0, got {c.eps:g}")
     for key in ("dropout", "beta1", "beta2", "valid_fraction"):
         if not 0 <= getattr(c, key) < 1:
             raise UsageError(f"{key}: expected 0 <= {key} < 1, got {getattr(c, key)}")

@@ -441,11 +441,13 @@ def drawn(logits, choice, u):
         for n in range(V):
             turned = bits[n] ^ ((bits[n] >> np.int32(31)) & np.int32(0x7FFFFFFF))
             keys[n] = turned if z[n] != 0 else np.int32(0)  # zero has two signs
-        edge = np.int64(keys.max() if temperature == 0 else keys.min())
-        if temperature > 0 and 0 < top_k < V:
+        factor, total = np.float32(1 / temperature), 0.0
+        cold = not 0 < factor < np.inf  # 0, or so near that its inverse is infinite
+        edge = np.int64(keys.max() if cold else keys.min())
+        if not cold and 0 < top_k < V:
             weights[:] = 1
             edge = edge_of(keys, weights, top_k)
-        factor, total = np.float32(1 / temperature if temperature > 0 else 1), 0.0
+        factor = np.float32(1) if cold else factor
         for n in range(V):
             weights[n] = exp((z[n] - best) * factor) if keys[n] >= edge else np.float32(0)
             total += weights[n]
@@ -454,7 +456,8 @@ def drawn(logits, choice, u):
             total = 0.0
             for n in range(V):
                 total += weights[n] if keys[n] >= edge else np.float32(0)
-        left = u[r] * total if temperature > 0 else 0.0
+        left = 0.0 if cold else u[r] * total
+        out[r] = -1
         for n in range(V):
             if keys[n] >= edge and weights[n] > 0:
                 out[r] = n

@@ -315,15 +315,19 @@ def is_recipe(c: Config) -> bool:
     return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
 
 
+A_DAY = 86_400.0  # no step takes longer; what says so, or NaN, was not measured
+
+
 def times() -> dict[str, float]:
     """Seconds a step took on this machine, by recipe; empty where nothing was measured."""
     from tinygpt.files import cache_folder
 
     try:
         read = json.loads((cache_folder() / "times.json").read_text(encoding="utf-8"))
-        return {str(name): float(seconds) for name, seconds in read.items()}
-    except (OSError, ValueError, AttributeError):
+        seconds = {name: float(value) for name, value in read.items() if name in RECIPES}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
+    return {name: value for name, value in seconds.items() if 0 < value < A_DAY}
 
 
 def remember_time(config: Config, seconds: float) -> None:

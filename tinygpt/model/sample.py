@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tinygpt.model.transformer import GPT
 
 Array = np.ndarray
+COLDEST = 3e-39  # a lower temperature is 0: its inverse is more than a float32 holds
 STEPS = 8  # tokens that are drawn before the first of them is given out
 
 
@@ -40,7 +41,7 @@ def probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -
     Equal logits are kept or left out together, so that more than `top_k` can remain.
     """
     z = logits.astype(np.float64)
-    if temperature == 0:
+    if temperature < COLDEST:
         return (np.arange(len(z)) == np.argmax(z)).astype(np.float64)
     z = (z - z.max()) / temperature
     if 0 < top_k < len(z):

@@ -16,7 +16,7 @@ import numpy as np
 import minitensor as mt
 from tinygpt import UsageError
 from tinygpt.data.streams import Dataset
-from tinygpt.machine import cores
+from tinygpt.machine import threads
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import layout
@@ -109,12 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt bench``."""
-    threads = args.threads or sorted({1, cores()})
-    if min(threads) < 1 or args.steps < 1:
-        raise UsageError("--threads and --steps: expected at least 1")
+    counts = sorted({threads(n) for n in args.threads or (1, None)})
+    if args.steps < 1:
+        raise UsageError(f"--steps: expected at least 1, got {args.steps}")
     chosen = [recipes.get(name) for name in args.recipes] or list(recipes.RECIPES.values())
     peaks = {}
-    for n in threads:
+    for n in counts:
         with mt.Workers(n) as workers:
             peaks[n] = sgemm_peak(workers)
         print(f"sgemm peak, {n} thread{'s' * (n > 1)}: {peaks[n] / 1e9:,.0f} GFLOP/s")
@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
         f"{'GFLOP/s':>9}{'of peak':>9}"
     )
     for c in map(one_batch, chosen):
-        for n in threads:
+        for n in counts:
             with mt.Workers(n) as workers:
                 seconds = statistics.median(step_seconds(c, workers, args.steps))
             rate = c.tokens_per_step / seconds

@@ -11,13 +11,14 @@ import minitensor as mt
 from tinygpt import Error, UsageError
 from tinygpt.data import streams
 from tinygpt.data.streams import Dataset
+from tinygpt.files import alone, sweep
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
-from tinygpt.machine import cores
+from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.training.compiling import compile_kernels
-from tinygpt.training.folder import alone, check_folder, latest_folder, new_folder
+from tinygpt.training.folder import check_folder, latest_folder, new_folder
 from tinygpt.training.report import plan, tell
 from tinygpt.training.train import Run, Trainer
 
@@ -73,18 +74,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
-    c, out, saved = resolve(args)
+    n_threads = threads(args.threads)
+    c, out, saved, newest = resolve(args)
     check_folder(out)
-    with alone(out), ready(c, args.threads or cores(), saved) as trainer:
+    with alone(out, "training"), ready(c, n_threads, saved) as trainer:
+        sweep(out)
         run = Run(trainer, out)
+        run.good = newest
         if saved:
             run.restore(saved)
             tell(f"going on from step {run.step:,}")
         run.open()
-        for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
-            tell(line)
-        with run.log_file:
+        try:
+            for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
+                tell(line)
             return run.loop()
+        finally:
+            run.close()
 
 
 @contextmanager
@@ -100,20 +106,23 @@ def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Train
         yield trainer
 
 
-def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
-    """The configuration, the run folder, and the checkpoint to go on from."""
-    if args.threads is not None and args.threads < 1:
-        raise UsageError(f"--threads: expected at least 1, got {args.threads}")
+def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]:
+    """The configuration, the run folder, the checkpoint to go on from, and whether that is the
+    newest one: if not, that one is damaged, and is not to take the place of the one before it.
+    """
     if not args.resume:
         c = chosen(args)
-        return c, new_folder(args.out, c.name), None
+        return c, new_folder(args.out, c.name), None, True
     if args.config:
         raise UsageError("--config: a run goes on with its own configuration; --resume needs none")
     name = recipes.get(args.recipe).name if args.recipe else None
     out = args.out or latest_folder(name)
     if not (out / "config.json").is_file():
         raise Error(f"{out}: no run to go on with (there is no config.json)")
-    saved = checkpoint.load_latest(out / "checkpoint.npz", tell)
+    damage: list[str] = []
+    saved = checkpoint.load_latest(out / "checkpoint.npz", damage.append)
+    for line in damage:
+        tell(line)
     before = saved.config if saved else config.load(out / "config.json")
     if name and before.name != name:
         raise UsageError(f"--resume: the run in {out} is of {before.name}, not of {name}")
@@ -124,7 +133,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None]:
             f"--resume: {min(changed - CHANGEABLE)} cannot be changed in a run that "
             "has begun; start a new one with another --out"
         )
-    return c, out, saved
+    return c, out, saved, not damage
 
 
 def chosen(args: argparse.Namespace) -> Config:

@@ -28,7 +28,7 @@ def compile_kernels(trainer: Trainer) -> None:
 
     model, context = trainer.model.train(), trainer.config.context
     row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
-    cold = not any(_jit.FOLDER.rglob("*.nbc"))
+    cold = not _jit.cached()
     with (
         tqdm(
             desc="tinygpt: compiling kernels…",

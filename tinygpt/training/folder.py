@@ -1,11 +1,9 @@
-"""Run folders: a new one, the latest one, and one process in each."""
+"""Run folders: a new one, the latest one."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tinygpt import Error
@@ -39,27 +37,6 @@ def latest_folder(name: str | None) -> Path:
     if found is None:
         raise Error(f"runs/{name}: no run to go on with; give its folder with --out")
     return found
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Error(f"{out}: another process is training here") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 def check_folder(out: Path) -> None:

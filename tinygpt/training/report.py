@@ -84,6 +84,10 @@ class StepTimes:
         self.told = len(self.all) >= self.FIRST or sum(self.all) > 5
         return self.told
 
+    def enough_known(self) -> bool:
+        """Whether there are enough steps to know what is usual."""
+        return len(self.all) >= self.FIRST
+
     def median(self) -> float:
         """Median of the last fifty, without the first."""
         return float(np.median(self.all[1:][-50:] or self.all))
@@ -109,4 +113,9 @@ def duration(seconds: float) -> str:
 
 def perplexity(loss: float) -> float:
     """exp(loss), in four digits, and infinite rather than an error."""
-    return float(f"{math.exp(loss):.4g}") if loss < 700 else math.inf
+    return float(f"{math.exp(loss):.4g}") if not loss >= 700 else math.inf
+
+
+def number(value: float) -> str:
+    """A quantity to two places, and in four digits where that would be a long one."""
+    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.4g}"

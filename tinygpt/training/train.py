@@ -11,16 +11,17 @@ log.jsonl is one of
     {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
+    {"event": "pause", "step", "paused", "seconds"}                   the machine slept, say
     {"event": "stop" | "end", "step", "seconds"}
 
-with losses in nats per token, and tokens and seconds since the start.
+with losses in nats per token, tokens and seconds since the start (those of pauses left out), and
+null for what is not finite.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -38,17 +39,20 @@ from minitensor import optim
 from tinygpt import Error
 from tinygpt.data import streams
 from tinygpt.data.streams import Dataset
-from tinygpt.files import replacing
+from tinygpt.files import replacing, sync_folder
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
-from tinygpt.machine import peak_memory
+from tinygpt.machine import asleep, peak_memory
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
+from tinygpt.training.journal import Journal, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
-from tinygpt.training.report import StepTimes, duration, perplexity, say, tell
+from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
 
 Array = np.ndarray
+GROWING = ("log.jsonl", "samples.txt")
+PAUSE = 30.0  # seconds without work that are logged as a pause
 
 
 class Trainer:
@@ -123,23 +127,23 @@ class Trainer:
             f"lower lr (now {self.config.lr:g}) or a longer warmup"
         )
 
-    def validate(self) -> float:
-        """Mean validation loss in nats a token, over evenly spread sequences; nan without any."""
+    def validate(self) -> float | None:
+        """Mean validation loss in nats a token, over evenly spread sequences; None without any."""
         c, stream = self.config, self.dataset.valid
         if len(stream) < 2:
-            return math.nan
+            return None
         length = min(c.context, len(stream) - 1)
         begin = streams.even_starts(c.eval_batches * c.batch_size, len(stream), length)
         shards = cut(streams.rows(stream, begin, length + 1), c)
         model = self.model.eval()
-        with mt.no_grad():
+        with mt.no_grad(), np.errstate(all="ignore"):
             head = model.head_weight()
 
         def loss(shard: Array) -> float:
-            with mt.no_grad():
+            with mt.no_grad(), np.errstate(all="ignore"):
                 return model.loss(shard[:, :-1], shard[:, 1:], head=head).item()
 
-        return math.fsum(self.workers.map(loss, shards)) / (len(begin) * length)
+        return sum_up(self.workers.map(loss, shards)) / (len(begin) * length)
 
     def sample(self, step: int) -> str:
         """A text from the empty prompt, as long as the context."""
@@ -152,6 +156,11 @@ class Trainer:
             max_new_tokens=c.context * 2,
             seed=mt.fold(c.seed, step) & 0x7FFFFFFF,
         )
+
+
+def sum_up(losses: list[float]) -> float:
+    """The exact sum of numbers, rounded once; NaN where one is not finite."""
+    return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
 
 
 def cut(rows: Array, c: Config) -> list[Array]:
@@ -175,12 +184,15 @@ class Run:
         self.best = math.inf
         self.seconds = 0.0  # spent before this process
         self.started = time.perf_counter()
-        self.log_file: Any = None
+        self.slept = asleep()
+        self.good = True  # whether the checkpoint in the folder, if any, is worth keeping
+        self.sizes = dict.fromkeys(GROWING, 0)  # what the checkpoint knows of these files
+        self.journals: dict[str, Journal] = {}
 
     # ---- files
 
     def restore(self, saved: Saved) -> None:
-        """Go on from a checkpoint; what was logged after it is cut off."""
+        """Go on from a checkpoint; `open` cuts off what was logged after it."""
         t = saved.training
         if t["data_sha256"] != self.dataset.sha256:
             raise Error(
@@ -191,32 +203,51 @@ class Run:
         unpack_optimizer(self.trainer.optimizer, saved.optim, t["optimizer"])
         self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
         self.best = math.inf if t["best"] is None else t["best"]
-        for name, size in t["sizes"].items():
-            path = self.out / name
-            if path.is_file() and path.stat().st_size > size:
-                os.truncate(path, size)
+        for name in GROWING:  # and no other name: a checkpoint may come from anywhere
+            size = t["sizes"].get(name, 0) if isinstance(t["sizes"], dict) else None
+            if type(size) is not int or size < 0:
+                raise Error(f"{self.out}: the checkpoint's size of {name} is not a size")
+            self.sizes[name] = size
 
     def open(self) -> None:
-        """Write the configuration, and open the log: a new one unless the run goes on."""
+        """Write the configuration, and open log and samples, as long as the checkpoint says."""
         with replacing(self.out / "config.json") as handle:
             handle.write(config.dumps(self.config, ".json").encode())
-        if not (self.step or self.shown):
-            for name in ("samples.txt", "log.jsonl"):
-                (self.out / name).unlink(missing_ok=True)
-        self.log_file = (self.out / "log.jsonl").open("a", encoding="utf-8", newline="\n")
+        for name in GROWING:
+            self.journals[name] = Journal(self.out / name)
+        sync_folder(self.out)
+        if not self.journals["log.jsonl"].cut(self.sizes["log.jsonl"]):
+            self._tell_what_is_missing()
+        self.journals["samples.txt"].cut(self.sizes["samples.txt"])
+
+    def _tell_what_is_missing(self) -> None:
+        path = self.out / "log.jsonl"
+        steps = [r["step"] for r in read_records(path)[0] if "loss" in r and "step" in r]
+        first = int(steps[-1]) + 1 if steps and isinstance(steps[-1], int) else 0
+        if first < self.step:
+            tell(
+                f"{path}: what steps {first:,} to {self.step - 1:,} logged is missing, the file "
+                "is shorter than the checkpoint says; the run itself lacks nothing"
+            )
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for journal in self.journals.values():
+            journal.close()
 
     def log(self, **record: Any) -> None:
         """One line of log.jsonl, on its way to disk at once."""
-        try:
-            self.log_file.write(json.dumps(record) + "\n")
-            self.log_file.flush()
-        except OSError as error:
-            raise Error(
-                f"{self.out / 'log.jsonl'}: cannot be written: {error.strerror or error}"
-            ) from error
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self.journals["log.jsonl"].append(json.dumps(plain) + "\n")
 
     def snapshot(self, training: bool) -> Saved:
-        """What a model file or a checkpoint of this moment holds."""
+        """What a model file or a checkpoint of this moment holds.
+
+        Raises Error if weights or moments are not finite: no run could go on with them.
+        """
         c, dataset = self.config, self.dataset
         params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
         saved = Saved(
@@ -227,7 +258,6 @@ class Run:
         )
         if training:
             saved.optim, state = pack_optimizer(self.trainer.optimizer)
-            paths = [self.out / "log.jsonl", self.out / "samples.txt"]
             saved.training = {
                 "step": self.step,
                 "shown": self.shown,
@@ -235,13 +265,20 @@ class Run:
                 "best": self.best if math.isfinite(self.best) else None,
                 "seconds": self.elapsed(),
                 "data_sha256": dataset.sha256,
-                "sizes": {p.name: p.stat().st_size for p in paths if p.is_file()},
+                "sizes": {name: journal.sync() for name, journal in self.journals.items()},
             }
+        for name, value in [*saved.params.items(), *saved.optim.items()]:
+            if not np.isfinite(value).all():
+                raise Error(
+                    f"step {self.step}: {name} is not finite; nothing was saved; try a lower lr "
+                    f"(now {c.lr:g}) or a longer warmup"
+                )
         return saved
 
     def save(self) -> None:
         """Write the checkpoint, keeping the one before, and the model."""
-        checkpoint.save(self.out / "checkpoint.npz", self.snapshot(True), keep=True)
+        checkpoint.save(self.out / "checkpoint.npz", self.snapshot(True), keep=self.good)
+        self.good = True
         checkpoint.save(self.out / "model.npz", self.snapshot(False))
 
     def elapsed(self) -> float:
@@ -251,7 +288,22 @@ class Run:
     # ---- the loop
 
     def loop(self) -> int:
-        """Train to the end or until a signal. Returns the exit status."""
+        """Train to the end or until a signal. Returns the exit status.
+
+        Raises Error, which tells where the last good checkpoint is, when it cannot go on.
+        """
+        try:
+            return self._loop()
+        except Error as error:
+            good = checkpoint.latest_step(self.out / "checkpoint.npz")
+            kept = (
+                ""
+                if good is None
+                else (f"; the last good checkpoint, of step {good}, is in {self.out}")
+            )
+            raise Error(f"{error}{kept}") from error
+
+    def _loop(self) -> int:
         c, tty = self.config, sys.stderr.isatty()
         if self.step >= c.max_iters:
             tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
@@ -272,33 +324,22 @@ class Run:
             dynamic_ncols=tty,
             smoothing=0.05,
         )
-        try:
-            with bar, signals() as received:
-                while self.step < c.max_iters:
-                    if not self.shown:
-                        self.show()
-                        self.shown = True
-                        if self.step == 0 or due(self.step, c.checkpoint_interval):
-                            self.save()
-                    loss = self.advance(times)
-                    bar.set_postfix_str(
-                        f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False
-                    )
-                    bar.update()
-                    if received and self.step < c.max_iters:
-                        return self.stop(received[0])
+        with bar, signals() as received:
+            while self.step < c.max_iters:
                 if not self.shown:
                     self.show()
                     self.shown = True
-                self.save()
-        except Error as error:
-            good = checkpoint.latest_step(self.out / "checkpoint.npz")
-            kept = (
-                ""
-                if good is None
-                else (f"; the last good checkpoint, of step {good}, is in {self.out}")
-            )
-            raise Error(f"{error}{kept}") from error
+                    if self.step == 0 or due(self.step, c.checkpoint_interval):
+                        self.save()
+                loss = self.advance(times)
+                bar.set_postfix_str(f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False)
+                bar.update()
+                if received and self.step < c.max_iters:
+                    return self.stop(received[0])
+            if not self.shown:
+                self.show()
+                self.shown = True
+            self.save()
         return self.finish(times)
 
     def advance(self, times: StepTimes) -> float:
@@ -306,7 +347,7 @@ class Run:
         c, step = self.config, self.step
         begin = time.perf_counter()
         loss, norm = self.trainer.step(step)
-        times.add(time.perf_counter() - begin)
+        self.notice_pause(time.perf_counter() - begin, times)
         if due(step, c.log_interval):
             self.log(
                 step=step,
@@ -325,37 +366,56 @@ class Run:
             )
         return loss
 
+    def notice_pause(self, seconds: float, times: StepTimes) -> None:
+        """Take in the duration of a step; log a pause if the process stood still in it.
+
+        The clock of `elapsed` stands still while the machine sleeps, but not while the process is
+        stopped: that shows as a step far longer than the others, and is taken off.
+        """
+        usual = times.median() if times.enough_known() else seconds
+        idle = seconds - usual if seconds - usual > max(PAUSE, 10 * usual) else 0.0
+        slept, self.slept = asleep() - self.slept, asleep()
+        times.add(seconds - idle)
+        self.started += idle
+        if idle + slept > PAUSE:
+            self.log(
+                event="pause",
+                step=self.step,
+                paused=round(idle + slept, 1),
+                seconds=round(self.elapsed(), 3),
+            )
+            tell(f"step {self.step:,}: nothing was done for {duration(idle + slept)}; going on")
+
     def show(self) -> None:
         """Validate and sample, where that is due before this step, or at the end."""
         c, step, end = self.config, self.step, self.step >= self.config.max_iters
         if due(step, c.eval_interval) or end:
             loss = self.trainer.validate()
-            if math.isfinite(loss):
+            if loss is not None:
+                bits = self.dataset.bits_per_byte(loss)
                 self.log(
                     step=step,
                     valid_loss=round(loss, 6),
                     valid_perplexity=perplexity(loss),
-                    valid_bits_per_byte=round(self.dataset.bits_per_byte(loss), 6),
+                    valid_bits_per_byte=round(bits, 6),
                     tokens=step * c.tokens_per_step,
                     seconds=round(self.elapsed(), 3),
                 )
-                bits = self.dataset.bits_per_byte(loss)
                 say(
                     f"step {step:,}: validation loss {loss:.4f}, perplexity "
-                    f"{perplexity(loss):,.2f}, {bits:.4f} bits per byte"
+                    f"{number(perplexity(loss))}, {bits:.4f} bits per byte"
                 )
+                if not math.isfinite(loss):
+                    raise Error(
+                        f"step {step}: the validation loss is not finite; try a lower lr (now "
+                        f"{c.lr:g}) or a longer warmup"
+                    )
                 if loss < self.best:
                     self.best = loss
                     checkpoint.save(self.out / "best.npz", self.snapshot(False))
         if step and (due(step, c.sample_interval) or end):
             text = self.trainer.sample(step)
-            try:
-                with (self.out / "samples.txt").open("a", encoding="utf-8", newline="\n") as f:
-                    f.write(f"=== step {step} ===\n{text}\n\n")
-            except OSError as error:
-                raise Error(
-                    f"{self.out / 'samples.txt'}: cannot be written: {error.strerror or error}"
-                ) from error
+            self.journals["samples.txt"].append(f"=== step {step} ===\n{text}\n\n")
             say(f"--- a sample at step {step:,} ---\n{text.strip()}\n---")
 
     def stop(self, number: int) -> int:
@@ -387,12 +447,15 @@ def due(step: int, interval: int) -> bool:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
+    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for.
+
+    It raises KeyboardInterrupt, whose argument is the signal's number.
+    """
     received: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         received.append(number)
         tell("stopping after this step")
 

@@ -1,0 +1,47 @@
+"""Kills, power cuts and failing calls, in short: the long forms are the scripts in benchmarks/."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the harnesses are for POSIX")
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """Import a script of benchmarks/ as a module; kernels are not what these tests are about."""
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("tiny_runs", "watched_files", "kill_anywhere", "power_cut", "failing_calls"):
+        sys.modules.pop(name, None)
+
+
+def test_a_run_killed_anywhere_goes_on_to_the_same_bits(harness, tmp_path):
+    kill_anywhere, tiny = harness("kill_anywhere"), harness("tiny_runs").tiny
+    counts = kill_anywhere.kill_runs(tiny("pinv-0.8m"), tmp_path, 6, random.Random(1))
+    assert counts["kills"] == 6 and counts["in a save"] == 2
+
+
+def test_a_run_goes_on_after_a_power_cut(harness, tmp_path):
+    power_cut, tiny = harness("power_cut"), harness("tiny_runs").tiny
+    assert power_cut.cut_power(tiny("quick", steps=7), tmp_path, every=16) > 5
+
+
+def test_the_states_of_a_power_cut_would_show_a_missing_flush(harness, tmp_path):
+    power_cut, tiny = harness("power_cut"), harness("tiny_runs").tiny
+    with pytest.raises(AssertionError, match="after operation"):
+        power_cut.cut_power(tiny("quick", steps=4), tmp_path, every=5, without_fsync=True)
+
+
+@pytest.mark.parametrize("work", ["training", "resuming", "preparing"])
+def test_a_call_that_fails_once_loses_nothing(harness, tmp_path, work):
+    counts = getattr(harness("failing_calls"), work)(tmp_path, every=67, offset=3)
+    assert sum(n for kind, n in counts.items() if kind != "calls in all") > 0

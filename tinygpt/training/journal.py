@@ -1,0 +1,112 @@
+"""The files of a run that grow: its log and its samples."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from tinygpt import Error
+
+
+class Journal:
+    """A text file that is only appended to, and cut back when a run goes on from a checkpoint.
+
+    What is appended is with the operating system at once, so that a killed process loses none of
+    it. `sync` puts it on disk, where a power cut leaves it, and gives the length that a checkpoint
+    records: whatever lies behind that length is written again by the run that goes on. Links are
+    not followed: a run folder from elsewhere must not lead to another file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = io.FileIO(path, "a+", opener=_no_links)
+        except OSError as error:
+            raise self._failed(error) from error
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.close()
+            raise Error(f"{path}: not an ordinary file; move it away")
+
+    def append(self, text: str) -> None:
+        """Write `text`, whole or not at all. Raises Error if it cannot be written."""
+        data = text.encode()
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else half a line stays, and resuming cuts it off
+                self._file.truncate(end)
+            raise self._failed(error) from error
+
+    def sync(self) -> int:
+        """Put everything on disk; its length in bytes."""
+        try:
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def cut(self, size: int) -> bool:
+        """Drop what lies behind `size` bytes, and half a line before; whether `size` are left."""
+        try:
+            self._file.seek(0)
+            end = self._file.read(size).rfind(b"\n") + 1
+            self._file.truncate(end)
+        except OSError as error:
+            raise self._failed(error) from error
+        return end == size
+
+    def close(self) -> None:
+        """Let go of the file; nothing waits to be written."""
+        self._file.close()
+
+    def _failed(self, error: OSError) -> Error:
+        return Error(f"{self.path}: cannot be written: {error.strerror or error}")
+
+
+def _no_links(path: str, flags: int) -> int:
+    # O_NONBLOCK: a pipe without a reader must not hold us up.
+    more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, flags | more, 0o666)
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of a log.jsonl, and the numbers of the lines that are none.
+
+    A power cut or a full disk may leave half a line; such lines are for the caller to tell of.
+    Infinities and NaN, which are no JSON, are read as null. Raises Error for a log that cannot be
+    read at all.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}; a run's folder is expected") from error
+    records, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode(), parse_constant=lambda name: None)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and all(map(_plain, record.values())):
+            records.append(record)
+        else:
+            damaged.append(number)
+    return records, damaged
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is one that a run logs: a text, null, or a number that a float holds."""
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str)
