@@ -43,7 +43,7 @@ def latest_folder(name: str | None) -> Path:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; the lock goes with the process, however it ends."""
+    """Keep other processes out of a run folder; the lock is released however the process ends."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -63,7 +63,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def check_folder(out: Path) -> None:
-    """Fail before the work, not after it, where the run folder cannot be written."""
+    """Fail before the work, not after it, if the run folder cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

@@ -157,7 +157,7 @@ class Trainer:
 def cut(rows: Array, c: Config) -> list[Array]:
     """Whole sequences in equal shards of at most `shard_tokens` tokens (but at least one sequence).
 
-    Their number is even where there are several, so that two threads end together.
+    Their number is even if there are several, so that two threads finish together.
     """
     most = max(1, c.shard_tokens // c.context)
     shards = -(-len(rows) // most)
@@ -180,7 +180,7 @@ class Run:
     # ---- files
 
     def restore(self, saved: Saved) -> None:
-        """Go on from a checkpoint; what was logged after it is cut off."""
+        """Continue from a checkpoint; what was logged after it is cut off."""
         t = saved.training
         if t["data_sha256"] != self.dataset.sha256:
             raise Error(
@@ -216,7 +216,7 @@ class Run:
             ) from error
 
     def snapshot(self, training: bool) -> Saved:
-        """What a model file or a checkpoint of this moment holds."""
+        """What a model file or a checkpoint holds at this moment."""
         c, dataset = self.config, self.dataset
         params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
         saved = Saved(
@@ -369,7 +369,7 @@ class Run:
         return 128 + number
 
     def finish(self, times: StepTimes) -> int:
-        """The last words."""
+        """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
         times.remember()
         tell(
@@ -381,13 +381,13 @@ class Run:
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether something that happens every `interval` steps (0: never) happens at this one."""
+    """Whether something done every `interval` steps (0: never) is due at this one."""
     return interval > 0 and step % interval == 0
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for."""
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
     received: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
