@@ -23,7 +23,7 @@ def printable(token: bytes) -> str:
 
 
 def unprintable(text: str, where: str = "token") -> bytes:
-    """The bytes that `printable` wrote; `where` says in an error whose they are."""
+    """The bytes that `printable` wrote; `where` says in an error where they stand."""
     try:
         return bytes([_FROM_PRINTABLE[character] for character in text])
     except KeyError as error:

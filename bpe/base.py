@@ -84,7 +84,7 @@ class Tokenizer(ABC):
         return cls(**fields)
 
     def facts(self) -> Iterator[tuple[str, Any]]:
-        """What `bpe info` tells of this kind only."""
+        """What `bpe info` says of this kind only."""
         yield from ()
 
     # Encoding.
@@ -259,7 +259,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """What is left at the end: nothing, or a replacement for an incomplete character."""
+        """The rest at the end: nothing, or a replacement for an incomplete character."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
@@ -284,7 +284,7 @@ def from_dict(data: Mapping[str, Any]) -> Tokenizer:
 def _batch_encoder(
     tokenizer: Tokenizer, allowed: set[str]
 ) -> Callable[[list[str]], tuple[list[int], bytes]]:
-    """What a worker of `encode_batch` does: texts to the lengths and the bytes of their ids."""
+    """The work of an `encode_batch` worker: texts to the lengths and the bytes of their ids."""
 
     def work(texts: list[str]) -> tuple[list[int], bytes]:
         lists = [tokenizer.encode(text, allowed_special=allowed) for text in texts]

@@ -22,12 +22,12 @@ class BPETokenizer(Tokenizer, kind="bpe"):
 
     Args:
         vocab: the bytes of each id, `None` for ids without a token.
-        merges: pairs of ids, the one to be merged first at the front. The joined bytes of a pair
+        merges: pairs of ids, in the order in which they are merged. The joined bytes of a pair
             are in `vocab`, and every single byte is.
         special_tokens: names and ids, which are not those of `vocab`.
         pattern: what divides text into chunks, see `bpe.patterns`.
         by_token: pairs that join to the same token rank alike, by the first of them in `merges`.
-            That is how tiktoken and llama2.c merge; Hugging Face's rule is one rank a pair.
+            That is how tiktoken and llama2.c merge; Hugging Face ranks every pair by itself.
         whole_chunks: a chunk that is a token as a whole is that token, whatever merges would give
             (tiktoken; `ignore_merges` in Hugging Face's files).
         characters: encoding begins with the characters that are tokens, and with bytes for the

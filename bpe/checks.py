@@ -14,7 +14,8 @@ from bpe.errors import TokenizerError
 def parse_json(data: bytes) -> dict[str, Any]:
     """The object in `data`.
 
-    Refuses what Python's reader lets pass: a key that is there twice, NaN, endless numbers.
+    Refuses what Python's reader accepts: a key that is there twice, NaN, numbers of thousands of
+    digits.
     """
 
     def integer(digits: str) -> int:
@@ -62,7 +63,7 @@ def name_of(value: Any) -> str:
 
 
 def field(data: Any, key: str, *types: type, default: Any = ..., where: str = "") -> Any:
-    """`data[key]`, which has to be of one of `types`."""
+    """`data[key]`, which must be of one of `types`."""
     value = data.get(key, default)
     if value is ...:
         raise TokenizerError(f"{where}{key}: missing")
@@ -73,7 +74,7 @@ def field(data: Any, key: str, *types: type, default: Any = ..., where: str = ""
 
 
 def special_ids(data: Any) -> dict[str, int]:
-    """`data` if it gives special tokens their ids."""
+    """`data`, if it maps special tokens to ids."""
     if not isinstance(data, Mapping):
         raise TokenizerError(f"special_tokens: names with their ids, not {name_of(data)}")
     for name, id in data.items():

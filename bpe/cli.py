@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 1 (it failed) or 2 (the call was wrong)."""
+    """Run the command and return its exit status: 0, 1 (it failed) or 2 (wrong usage)."""
     words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     try:

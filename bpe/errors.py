@@ -4,7 +4,7 @@ LONGEST = 400
 
 
 class TokenizerError(ValueError):
-    """A tokenizer, its file or its input is not what it has to be; the message is one line."""
+    """A tokenizer, its file or its input is not valid; the message is one line."""
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.splitlines())  # whatever it quotes

@@ -55,7 +55,7 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, see it on the disk, then put it in the place of `path`."""
+    """Write `data` beside `path`, flush it to disk, then rename it to `path`."""
     try:
         handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
         try:

@@ -89,10 +89,10 @@ def write_tiktoken(tokenizer: BPETokenizer, path: Path) -> None:
 
 
 def _token_order(tokenizer: BPETokenizer) -> list[int]:
-    """The ids that merges make, the first at the front, for formats that rank tokens.
+    """The ids that merges make, in order, for formats that rank tokens.
 
-    A rank a token says less than a rank a pair. That makes a difference for a token which two
-    pairs join to, and for one that no pair does: those give a warning.
+    One rank per token says less than one rank per pair. That matters for a token that two pairs
+    join to, and for one that no pair does: those give a warning.
     """
     made = Counter(tokenizer.ranks[pair][1] for pair in tokenizer.merges)
     if not tokenizer.by_token:

@@ -87,7 +87,7 @@ def batches(texts: Iterable[str], size: int = 1 << 22) -> Iterator[list[str]]:
 
 @contextmanager
 def bar(show: bool, total: int | None, title: str, **options: Any) -> Iterator[Callable]:
-    """A progress bar on standard error, as a function that moves it on."""
+    """A progress bar on standard error, as a function that advances it."""
     if not show:
         yield lambda step: None
         return

@@ -2,7 +2,7 @@
 
 Byte-pair encoding starts from the 256 bytes and makes a new token of the most frequent pair of
 neighbours, again and again (Sennrich, Haddow and Birch, 2016, arXiv:1508.07909). Counting all
-pairs anew for every merge is the textbook way (`examples/07_train_a_bpe.py` has it in thirty
+pairs again for every merge is the textbook way (`examples/07_train_a_bpe.py` has it in thirty
 lines). Here each merge costs only what it changes:
 
 1. Text is reduced to its distinct chunks and how often each occurs. A merge in a chunk stands
@@ -109,7 +109,7 @@ def learn_merges(
 def _descending(token: bytes) -> str:
     """A key that orders byte strings from the greatest to the smallest.
 
-    Each byte turns round, and a last character above all others puts a token before its own
+    Each byte is complemented, and a last character above all others puts a token before its own
     prefixes.
     """
     return "".join([chr(255 - byte) for byte in token]) + chr(256)

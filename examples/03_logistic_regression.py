@@ -3,7 +3,7 @@
 Two clouds of points; a straight line between them; the probability of the second cloud is
 sigmoid(w·x + b). You will see the four lines that every training loop consists of (loss, gradient,
 step, zero), check the gradient against the formula of the textbooks, and compare the end with the
-true minimum, which for this model can be had exactly by Newton's method.
+true minimum, which Newton's method finds for this model.
 
 Run it with `python examples/03_logistic_regression.py`.
 

@@ -22,7 +22,7 @@ import bpe
 
 def naive_bpe(texts, vocab_size, pattern=bpe.PATTERNS["gpt2"]):
     """The merges of byte-pair encoding, as pairs of byte strings, in the order they are learned."""
-    # Merges stay inside of chunks, so equal chunks are worked on once and counted.
+    # Merges stay inside chunks, so equal chunks are worked on once and counted.
     counts = Counter(chunk.encode() for text in texts for chunk in regex.findall(pattern, text))
     tokens = {chunk: [bytes([byte]) for byte in chunk] for chunk in counts}
     vocab = {bytes([byte]) for byte in range(256)}

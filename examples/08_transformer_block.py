@@ -83,7 +83,7 @@ def attention(x, w):
     past = np.tril(np.ones((T, T), dtype=bool))
     scores = mt.where(past, scores, -np.inf)  # nobody sees the future
     weights = show("weights", mt.softmax(scores), "each row adds up to 1")
-    y = show("mixed", weights @ v, "the values, so weighted")
+    y = show("mixed", weights @ v, "the weighted mean of the values")
     y = show("joined", y.swapaxes(1, 2).reshape(B, T, D), "heads side by side again")
     return show("branch", y @ w["attn.out.weight"].T, "what is added to the stream"), weights
 

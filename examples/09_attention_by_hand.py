@@ -90,7 +90,7 @@ def measure(B=2, H=4, T=512, d=32, repeats=20):
             ("by hand", by_hand, q.itemsize * B * H * T * T),
             ("fused", fused, q.itemsize * B * H * T),
         ):
-            run()  # compiles the kernel, once for ever
+            run()  # compiles the kernel, once
             times = []
             for _ in range(repeats):
                 start = time.perf_counter()

@@ -455,7 +455,7 @@ def _progress(step: int, warmup: int, total: int) -> float:
 def constant(
     step: int, *, lr: float, warmup: int = 0, min_lr: float = 0.0, total: int = 0
 ) -> float:
-    """`lr` for ever after the warm-up; `min_lr` and `total` are there for uniformity."""
+    """`lr` after the warm-up; `min_lr` and `total` are taken so that all schedules look alike."""
     return lr * step / warmup if step < warmup else lr
 
 

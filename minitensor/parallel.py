@@ -98,7 +98,7 @@ class Workers:
         """[fn(item) for item in items], spread over the threads; the order is kept.
 
         A thread takes the next item when it is free; given `size`, for many short items, each
-        takes but one run of neighbours, the runs of about the same size in all. If all together
+        takes a single run of neighbours, and the runs are of about the same size. If all together
         are smaller than `light`, waking threads would take longer: the calling one does it alone.
         """
         todo = list(items)
@@ -134,10 +134,10 @@ def _runs(items: list[T], sizes: list[int], count: int) -> list[list[T]]:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc's malloc to reuse large freed blocks instead of handing them back to the kernel.
+    """Tell glibc's malloc to reuse large freed blocks instead of returning them to the system.
 
-    Activations are allocated and freed by the thousand each step; without this each one is mapped
-    anew and its pages are cleared one fault at a time, a tenth of a step. Elsewhere: no effect.
+    Activations are allocated and freed by the thousand each step; without this each one would be
+    mapped again and its pages cleared one fault at a time, a tenth of a step. No effect elsewhere.
     """
     if sys.platform == "linux":
         try:
@@ -174,7 +174,7 @@ class _Tree:
         self.waiting: dict[tuple[int, int], Any] = {}  # (level, index) -> a sum without its pair
 
     def put(self, index: int, value: Any) -> None:
-        """Add the value of leaf `index`, and whatever sums that completes but the last of all."""
+        """Add the value of leaf `index`, and every sum that it completes but the last of all."""
         level, size = 0, self.n
         while size > 2:
             if index % 2 == 0 and index == size - 1:  # an odd one out goes up alone

@@ -1,7 +1,7 @@
 """Counter-based randomness: a number is a function of a key and a position, with no state.
 
-Dropout masks are drawn so. The backward draws the same mask again instead of storing it, a resumed
-run draws the same masks, and threads need not agree on an order. The mixing functions are
+Dropout masks are drawn this way. The backward draws the same mask again instead of storing it, a
+resumed run draws the same masks, and threads need not agree on an order. The mixing functions are
 SplitMix64 (Steele, Lea & Flood, 2014) for keys and Wellons' `lowbias32` with the key added before
 and between its two rounds for elements.
 """

@@ -1,4 +1,4 @@
-"""A module and its optimiser as one `.npz` file, from which training goes on with the same bits.
+"""A module and its optimiser as one `.npz` file, from which training continues bit for bit.
 
 The file holds arrays ("module/NAME", "optimizer/NUMBER/MOMENT") and a text in JSON ("meta"); NumPy
 reads it without pickle, so loading a stranger's file runs nothing. A file is written beside its

@@ -448,7 +448,7 @@ class Tensor:
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
         """Add to `.grad` of every leaf the derivative of this tensor with respect to it.
 
-        `gradient` weighs the elements of this tensor; a scalar needs none. The graph is freed
+        `gradient` weights the elements of this tensor; a scalar needs none. The graph is freed
         unless `retain_graph`. Raises RuntimeError on a freed graph, or where an array that is
         still needed was changed in place.
         """
@@ -751,7 +751,7 @@ def grad(
 
 
 def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """``block(*args, **kwargs)``, whose tape is dropped at once and made again in the backward.
+    """``block(*args, **kwargs)``, whose tape is dropped at once and rebuilt in the backward.
 
     Time for memory (Chen et al., 2016, arXiv:1604.06174): of all that the block computes only its
     result is kept. Gradients reach everything that the block uses, arguments or not; it must

@@ -117,6 +117,7 @@ def test_every_exercise_has_a_solution_and_is_listed():
         assert f"tests/exercises/{solutions.name}" in sections[number]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_example(name, tmp_path):
     out = tmp_path / "out"
@@ -127,6 +128,7 @@ def test_example(name, tmp_path):
         assert (out / file).stat().st_size > 1000 and str(out / file) in printed
 
 
+@pytest.mark.slow
 def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n", encoding="utf-8")
     source = (ROOT / "examples" / "04_two_moons.py").read_text(encoding="utf-8")
@@ -168,6 +170,7 @@ def script(name):
     return module
 
 
+@pytest.mark.slow
 def test_every_rung_of_the_product_is_right():
     ladder = script("matmul_ladder")
     for M, K, N in ((24, 40, 96), (36, 800, 32)):
@@ -175,6 +178,7 @@ def test_every_rung_of_the_product_is_right():
             assert ladder.error(product, *ladder.operands(M, K, N)) < 1e-6, name
 
 
+@pytest.mark.slow
 def test_every_rung_of_the_sublayer_is_right():
     ladder = script("sublayer_ladder")
     *arrays, g = ladder.operands(48, 32, 64)
@@ -187,6 +191,7 @@ def test_every_rung_of_the_sublayer_is_right():
         assert np.allclose(expected[0], ladder.in_blocks(*arrays, height), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer"])
 def test_the_code_of_a_page_prints_what_stands_below_it(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

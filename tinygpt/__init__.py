@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 class Error(Exception):
-    """The work failed for a reason that the message explains in one line (exit status 1)."""
+    """The work failed, for a reason that the message gives in one line (exit status 1)."""
 
 
 class UsageError(Error):

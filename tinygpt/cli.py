@@ -1,4 +1,4 @@
-"""The command line: which module does a command's work, and how its errors are told.
+"""The command line: which module does a command's work, and how its errors are shown.
 
 A command's module has ``add_arguments(parser)`` and ``main(args)``; it is imported when the command
 is called, so that ``tinygpt --help`` needs none of them. Text goes to standard output; progress and

@@ -1,4 +1,4 @@
-"""What this machine has and what this process took of it."""
+"""What this machine has, and how much of it this process took."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def peak_memory() -> str:
 
 
 def megabytes(n: float) -> str:
-    """Bytes as a person says them."""
+    """Bytes in readable form."""
     return f"{n / 1e6:,.0f} MB"

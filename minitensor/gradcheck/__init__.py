@@ -1,7 +1,7 @@
 """Gradients against finite differences: of any function, and of every registered op.
 
 A gradient g of f at x claims that f(x + h d) changes by h <g, d> for every direction d. Here the
-outputs are weighted with random numbers and added up, so one backward gives the whole claim, and
+outputs are weighted by random numbers and added up, so one backward gives the whole claim, and
 each element of the inputs is moved in turn. The five-point difference
 (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h errs by h⁴: with h = 1e-3, about 1e-12.
 """

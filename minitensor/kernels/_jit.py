@@ -35,8 +35,8 @@ from numba.extending import overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Everything LLVM needs to vectorise sums and fuse multiply-adds; nnan and ninf are left out, so
-# that a NaN or an infinity in the data stays visible.
+# All that LLVM needs to vectorise sums and fuse multiply-adds; nnan and ninf are left out, so that
+# a NaN or an infinity in the data stays visible.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
@@ -224,7 +224,7 @@ INLINE = {
     "no_cfunc_wrapper": True,
 }  # Python never calls them
 inline = numba.njit(**INLINE)
-# And must not inline these: what is rarely run would take registers from what is often run.
+# And must not inline these: rarely run code would take registers from the loops around it.
 outlined = numba.njit(**{**INLINE, "forceinline": False})
 
 
@@ -278,7 +278,7 @@ def _bell(z):  # type: ignore[no-untyped-def]
         return lambda z: math.exp(-z * z / 2)
 
     def impl(z):  # type: ignore[no-untyped-def]
-        # 2**t for t ≤ 0 with the polynomial of simd.py: half of what `exp` does falls away. NaN
+        # 2**t for t ≤ 0 with the polynomial of simd.py, half the work of `exp`. NaN
         # passes through the comparison.
         t = z * z * f32(-0.5 / math.log(2))
         t = f32(-126) if t < f32(-126) else t

@@ -2,10 +2,10 @@
 
 They are the NumPy twins of sublayer.py, which does the same in blocks of rows that stay in cache,
 and what stands in for it where the weights are too large for that. A backward computes norm(x) and
-the activation again, which is cheaper than to keep them.
+the activation again, which is cheaper than keeping them.
 
 A sublayer is y = x + dropout(linear(f(linear(norm(x))))), f being attention or an activation. Its
-backward goes that chain from the end: through `leave`, f, and `enter`.
+backward follows that chain from the end: through `leave`, f, and `enter`.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def to_lanes(x, i, D, out):
 
 @inline
 def to_rows(x, out, i, D):
-    """The way back. Where D < LANES a row's end spoils the next row, which is written after it."""
+    """The way back. Where D < LANES a row spills into the next one, which is written after it."""
     for n in range(0, D, LANES):
         transpose(x, n * LANES, LANES, out, i + n, D)
 
@@ -342,7 +342,7 @@ def _attention_backward(g, packed, out, lse, attend, drop):
 
 def complete(attend: Attend, like: np.ndarray) -> Attend:
     """As the kernels take it: with empty tables for no RoPE, and 0 for a window that hides nothing
-    (a larger number than 32 bits would be another one here)."""
+    (in 32 bits a larger number would become another one)."""
     rope = attend.rope or Rope(*[np.empty((0, 0), like.dtype)] * 2)
     window = attend.window if attend.window < like.shape[1] else 0
     return attend._replace(rope=rope, window=window)

@@ -1,4 +1,4 @@
-"""The one door to the kernels: a call is held against the kernel's declaration, then handed on.
+"""The one door to the kernels: a call is checked against the kernel's declaration, then handed on.
 
 Compiled code does not look before it reads: an array of another shape than it was written for is
 read past its end. So every kernel says what it takes, argument by argument, above its formula:
@@ -23,8 +23,8 @@ hold besides, of a kernel's sizes and arguments or of a bundle's fields. The two
 TypeError for a kind or a dtype, ValueError for a shape or a number, IndexError for an index.
 
 An array that is only read may lie in memory as it likes: unless it is C-contiguous, aligned and
-writable (numba would compile each other kind anew), the kernel gets a copy. One that is written
-must be all three.
+writable (numba would compile again for every other kind), the kernel gets a copy. One that is
+written must be all three.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class ArrayOf:
         return np.array(x, order="C")
 
     def fit(self, shape: tuple[int, ...], call: Call) -> None:
-        """Take the sizes that are new, and hold the others against those known."""
+        """Take the sizes that are new, and compare the others with those known."""
         if len(shape) != len(self.dims):
             raise self.misfit(shape, call)
         sizes = call.sizes

@@ -2,7 +2,7 @@
 BLAS, which is as fast where the operands come from memory; sublayer.py, which has them in cache,
 uses `multiply_turned`.
 
-BLAS copies both operands into the order it likes before it multiplies: a sixth of its time at the
+BLAS copies both operands into an order of its own before it multiplies: a sixth of its time at the
 sizes of a small model. Here one is copied, in panels of 2 LANES columns, and `tile` keeps ROWS x 2
 LANES sums in registers while it walks down a panel: each step multiplies ROWS numbers of the other
 operand with two vectors of the panel.
@@ -82,7 +82,7 @@ def tile(
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte] + 3 * [word])
         )
         outs = [p for row in rows for p in row]
-        for p in outs:  # sent for early: to be written, kept in every cache, data
+        for p in outs:  # prefetched: to be written, kept in every cache, data
             b.call(prefetch, [b.bitcast(p, byte), word(1), word(3), word(1)])
         begin = [b.load(p, align=align) for p in vectors(start(7, n))]
         before, loop, after = b.block, b.append_basic_block("walk"), b.append_basic_block("walked")
@@ -183,7 +183,7 @@ def copy_columns(b, i, step, count, columns, panel, j):
 @inline
 def pack(b, i, wide, turned, count, columns, panels):
     """Copy count x columns numbers of b, whose rows are `wide`, into panels; or, if `turned`, of
-    its transpose. Columns that are wanting in the last panel are 0."""
+    its transpose. Columns missing from the last panel are 0."""
     for n in range(0, columns, WIDTH):
         some = min(WIDTH, columns - n)
         if turned:

@@ -19,7 +19,7 @@ def across(v, spare):
 
 @inline
 def entropy(logits, targets, ignore_index, smoothing, factor):
-    """The losses of the rows of logits, which become their gradient."""
+    """The losses of rows of logits, which are overwritten by their gradient."""
     N, V = logits.shape
     dt = logits.dtype.type
     whole = V // LANES * LANES  # the rest of a row goes one by one

@@ -1,9 +1,10 @@
-"""A vector of LANES numbers as a numba type, for the one kernel that must stay in registers.
+"""A vector of LANES numbers as a numba type, for kernels whose sums must stay in registers.
 
 LLVM vectorises simple loops by itself, but it cannot keep a tile of sums in registers across an
-outer loop, and that is what separates a fast small matrix product from a slow one. So attention is
-written on explicit vectors: ``load`` and ``store`` move LANES neighbours of a flat array, and the
-operators work lane by lane. On a machine without AVX-512 a vector has 8 lanes instead of 16.
+outer loop, and that is what separates a fast small matrix product from a slow one. So attention and
+the matrix products are written on explicit vectors: ``load`` and ``store`` move LANES neighbours of
+a flat array, and the operators work lane by lane. On a machine without AVX-512 a vector has 8 lanes
+instead of 16.
 """
 
 from __future__ import annotations

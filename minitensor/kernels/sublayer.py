@@ -1,9 +1,9 @@
 """The two sublayers of a transformer block, and its loss, in blocks of rows (twins: composed.py).
 
 One op after the other, every array of a block is written to memory and read again, and each call
-takes its turns at Python's lock. Here a block of rows goes from the norm to the residual sum while
+waits for Python's lock. Here a block of rows goes from the norm to the residual sum while
 it lies in the L2 cache, beside the weights; only what the backward needs is written out whole. That
-pays while the weights fit in there; larger ones go through the separate kernels.
+pays as long as the weights fit in L2; larger ones go through the separate kernels.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def padded(bias, size, like):
 
 @inline
 def height(n, N):
-    """Rows of the block that begins at n: the last one takes in what is too few for a tile."""
+    """Rows of the block that begins at n; the last block takes in a rest too short for a tile."""
     return BLOCK if N - n >= BLOCK + ROWS else N - n
 
 
@@ -138,7 +138,7 @@ def join(x, y, n, drop):
 
 @inline
 def add_rows(g, n, rows, width, total):
-    """total += the sum of the rows of g from n on, where it is wanted: a bias's gradient."""
+    """total += the sum of the rows of g from n on, where there is a bias to have a gradient."""
     if total.size:
         for m in range(n, n + rows):
             row = g[m * width : (m + 1) * width]
@@ -228,7 +228,7 @@ def activate(a, b, tanh, c):
 
 @inline
 def activate_backward(a, b, tanh, c, da, db):
-    """`activate` again, and the gradients of a and b; that of c comes in db."""
+    """`activate` again, and the gradients of a and b; db holds that of c on entry."""
     one = db.dtype.type(1)
     if a.size:
         for i in range(b.size):
@@ -426,7 +426,7 @@ def attention_sublayer_backward(
 
 
 def only_for(grads: list[Array], *bundles: Norm | Linear | None) -> Grads:
-    """Gradients of weights and biases, by turns; None for those that are not there."""
+    """Gradients of weights and biases in turn; None for those that are missing."""
     there = [x is not None for b in bundles for x in ((None, None) if b is None else b[:2])]
     return tuple(d if x else None for d, x in zip(grads, there, strict=True))
 

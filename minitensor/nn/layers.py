@@ -26,7 +26,7 @@ def generator(rng: np.random.Generator | None) -> np.random.Generator:
 class Linear(Module):
     """x Wᵀ + b: (..., in) -> (..., out). W is (out, in).
 
-    Both start uniform within 1 / sqrt(in), as in PyTorch.
+    Weight and bias start uniform within 1 / sqrt(in), as in PyTorch.
     """
 
     def __init__(

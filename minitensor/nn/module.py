@@ -25,7 +25,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base of everything with parameters. Define `forward`; call the module.
+    """Base of everything with parameters. Define `forward`, and call the module.
 
     Attributes that are `Parameter`s are parameters, those named by `register_buffer` are buffers
     (saved, not learned), those that are modules are children; a name is the path to it with dots.
@@ -306,7 +306,7 @@ class Sequential(ModuleList):
         return super().append(Function(module) if plain else module)
 
     def forward(self, x: Any) -> Any:
-        """The last of the modules, of the one before it, of ... x."""
+        """The last module of the one before it, and so on down to the first of x."""
         for module in self:
             x = module(x)
         return x

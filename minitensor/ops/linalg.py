@@ -40,7 +40,7 @@ def _matmul_cases(rng: np.random.Generator) -> Cases:
 @op(cases=_matmul_cases)
 def matmul(a: Array, b: Array) -> Any:
     """a @ b by NumPy's rules: (..., n, k) @ (..., k, m) -> (..., n, m), leading axes broadcast; an
-    operand of one axis is a row on the left and a column on the right, and that axis falls away.
+    operand of one axis is a row on the left and a column on the right, and that axis is dropped.
 
     dY = dA B + A dB, so A gets G Bᵀ and B gets Aᵀ G. Leading axes before one matrix are folded
     into rows, so that each of the three products is a single large one.

@@ -153,7 +153,7 @@ def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tenso
 )
 def pad(x: Array, width: Any, value: float = 0.0) -> Any:
     """`value` around the elements: `width` is a number, a pair (before, after) for every axis, or
-    one pair per axis. The gradient of the inside passes; that of the rim falls away.
+    one pair per axis. The gradient of the inside passes; that of the padding is dropped.
     """
     pairs = np.broadcast_to(width, (x.ndim, 2)).tolist()
     inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=True))

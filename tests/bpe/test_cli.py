@@ -134,6 +134,7 @@ def test_a_note_when_pairs_run_out(tmp_path, capsys):
     assert "bpe: note: the text ran out of pairs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(trained, tmp_path):
     call = [sys.executable, "-m", "bpe"]
     done = subprocess.run([*call, "info", str(trained)], capture_output=True, timeout=60)

@@ -29,6 +29,7 @@ def test_round_trip_of_any_text(tokenizer, text):
     assert "".join(map(decoder.feed, ids)) + decoder.flush() == text
 
 
+@pytest.mark.slow
 def test_every_character_of_unicode(tokenizer):
     text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -82,6 +83,7 @@ def test_merging_follows_the_ranks(tokenizer, data):
     assert whole.encode_bytes(data) == merge_slowly(tokenizer, data)
 
 
+@pytest.mark.slow
 def test_a_long_unbroken_chunk(tokenizer, monkeypatch):
     pushed = []
     push = heapq.heappush
@@ -162,6 +164,7 @@ def test_a_long_stream_is_not_held(tokenizer, sample):
     assert read < 100
 
 
+@pytest.mark.slow
 def test_batches_with_processes(tokenizer, sample):
     texts = [*sample.split("\n"), "", "🐶"] * 3
     expected = [tokenizer.encode(text) for text in texts]

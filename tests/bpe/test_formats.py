@@ -158,6 +158,7 @@ def test_llama2c(llama2c, tmp_path):
     assert bpe.load(tmp_path / "again.bin") == again
 
 
+@pytest.mark.slow
 @given(text=st.text("the andsw,.'éж猫🐶\n", max_size=25))
 def test_llama2c_ids(llama2c, text):
     again = bpe.load(llama2c[1])
@@ -178,6 +179,7 @@ def write_rows(path, rows, scores, longest=None):
     path.write_bytes(struct.pack("<I", longest or max(map(len, rows))) + b"".join(body))
 
 
+@pytest.mark.slow
 @given(text=st.text(" aehtb\n猫é", max_size=20))
 def test_llama2c_of_a_sentencepiece_model(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("llama2c") / "tokenizer.bin"

@@ -276,6 +276,7 @@ def test_what_is_no_file(tmp_path):
 SOUND = [json.dumps(OWN).encode(), rows(*LLAMA, b"ab"), tiktoken(b"YWI= 256\n")]
 
 
+@pytest.mark.slow
 @given(
     data=st.sampled_from(SOUND),
     start=st.integers(0, 5000),
@@ -295,6 +296,7 @@ def test_any_damage_is_an_error_or_harmless(tmp_path_factory, data, start, lengt
             assert tokenizer.decode(tokenizer.encode("any abc text 🐶")) == "any abc text 🐶"
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), st.lists))
 def test_any_json_in_any_field(value):
     for key in OWN:

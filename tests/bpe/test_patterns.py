@@ -27,6 +27,7 @@ def test_white_space_is_that_of_the_regex_module():
     assert re.findall(f"[{SPACE}]", everything) == regex.findall(r"\s", everything)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 @given(text=TRICKY)
 def test_words_hold_the_chunks_of_the_pattern(name, text):

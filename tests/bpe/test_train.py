@@ -37,6 +37,7 @@ def test_the_worked_example_of_each_rule():
 TEXTS = st.lists(st.text("ab c", max_size=30) | st.text(max_size=10), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @given(texts=TEXTS, size=st.integers(256, 280), pattern=st.sampled_from(list(bpe.PATTERNS)))
 def test_merges_are_those_of_the_naive_algorithm(naive_bpe, texts, size, pattern):
     if not any(texts):
@@ -103,6 +104,7 @@ def test_counts_beyond_machine_integers_are_exact():
     assert tokens == 2 * big + big + 1
 
 
+@pytest.mark.slow
 def test_the_result_depends_neither_on_order_nor_on_processes(sample, tmp_path):
     texts = [line for line in sample.split("\n") if line]
     expected = bpe.train(texts, 500)

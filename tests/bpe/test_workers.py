@@ -11,6 +11,7 @@ from bpe.training import chunk_counter
 from bpe.workers import imap
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -28,6 +29,7 @@ def test_a_script_without_a_main_guard(tmp_path):
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_comes_through():
     characters = bpe.CharTokenizer("abc", control_tokens=False)
     assert characters.encode_batch(["abc"] * 5, processes=2) == [[0, 1, 2]] * 5

@@ -65,6 +65,7 @@ def backward_without_recursion(result):
             parent.grad += value.grad * derivative
 
 
+@pytest.mark.slow
 def test_3_a_chain_deeper_than_the_stack(example):
     numbers = [0.5, -1.5, 1.0]
     mine, theirs = ([example.Value(x) for x in numbers] for _ in range(2))

@@ -19,6 +19,7 @@ def descend(parameters, loss, lr=1.0, steps=800):
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_1_a_penalty(points):
     x, y = points
     w, b = (mt.Tensor(np.zeros(n), requires_grad=True) for n in (2, 1))
@@ -38,6 +39,7 @@ def test_1_a_penalty(points):
     assert np.allclose([*w.numpy(), *b.numpy()], v, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_2_two_scores(example, points):
     x, y = points
     W = mt.Tensor(np.zeros((2, 2)), requires_grad=True)  # a row for each cloud

@@ -7,7 +7,7 @@ import pytest
 
 import bpe
 import minitensor as mt
-from tinygpt.data import stories, streams
+from tinygpt.data import documents, stories, streams
 from tinygpt.model.transformer import GPT
 
 
@@ -16,7 +16,7 @@ def text(example):
     """Stories, and their stream of tokens."""
     docs = list(stories.corpus(60))
     tokenizer = bpe.train(docs, example.CONFIG.vocab_size)
-    return docs, streams.encode_documents(tokenizer, docs)
+    return docs, documents.encode_documents(tokenizer, docs)
 
 
 def bits_per_byte(loss, tokens, size):

@@ -155,6 +155,7 @@ def run(*args):
     )
 
 
+@pytest.mark.slow
 def test_the_table_and_its_exit_status():
     good = run("-m", "minitensor.gradcheck", "mul", "pinv")
     assert good.returncode == 0, good.stderr
@@ -175,6 +176,7 @@ def test_the_table_and_its_exit_status():
     assert about.returncode == 0 and "against finite differences" in about.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_command_leaves_the_function():
     code = "import minitensor as mt, minitensor.gradcheck\nimport numpy as np\n"
     done = run("-c", code + "print(mt.gradcheck(mt.exp, [np.ones(2)]))")

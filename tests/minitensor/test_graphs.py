@@ -44,6 +44,7 @@ def broadcasting_pairs(draw, low=-2.0, high=2.0):
     return one(), one()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["exp", "sin", "cos", "tanh", "sigmoid", "silu", "softplus", "erf", "neg", "gelu"]
 )
@@ -81,6 +82,7 @@ def test_powers_agree_with_numpy(x, n):
     mt.gradcheck(lambda t: t**n, [x])
 
 
+@pytest.mark.slow
 @DRAWN
 @given(x=arrays(), data=st.data(), keepdims=st.booleans())
 @pytest.mark.parametrize("name", ["sum", "mean", "var", "std", "logsumexp", "max", "min"])
@@ -169,6 +171,7 @@ BINARY = {
 }
 
 
+@pytest.mark.slow
 @settings(DRAWN, max_examples=150)
 @given(data=st.data())
 def test_random_graphs_with_reuse(data):

@@ -60,6 +60,7 @@ def trained(how):
     return scores, labels
 
 
+@pytest.mark.slow
 def test_two_moons_with_a_hinge_loss():
     scores, labels = trained("data")
     assert scores.dtype == np.float32 and ((scores > 0) == (labels > 0)).numpy().all()

@@ -175,6 +175,7 @@ def test_an_inner_product_meets_nothing_but_its_own_numbers():
     assert np.isfinite(kernels.twin("linear_dx", "numba")(x @ w.T, w)).all()
 
 
+@pytest.mark.slow
 def test_a_broken_cache_is_compiled_anew(tmp_path):
     """And what other kernels have there is left alone, compiled already or not."""
     code = (

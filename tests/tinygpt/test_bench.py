@@ -29,6 +29,7 @@ def test_a_timed_step_is_one_batch_of_bounded_size():
     assert c.tokens_per_step <= bench.LARGEST
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_for_each_thread_count(tiny, monkeypatch, capsys):
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
     monkeypatch.setattr(bench, "SIDE", 16)

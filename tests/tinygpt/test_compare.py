@@ -76,6 +76,7 @@ def test_different_tokens_are_told(runs, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_curves_are_drawn(runs, tmp_path, capsys):
     out = tmp_path / "pictures" / "both.png"
     assert call(*runs, "--out", out) == 0

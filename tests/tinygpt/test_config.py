@@ -47,6 +47,7 @@ def configs(draw) -> Config:
     return Config(**values)
 
 
+@pytest.mark.slow
 @given(configs())
 @pytest.mark.parametrize("suffix", [".json", ".toml", ".yaml"])
 def test_every_field_survives_every_format(suffix, c):

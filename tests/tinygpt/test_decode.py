@@ -68,6 +68,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", CASES.values(), ids=CASES.keys())
 def test_logits_are_those_of_the_model(backend, c):
     model, ids = model_of(c), tokens(c, c.context)

@@ -81,6 +81,7 @@ def test_residual_projections_start_smaller():
     assert init_std(gpt, "blocks.0.ffn.down.weight") == small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in SMALL if recipes.get(n).head != "pinv"])
 def test_the_loss_starts_near_that_of_a_uniform_guess(name):
     c = recipes.get(name)
@@ -99,6 +100,7 @@ def test_the_pinv_head_first_predicts_its_own_input():
     assert (logits.argmax(-1) == ids).mean() > 0.9
 
 
+@pytest.mark.slow
 @given(batch=st.integers(1, 3), length=st.integers(1, 256))
 @settings(max_examples=10, deadline=None)
 def test_logits_have_their_shape_for_every_batch_and_length(batch, length):
@@ -335,6 +337,7 @@ def test_alibi_learns():
     assert losses[0] > 2.3 and losses[-1] < 0.7  # ln 12 is 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
 @pytest.mark.parametrize("head", ["tied", "untied", "pinv"])
 def test_gradients_agree_with_finite_differences(head, positions):

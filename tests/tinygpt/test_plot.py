@@ -73,6 +73,7 @@ def size_of(path):
     return struct.unpack(">II", data[16:24])
 
 
+@pytest.mark.slow
 def test_the_command_draws_everything_at_a_legible_size(run, texts, capsys):
     parser = argparse.ArgumentParser()
     plot.add_arguments(parser)
@@ -90,6 +91,7 @@ def test_the_command_draws_everything_at_a_legible_size(run, texts, capsys):
         assert 600 <= width <= 2000 and 300 <= height <= 2000
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_has_curves_only(run, capsys):
     (run / "model.npz").unlink()
     parser = argparse.ArgumentParser()
@@ -258,6 +260,7 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch):
         plot.figure(3, 3)
 
 
+@pytest.mark.slow
 def test_the_texts_differ_by_their_temperature_alone(saved, texts, tmp_path):
     plot.temperatures(saved.model(), saved.tokenizer, "Once", tmp_path)
     assert [options.pop("temperature") for options in texts] == [0.5, 0.8, 1.0, 1.2]

@@ -98,6 +98,7 @@ def test_a_validation_text_is_taken_out_of_the_training_text(make, tmp_path):
     assert meta["duplicates"] == 7
 
 
+@pytest.mark.slow
 def test_processes_and_piece_sizes_do_not_change_the_tokens(make, monkeypatch):
     text = SEPARATOR.join(STORIES)
     whole, _ = make(text)
@@ -109,6 +110,7 @@ def test_processes_and_piece_sizes_do_not_change_the_tokens(make, monkeypatch):
     np.testing.assert_array_equal(whole, parallel.train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", [" ", "\n", "  \n", "。"])
 def test_a_long_document_is_cut_without_a_trace(make, small_pieces, join):
     text = join.join(f"word{i}, Häuser 汉字" for i in range(300)) + "\n"
@@ -354,6 +356,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize(
     "settings",

@@ -111,6 +111,7 @@ def test_the_kernel_draws_what_the_formula_draws(temperature, top_k, top_p, seed
     assert drawn.tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_how_often_tokens_are_drawn(backend, monkeypatch):
     monkeypatch.setenv("MINITENSOR_KERNELS", backend)

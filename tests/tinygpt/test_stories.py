@@ -64,12 +64,14 @@ def test_a_story_depends_on_seed_and_index_only():
 # ------------------------------------------------------------------ number and split
 
 
+@pytest.mark.slow
 def test_stories_are_distinct_and_the_splits_do_not_meet(train, valid):
     assert len(set(train)) == len(train)
     assert len(set(valid)) == len(valid)
     assert not set(train) & set(valid)
 
 
+@pytest.mark.slow
 def test_near_duplicates_across_the_splits_are_rare(train, valid):
     """A valid story shares its phrases with train, but not a train story's whole course."""
 
@@ -121,6 +123,7 @@ def test_an_optional_beat_is_told_half_the_time():
 # ------------------------------------------------------------------ form
 
 
+@pytest.mark.slow
 def test_lengths_and_vocabulary_fit_a_small_model(train):
     lengths = sorted(len(text.split()) for text in train)
     assert lengths[0] >= 100

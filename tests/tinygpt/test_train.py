@@ -99,6 +99,7 @@ def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
     assert "=== step 6 ===" in (tmp_path / "run" / "samples.txt").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_run_on_any_number_of_threads(recipe, tmp_path):
     run(recipe, tmp_path / "one")
     run(recipe, tmp_path / "two", "--threads", "3")
@@ -137,6 +138,7 @@ def test_accumulation_gives_the_bits_of_one_large_batch(recipe, tmp_path):
     assert same(params(tmp_path / "large"), params(tmp_path / "small"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"head": "tied", "dtype": "float64"}])
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, tiny, changes):
     config.save(tiny.replace(**changes), tmp_path / "c.json")

@@ -183,7 +183,7 @@ def _download(
 
 
 def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> None:
-    """One connection: append to ``part`` what the server sends, from where ``part`` ends."""
+    """One connection: append what the server sends to ``part``, from where it ends."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tinygpt", "Accept-Encoding": "identity"}
     if have:
@@ -241,7 +241,7 @@ def _http_advice(error: urllib.error.HTTPError) -> str:
 
 
 def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
-    """One line for a network that failed for good: what happened, and the ways round it."""
+    """One line for a network that failed for good: what happened, and what to do instead."""
     reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
     if isinstance(reason, socket.gaierror):
         what = f"cannot find {url.split('/')[2]}; is this machine offline?"

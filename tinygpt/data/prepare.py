@@ -77,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a source file that is encoded at one go."""
+    """A stretch of a source file that is encoded in one go."""
 
     file: int
     start: int
@@ -259,7 +259,7 @@ def _source_files(sources: list[Path]) -> Iterator[Path]:
 
 
 def _cut(block: bytes, json_lines: bool) -> tuple[int, bool]:
-    """Where a block that the file goes on behind is best cut; whether that is inside a document.
+    """Where to cut a block after which the file goes on, and whether that is inside a document.
 
     0 asks for a longer block: a line of JSON is never cut.
     """
@@ -393,7 +393,7 @@ def _split_by_position(corpus: Corpus) -> None:
 
 
 def _trim(corpus: Corpus) -> None:
-    """Leave of a file with separators and one document that document, without white space."""
+    """Reduce a file with separators but one document to that document, without white space."""
     kept = []
     for piece in corpus.pieces:
         data = corpus.read(piece)
@@ -438,7 +438,7 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
 
 
 def _encoder(work: str) -> Callable[[int], dict[str, Any]]:
-    """What a worker process runs: a function that encodes the piece of a number."""
+    """What a worker process runs: a function that encodes the piece with a given number."""
     corpus = Corpus.from_json((Path(work) / "plan.json").read_text(encoding="utf-8"))
     tokenizer = bpe.load(Path(work) / "tokenizer.json")
     return partial(_encode_piece, corpus, tokenizer, Path(work))
@@ -466,7 +466,7 @@ def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int)
 
 
 def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: np.dtype) -> None:
-    """Write the parts of a split, one behind the other, as one array into a .npy file."""
+    """Write the parts of a split, one after the other, as one array into a .npy file."""
     with replacing(out / f"{split}.npy") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
         np.lib.format.write_array_header_1_0(file, header)

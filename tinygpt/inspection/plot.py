@@ -61,7 +61,7 @@ def save(picture: Any, path: Path) -> Path:
 
 @contextmanager
 def no_glyph_warnings() -> Iterator[None]:
-    """A token in a script that the font lacks is drawn as boxes, and that is no news."""
+    """A token in a script that the font lacks is drawn as boxes; matplotlib need not warn of it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         yield
@@ -73,7 +73,7 @@ def literal(text: str) -> str:
 
 
 def tidy(axes: Any, title: str = "", x: str = "", y: str = "", grid: bool = True) -> Any:
-    """Give axes their words, a light grid, and no box; return them."""
+    """Give axes their labels, a light grid, and no box; return them."""
     axes.set_title(literal(title), fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -168,7 +168,7 @@ def plain_log(axes: Any) -> None:
 
 
 def token_label(tokenizer: Any, id: int) -> str:
-    """A token as it is shown: a space as an open box, bytes that are no sign as a number."""
+    """A token as it is shown: a space as an open box, bytes that are no character as numbers."""
     names = {id: name for name, id in tokenizer.special_tokens.items()}
     data = names[id].encode() if id in names else tokenizer.token_bytes(id)
     text = data.decode("utf-8", "replace").replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
@@ -332,7 +332,7 @@ def principal_components(rows: Array, count: int = 2) -> tuple[Array, Array]:
 
 
 def embedding_map(saved: Saved, out: Path) -> Path:
-    """All tokens as dots in the plane of the first two principal components, many by name.
+    """All tokens as dots in the plane of the first two principal components, many of them named.
 
     Names come in the order of ids, which is that of learning, words before parts of words; one
     that would cover another is left out.

@@ -112,7 +112,7 @@ def generate_many(
 ) -> Iterator[tuple[int, int | None]]:
     """Continue several prompts together: pairs (index of the prompt, its next token).
 
-    A sequence ends with a token of `stop`, which is not given out, or after `max_new_tokens`; its
+    A sequence ends with a token of `stop`, which is not yielded, or after `max_new_tokens`; its
     last pair is (index, None). Prompt n is continued with random numbers that are a function of
     (seed, n, how many tokens came before), and logits do not depend on what else is processed: it
     becomes the same text whether it is continued alone, with `prompts[:n + 1]`, or with others.

@@ -1,7 +1,7 @@
-"""Say what this machine does: tokens a second by recipe and number of threads, and how close the
-matrix products come to the fastest that this machine's BLAS can do (its sgemm peak, measured
-first). The tokens are random: only their number matters. A step is one batch of the recipe, of at
-most 8,192 tokens, forward, backward and update.
+"""Measure this machine: tokens a second by recipe and number of threads, and how close the matrix
+products come to the fastest that its BLAS can do (the sgemm peak, measured first). The tokens are
+random: only their number matters. A step is one batch of the recipe, of at most 8,192 tokens,
+forward, backward and update.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def one_batch(c: Config) -> Config:
 
 
 def step_seconds(c: Config, workers: mt.Workers, steps: int) -> list[float]:
-    """The duration of each of `steps` steps on random tokens, after two that do not count."""
+    """The duration of each of `steps` steps on random tokens, after two to warm up."""
     trainer = Trainer(c, random_dataset(c), workers)
     compile_kernels(trainer)
     times = []

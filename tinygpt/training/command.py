@@ -1,4 +1,4 @@
-"""The command ``tinygpt train``: what is asked for, and the run that does it."""
+"""The command ``tinygpt train``: from its options to a run."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def latest_folder(name: str | None) -> Path:
 
 
 def check_folder(out: Path) -> None:
-    """Fail before the work, not after it, where the run folder cannot be written."""
+    """Fail before the work, not after it, if the run folder cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

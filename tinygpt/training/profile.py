@@ -1,7 +1,7 @@
 """Where the time of a training step goes, by op and direction: `tinygpt profile`.
 
-It is seen through the engine's own hook, `minitensor.observe`, which tells of every op its
-duration and its arrays. GFLOP/s are those of matrix products, with causal attention counted as half
+Ops are watched through the engine's own hook, `minitensor.observe`, which reports the duration and
+the arrays of each. GFLOP/s are those of matrix products, with causal attention counted as half
 the square and a local window as if it saw everything; bytes are those of an op's arrays, in and
 out, each counted once.
 """

@@ -1,4 +1,4 @@
-"""What a run tells: its plan, its pace, and quantities as a person says them."""
+"""What a run reports: its plan, its pace, and quantities in readable form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 
 def tell(line: str) -> None:
-    """A message to standard error that says whose it is."""
+    """A message to standard error, with the program's name before it."""
     say(f"tinygpt: {line}")
 
 
@@ -103,7 +103,7 @@ class StepTimes:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds in readable form."""
     seconds = round(seconds)
     if seconds < 90:
         return f"{seconds} s"

@@ -166,7 +166,7 @@ def sum_up(losses: list[float]) -> float:
 def cut(rows: Array, c: Config) -> list[Array]:
     """Whole sequences in equal shards of at most `shard_tokens` tokens (but at least one sequence).
 
-    Their number is even where there are several, so that two threads end together.
+    Their number is even if there are several, so that two threads finish together.
     """
     most = max(1, c.shard_tokens // c.context)
     shards = -(-len(rows) // most)
@@ -429,7 +429,7 @@ class Run:
         return 128 + number
 
     def finish(self, times: StepTimes) -> int:
-        """The last words."""
+        """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
         times.remember()
         tell(
@@ -441,7 +441,7 @@ class Run:
 
 
 def due(step: int, interval: int) -> bool:
-    """Whether something that happens every `interval` steps (0: never) happens at this one."""
+    """Whether something done every `interval` steps (0: never) is due at this one."""
     return interval > 0 and step % interval == 0
 
 
