@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -71,16 +74,80 @@ def lacking(path, saved):
     checkpoint.save(path, saved)
 
 
-def foreign_meta(path, saved):
-    np.savez(path, meta=np.frombuffer(b'{"format": "other"}', np.uint8))
+def changed(path, saved, **meta):
+    """The file of `saved`, with `meta` over what its member of that name holds."""
+    checkpoint.save(path, saved)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    text = json.dumps(json.loads(arrays["meta"].tobytes()) | meta).encode()
+    np.savez(path, **arrays | {"meta": np.frombuffer(text, np.uint8)})
 
 
-def newer(path, saved):
-    np.savez(path, meta=np.frombuffer(b'{"format": "tinygpt-model", "version": 9}', np.uint8))
+def with_meta(text):
+    return lambda path, saved: np.savez(path, meta=np.frombuffer(text, np.uint8))
 
 
-def pickled(path, saved):
-    np.savez(path, meta=np.array([{"a": 1}], dtype=object))
+def with_weight(make):
+    """A model whose last norm is `make` of what it was."""
+
+    def write(path, saved):
+        saved.params["norm.weight"] = make(saved.params["norm.weight"])
+        checkpoint.save(path, saved)
+
+    return write
+
+
+def rewritten(change, compression=zipfile.ZIP_STORED):
+    """A model whose archive is written again by `change(archive, name, data)` for each member."""
+
+    def write(path, saved):
+        checkpoint.save(path, saved)
+        with zipfile.ZipFile(path) as old:
+            content = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(path, "w", compression) as new:
+            for name, data in content.items():
+                change(new, name, data)
+
+    return write
+
+
+def twice(archive, name, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's own
+        for _ in range(1 + name.startswith("param/norm")):
+            archive.writestr(name, data)
+
+
+def foreign(archive, name, data):
+    archive.writestr(name, data)
+    if name == "meta.npy":
+        archive.writestr("readme.txt", b"hello")
+
+
+def taller(archive, name, data):
+    archive.writestr(name, data.replace(b"'shape': (16,)", b"'shape': (99,)"))
+
+
+def patched(offset, new, of=b"PK\1\2"):
+    """A model of whose last `of` some bytes are `new`."""
+
+    def write(path, saved):
+        checkpoint.save(path, saved)
+        raw = bytearray(path.read_bytes())
+        place = raw.rindex(of) + offset
+        raw[place : place + len(new)] = new
+        path.write_bytes(raw)
+
+    return write
+
+
+def config_of(**fields):
+    return lambda path, saved: changed(path, saved, config=saved.config.to_dict() | fields)
+
+
+def extra(path, saved):
+    saved.params["surprise"] = np.zeros(1000, np.float32)
+    checkpoint.save(path, saved)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +158,41 @@ def pickled(path, saved):
         (lambda path, saved: path.write_bytes(b""), "not a tinygpt model file"),
         (lambda path, saved: path.write_bytes(b"\x93NUMPY\x01\x00"), "not a tinygpt model file"),
         (lambda path, saved: np.savez(path, x=np.ones(2)), "an archive without 'meta'"),
-        (foreign_meta, "its 'meta' is of another kind"),
-        (newer, "model format 9"),
-        (pickled, "truncated or damaged"),
+        (with_meta(b'{"format": "other"}'), "its 'meta' is of another kind"),
+        (with_meta(b'{"format": "tinygpt-model", "version": 9}'), "model format 9"),
+        (with_meta(b'{"a": ' + b"[" * 100_000), "nested too deeply"),
+        (with_meta(b"[" + b"[]," * 1_000_000 + b"[]]"), "more than 1,048,576 values"),
+        (with_meta(b'{"format": ' + b"9" * 5000 + b"}"), "a number of 5000 digits"),
+        (lambda path, saved: np.savez(path, meta=np.zeros(9)), "'meta': expected .* as float64"),
+        (
+            lambda path, saved: np.savez(path, meta=np.array([{"a": 1}], dtype=object)),
+            "its elements, object, are not numbers",
+        ),
         (truncated, "truncated or damaged"),
-        (flipped, "truncated or damaged"),
+        (flipped, "checksum is another"),
         (lacking, "lacks 'norm.weight'"),
         (misshapen, r"'norm.weight' has shape \(3,\), the configuration says \(16,\)"),
+        (extra, "holds 'param/surprise', for which nothing in it asks"),
+        (with_weight(lambda w: w * np.nan), "'param/norm.weight' holds numbers that are not fin"),
+        (with_weight(lambda w: w.astype("c8")), "norm.weight': expected numbers of float32, got c"),
+        (with_weight(lambda w: w > 0), "norm.weight': expected numbers of float32, got bool"),
+        (with_weight(lambda w: w.astype("S4")), r"its elements, \|S4, are not numbers"),
+        (rewritten(zipfile.ZipFile.writestr, zipfile.ZIP_DEFLATED), "compressed; expected members"),
+        (rewritten(twice), "there twice"),
+        (rewritten(foreign), "expected NAME.npy, got b'readme.txt'"),
+        (rewritten(taller), r"396 bytes for its shape \(99,\), but 64 are there"),
+        (patched(8, b"\1"), "encrypted, or written by a program of another kind"),
+        (patched(20, b"\xff" * 8), "the header before it is not that"),
+        (patched(42, b"\0\0\0\0"), "directory does not fit its members"),
+        (patched(10, b"\xff\xff", of=b"PK\5\6"), "directory is not where the end"),
+        (patched(8, b"X", of=b"PK\3\4"), "the header before it is not that"),
+        (lambda path, saved: changed(path, saved, config=[]), "config: expected an object"),
+        (lambda path, saved: changed(path, saved, tokenizer=5), "tokenizer: expected an object"),
+        (lambda path, saved: changed(path, saved, training={"step": -1}), "training: step: -1"),
+        (config_of(context=30_000_000), "context: expected at most 65,536, got 30000000"),
+        (config_of(n_layer=1000), "lacks 'blocks.2"),
+        (config_of(lr=[[[[["\x1b[2J"]]]]]), "lr: expected a number, got a list of 1"),
+        (config_of(vocab_size=70), "its tokenizer has 80 ids, its model only 70"),
     ],
 )
 def test_what_is_no_model_is_told_in_one_line(tmp_path, saved, make, message):
@@ -105,8 +200,36 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path, saved, make, message):
     make(path, saved)
     with pytest.raises(Error, match=message) as caught:
         checkpoint.load(path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1100
     assert str(path) in str(caught.value)
+
+
+def test_an_array_that_the_header_promises_takes_no_memory(tmp_path, saved):
+    def promise(archive, name, data):
+        archive.writestr(name, data.replace(b"(16,), }        ", b"(9999999999,), }"))
+
+    rewritten(promise)(tmp_path / "m.npz", saved)
+    tracemalloc.start()
+    with pytest.raises(Error, match=r"39,999,999,996 bytes for its shape"):
+        checkpoint.load(tmp_path / "m.npz")
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_every_flipped_bit_is_told_or_without_effect(tmp_path, saved):
+    path = tmp_path / "m.npz"
+    checkpoint.save(path, saved)
+    raw = path.read_bytes()
+    for place in np.random.default_rng(1).integers(0, 8 * len(raw), 300):
+        bad = bytearray(raw)
+        bad[place // 8] ^= 1 << place % 8
+        path.write_bytes(bad)
+        try:
+            read = checkpoint.load(path)
+        except Error:
+            continue
+        assert read.config == saved.config and read.tokenizer == saved.tokenizer
+        assert all(np.array_equal(read.params[k], v) for k, v in saved.params.items())
 
 
 def test_the_one_before_is_kept(tmp_path, saved):
