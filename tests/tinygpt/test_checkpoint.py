@@ -18,6 +18,7 @@ from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.transformer import GPT
+from tinygpt.training.optimizers import check_state, make_optimizer, pack_optimizer
 
 
 @pytest.fixture
@@ -244,6 +245,115 @@ def test_the_one_before_is_kept(tmp_path, saved):
     assert "taking the one before it" in told[0]
     path.unlink()
     assert checkpoint.load_latest(path).provenance["step"] == 1
+
+
+@pytest.fixture
+def resumable(saved) -> Saved:
+    """A checkpoint after one step of AdamW."""
+    optimizer = make_optimizer(
+        saved.config, {name: mt.tensor(p, requires_grad=True) for name, p in saved.params.items()}
+    )
+    grads = [np.ones(p.shape, np.float32) for p in optimizer.parameters]
+    optimizer.step(grads, scale=1.0, workers=None)
+    saved.optim, state = pack_optimizer(optimizer)
+    saved.training = {
+        "step": 1,
+        "shown": False,
+        "optimizer": state,
+        "best": None,
+        "seconds": 1.5,
+        "data_sha256": "0" * 64,
+        "sizes": {},
+    }
+    return saved
+
+
+def places(state, *path):
+    """Where `path` leads inside a packed state: (container, index)."""
+    for key in path[:-1]:
+        pairs = state["dict"] if isinstance(state, dict) else None
+        state = next(v for k, v in pairs if k == key) if pairs else state[key]
+    pairs = state["dict"] if isinstance(state, dict) else None
+    if pairs is None:
+        return state, path[-1]
+    return next(pair for pair in pairs if pair[0] == path[-1]), 1
+
+
+def state_with(value, *path):
+    def change(saved):
+        container, index = places(saved.training["optimizer"], *path)
+        container[index] = value
+
+    return change
+
+
+def moment_with(value, ending):
+    def change(saved):
+        name = next(n for n in saved.optim if n.endswith(ending))
+        saved.optim[name] = np.full_like(saved.optim[name], value)
+
+    return change
+
+
+def training_with(**values):
+    return lambda saved: saved.training.update(values)
+
+
+def without_a_moment(saved):
+    saved.optim.pop(next(iter(saved.optim)))
+
+
+def with_a_moment_too_many(saved):
+    saved.optim["surprise"] = np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        state_with("x", "param_groups", 0, "lr"),
+        state_with([0.9, 2.0], "param_groups", 0, "betas"),
+        state_with(None, "param_groups"),
+        state_with([], "param_groups"),
+        state_with({"array": [1]}, "param_groups"),
+        state_with({"dict": 5}, "state"),
+        state_with({"dict": [["0", {"dict": []}]]}, "state"),
+        state_with(-1, "state", 0, "step"),
+        state_with("x", "state", 0, "step"),
+        state_with(0.0, "state", 0, "exp_avg"),
+        state_with({"array": "nothing"}, "state", 0, "exp_avg"),
+        moment_with(np.nan, "exp_avg"),
+        moment_with(-1.0, "exp_avg_sq"),
+        training_with(step="1"),
+        training_with(step=True),
+        training_with(seconds=-1),
+        training_with(best="x"),
+        training_with(data_sha256=None),
+        training_with(sizes={"log.jsonl": "x"}),
+        training_with(optimizer=[]),
+        without_a_moment,
+        with_a_moment_too_many,
+    ],
+)
+def test_whatever_is_wrong_leads_to_the_one_before(tmp_path, resumable, change):
+    path, told = tmp_path / "c.npz", []
+    checkpoint.save(path, resumable)
+    assert checkpoint.load_latest(path, told.append, check_state).training["step"] == 1
+    resumable.provenance["step"] = 4
+    change(resumable)
+    checkpoint.save(path, resumable, keep=True)
+    found = checkpoint.load_latest(path, told.append, check_state)
+    assert found.provenance["step"] == 3
+    assert len(told) == 1 and "taking the one before it" in told[0]
+    assert told[0].isprintable() and len(told[0]) < 1100
+    checkpoint.backup(path).unlink()
+    with pytest.raises(Error):
+        checkpoint.load_latest(path, told.append, check_state)
+
+
+def test_a_model_is_no_checkpoint(tmp_path, saved):
+    checkpoint.save(tmp_path / "c.npz", saved)
+    with pytest.raises(Error, match="the training state is not one of"):
+        checkpoint.load_latest(tmp_path / "c.npz", check=check_state)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):

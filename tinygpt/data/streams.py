@@ -242,7 +242,7 @@ def _open_stream(folder: Path, split: str, about: dict[str, int], vocab_size: in
     crc = 0
     for start in range(0, len(stream), SCAN):
         part = stream[start : start + SCAN]
-        crc = zlib.crc32(part, crc)
+        crc = zlib.crc32(part.data, crc)
         if part.max() >= vocab_size:
             at = start + int(np.argmax(part >= vocab_size))
             raise ValueError(
@@ -271,7 +271,7 @@ def _store(dataset: Dataset, folder: Path) -> None:
             "documents": dataset.documents[split],
             "tokens": len(stream),
             "bytes": dataset.bytes[split],
-            "crc32": zlib.crc32(np.ascontiguousarray(stream)),
+            "crc32": zlib.crc32(np.ascontiguousarray(stream).data),
         }
     _write_json(folder / "tokenizer.json", dataset.tokenizer.to_dict())
     _write_json(folder / "meta.json", meta)  # last: what has it, is whole
