@@ -10,6 +10,7 @@ PACKAGES = ("minitensor", "bpe", "tinygpt")
 
 # A module imports from the rows above its own only.
 BPE = [
+    ["untrusted"],
     ["errors"],
     ["alphabet", "checks", "files", "patterns", "workers"],
     ["sources"],
@@ -23,7 +24,7 @@ BPE = [
 ]
 # The rooms of `tinygpt`. Modules of one row may import each other, but not in a circle.
 TINYGPT = [
-    ["files", "machine"],
+    ["archive", "files", "machine"],
     ["data", "model"],
     ["formats"],
     ["training", "inspection"],
@@ -122,7 +123,7 @@ def test_rooms_of_tinygpt_import_one_way():
         if room(name) is not None and room(module) is not None and room(module) > room(name)
     }
     assert upwards <= UPWARDS
-    assert modules_of("tinygpt") == set()
+    assert modules_of("tinygpt") == {"bpe.untrusted"}  # only once an error is to be told
 
 
 @pytest.mark.parametrize("package", ["bpe", "tinygpt"])

@@ -6,7 +6,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe.untrusted import MAX_DEPTH, MAX_JSON, MAX_MARKS, one_line, parse_json, shown
@@ -17,12 +17,14 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values, st.booleans())
 def test_json_is_read_as_python_reads_it(value, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only)
     assert parse_json(text.encode("utf-8", "surrogatepass")) == json.loads(text)
 
 
+@settings(deadline=None)
 @given(values)
 def test_strings_with_brackets_do_not_count(value):
     text = json.dumps([value, '[[{"\\', "\\"] * 20)
@@ -86,6 +88,7 @@ def test_values_are_shown_in_short(value, text):
     assert shown(value) == text
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(20, 200))
 def test_one_line_is_short_and_printable(text, most):
     line = one_line(text * 10, most)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import UsageError
@@ -51,6 +51,7 @@ def configs(draw) -> Config:
 
 
 @given(configs())
+@settings(deadline=None)
 @pytest.mark.parametrize("suffix", [".json", ".toml", ".yaml"])
 def test_every_field_survives_every_format(suffix, c):
     assert config.loads(config.dumps(c, suffix), suffix) == c

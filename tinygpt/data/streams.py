@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
-from tinygpt import Error
+from tinygpt import Error, archive
 from tinygpt.data import documents
 from tinygpt.data.documents import Array, Say
 from tinygpt.files import cache_folder, replacing
-from tinygpt.formats import archive
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:

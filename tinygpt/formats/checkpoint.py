@@ -18,10 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from bpe.untrusted import parse_json, shown
-from tinygpt import Error, UsageError, __version__
+from tinygpt import Error, UsageError, __version__, archive
+from tinygpt.archive import Stored, shape_of
 from tinygpt.files import backup, replacing
-from tinygpt.formats import archive
-from tinygpt.formats.archive import Stored, shape_of
 from tinygpt.model import config
 from tinygpt.model.config import Config
 
