@@ -7,6 +7,7 @@ first, in order, then the rest, as U+0100 and up.
 from __future__ import annotations
 
 from bpe.errors import TokenizerError
+from bpe.untrusted import shown
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _ALPHABET = [*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE)]
@@ -28,5 +29,5 @@ def unprintable(text: str, where: str = "token") -> bytes:
         return bytes([_FROM_PRINTABLE[character] for character in text])
     except KeyError as error:
         raise TokenizerError(
-            f"{where}: {text!r} has {error.args[0]!r}, which stands for no byte"
+            f"{where}: {shown(text)} has {error.args[0]!r}, which stands for no byte"
         ) from None

@@ -21,9 +21,10 @@ from bpe.checks import field, is_id, name_of
 from bpe.errors import TokenizerError
 from bpe.patterns import cut_at_special, scalar, segments, special_regex
 from bpe.sources import batches
+from bpe.untrusted import shown
 from bpe.workers import imap
 
-MAX_ID = 1 << 20  # ids from 0 up to this; a larger one in a file is a mistake or an attack
+MAX_ID = 1 << 18  # ids from 0 up to this; the largest published tokenizers of bytes have 200,000
 
 KINDS: dict[str, type[Tokenizer]] = {}  # every kind of tokenizer, filled by their definitions
 WRITERS: dict[str, Callable[[Any, Path], None]] = {}  # every format, filled by `bpe.formats`
@@ -273,7 +274,7 @@ def from_dict(data: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError("format: only 'bpe', version 1, is known; it may be of a newer bpe")
     kind = field(data, "kind", str)
     if kind not in KINDS:
-        raise TokenizerError(f"kind: {kind!r} is none of {', '.join(map(repr, KINDS))}")
+        raise TokenizerError(f"kind: {shown(kind)} is none of {', '.join(map(repr, KINDS))}")
     types = KINDS[kind].field_types
     for key in data:
         if key not in ("format", "version", "kind", *types):

@@ -15,6 +15,7 @@ from bpe.errors import TokenizerError
 from bpe.patterns import Splitter
 from bpe.sources import Source, check_specials
 from bpe.training import count_chunks, learn_merges
+from bpe.untrusted import shown
 
 
 class BPETokenizer(Tokenizer, kind="bpe"):
@@ -140,7 +141,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
             if self.characters and len(token) == 1:
                 ids[token] = id  # llama2.c has byte tokens for decoding and letters besides
             elif ids.setdefault(token, id) != id:
-                raise TokenizerError(f"vocab: ids {ids[token]} and {id} are both {token!r}")
+                raise TokenizerError(f"vocab: ids {ids[token]} and {id} are both {shown(token)}")
         for byte in range(256):
             if bytes([byte]) not in ids:
                 raise TokenizerError(f"vocab: no token for the byte 0x{byte:02x}")
@@ -152,11 +153,14 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         for rank, pair in enumerate(self.merges):
             parts = [self.vocab[id] if is_id(id, known) else None for id in pair]
             if None in parts:
-                raise TokenizerError(f"merges[{rank}]: {pair[parts.index(None)]!r} is not a token")
+                raise TokenizerError(
+                    f"merges[{rank}]: {shown(pair[parts.index(None)])} is not a token"
+                )
             joined = ids.get(b"".join(parts))  # type: ignore[arg-type]
             if joined is None:
                 raise TokenizerError(
-                    f"merges[{rank}]: {parts[0]!r} and {parts[1]!r} join to bytes without a token"
+                    f"merges[{rank}]: {shown(parts[0])} and {shown(parts[1])} join to bytes "
+                    "without a token"
                 )
             if pair in self.ranks:
                 raise TokenizerError(f"merges[{rank}]: the pair {pair} has been merged before")
@@ -164,9 +168,13 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         self.bytes_of = {id: token or b"" for id, token in enumerate(self.vocab)}
         for name, id in self.special_tokens.items():
             if not is_id(id, range(MAX_ID)):
-                raise TokenizerError(f"special_tokens: {name!r} has the impossible id {id!r}")
+                raise TokenizerError(
+                    f"special_tokens: {shown(name)} has the impossible id {shown(id)}"
+                )
             if self.bytes_of.get(id):
-                raise TokenizerError(f"special_tokens: {name!r} has an id that is in use, {id}")
+                raise TokenizerError(
+                    f"special_tokens: {shown(name)} has an id that is in use, {id}"
+                )
             if not name:
                 raise TokenizerError("special_tokens: an empty string cannot be one")
             self.bytes_of[id] = name.encode("utf-8", "replace")
@@ -262,7 +270,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         tokens = [t if t is None else unprintable(t, f"vocab[{id}]") for id, t in enumerate(vocab)]
         for rank, pair in enumerate(merges):
             if type(pair) is not list or [type(id) for id in pair] != [int, int]:
-                raise TokenizerError(f"merges[{rank}]: two ids are expected, not {str(pair)[:40]}")
+                raise TokenizerError(f"merges[{rank}]: two ids are expected, not {shown(pair)}")
         special_ids(options["special_tokens"])
         return cls(tokens, map(tuple, merges), **options)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from bpe.base import MAX_ID, Tokenizer
 from bpe.errors import TokenizerError
 from bpe.sources import Source, check_specials, documents
+from bpe.untrusted import shown
 
 CONTROL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
@@ -46,7 +47,7 @@ class CharTokenizer(Tokenizer, kind="char"):
         if not isinstance(self.vocab_size, int) or not needed <= self.vocab_size <= MAX_ID:
             raise TokenizerError(
                 f"vocab_size: {needed} ids are needed ({len(characters)} characters and "
-                f"{len(self.special_tokens)} control tokens), {vocab_size!r} were given"
+                f"{len(self.special_tokens)} control tokens), {shown(vocab_size)} were given"
             )
         self.bytes_of = dict.fromkeys(range(self.vocab_size), b"")
         self.bytes_of.update((id, character.encode()) for character, id in self._ids.items())

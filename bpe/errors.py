@@ -1,5 +1,7 @@
 """The one exception of the package."""
 
+from bpe.untrusted import one_line
+
 LONGEST = 400
 
 
@@ -7,5 +9,4 @@ class TokenizerError(ValueError):
     """A tokenizer, its file or its input is not valid; the message is one line."""
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.splitlines())  # whatever it quotes
-        super().__init__(line if len(line) <= LONGEST else line[:LONGEST] + "…")
+        super().__init__(one_line(message, LONGEST))  # whatever it quotes

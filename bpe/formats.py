@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpe.base import WRITERS, Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
-from bpe.checks import parse_json
+from bpe.checks import json_object
 from bpe.errors import TokenizerError
 from bpe.files import read_file, write_file
 from bpe.huggingface import from_gpt2, from_huggingface, write_gpt2, write_huggingface
@@ -57,7 +57,7 @@ def _reader(path: Path, data: bytes) -> Callable[..., Tokenizer]:
     if not start:
         raise TokenizerError("the file begins with nothing but white space" if data else "empty")
     if start.startswith(b"{"):
-        content = parse_json(data)
+        content = json_object(data)
         if {type(value) for value in content.values()} == {int}:  # "model" is a word of GPT-2
             merges = read_file(path.with_name("merges.txt"))
             return lambda **options: from_gpt2(content, merges, **options)
@@ -65,7 +65,7 @@ def _reader(path: Path, data: bytes) -> Callable[..., Tokenizer]:
             return lambda: from_huggingface(content)
         return lambda: from_dict(content)
     if start.startswith(b"#version"):
-        vocab = parse_json(read_file(path.with_name("vocab.json")))
+        vocab = json_object(read_file(path.with_name("vocab.json")))
         return lambda **options: from_gpt2(vocab, data, **options)
     if re.match(rb"[A-Za-z0-9+/=]+ [0-9]+\r?(\n|$)", data):
         return lambda **options: from_tiktoken(data, **options)

@@ -18,16 +18,17 @@ from bpe.checks import field, name_of, special_ids, warn
 from bpe.errors import TokenizerError
 from bpe.files import write_file
 from bpe.patterns import PATTERNS
+from bpe.untrusted import shown
 
 
 def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
     """A `tokenizer.json`. What is not byte-level BPE, or would change text, is refused."""
     model = field(data, "model", dict)
     if model.get("type", "BPE") != "BPE":
-        raise TokenizerError(f"model.type: only BPE is known, not {model['type']!r}")
+        raise TokenizerError(f"model.type: only BPE is known, not {shown(model['type'])}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
         if model.get(key):
-            raise TokenizerError(f"model.{key}: {model[key]!r} is not supported")
+            raise TokenizerError(f"model.{key}: {shown(model[key])} is not supported")
     if data.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}):
         raise TokenizerError("normalizer: changing the text is not supported")
     pattern = _pre_tokenizer(field(data, "pre_tokenizer", dict))
@@ -41,7 +42,7 @@ def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
                 raise TokenizerError(f"{where}.{key}: not supported")
         name = field(token, "content", str, where=where + ".")
         if name in specials:
-            raise TokenizerError(f"{where}: {name!r} has been added before")
+            raise TokenizerError(f"{where}: {shown(name)} has been added before")
         specials[name] = field(token, "id", int, where=where + ".")
     vocab = field(model, "vocab", dict, where="model.")
     merges = field(model, "merges", list, where="model.")
@@ -64,7 +65,7 @@ def _pre_tokenizer(data: dict[str, Any]) -> str:
     types = [step.get("type") for step in steps]
     if types not in (["ByteLevel"], ["Split", "ByteLevel"]):
         raise TokenizerError(
-            f"pre_tokenizer: ByteLevel, or Split and ByteLevel, is expected, not {types}"
+            f"pre_tokenizer: ByteLevel, or Split and ByteLevel, is expected, not {shown(types)}"
         )
     last = steps[-1]
     if last.get("add_prefix_space", True):
@@ -96,10 +97,10 @@ def _from_vocab(
     for where, merge in merges:
         parts = merge.split(" ") if type(merge) is str else merge
         if type(parts) is not list or len(parts) != 2 or {type(p) for p in parts} != {str}:
-            raise TokenizerError(f"{where}: two tokens are expected, not {str(merge)[:40]!r}")
+            raise TokenizerError(f"{where}: two tokens are expected, not {shown(merge)}")
         for part in parts:
             if part not in ids:
-                raise TokenizerError(f"{where}: {part!r} is not in the vocabulary")
+                raise TokenizerError(f"{where}: {shown(part)} is not in the vocabulary")
         pairs.append((parts[0], parts[1]))
     if specials is None:
         made = {left + right for left, right in pairs}
@@ -107,14 +108,18 @@ def _from_vocab(
     vocab: list[bytes | None] = []
     for name, id in ids.items():
         if type(id) is not int or not 0 <= id < MAX_ID:
-            raise TokenizerError(f"vocab: {name!r} has the impossible id {id!r}")
+            raise TokenizerError(f"vocab: {shown(name)} has the impossible id {shown(id)}")
         if name in specials:
             if specials[name] != id:
-                raise TokenizerError(f"vocab: {name!r} has the ids {id} and {specials[name]}")
+                raise TokenizerError(
+                    f"vocab: {shown(name)} has the ids {id} and {shown(specials[name])}"
+                )
             continue
         vocab += [None] * (id + 1 - len(vocab))
         if (other := vocab[id]) is not None:
-            raise TokenizerError(f"vocab: {name!r} and {printable(other)!r} have the id {id}")
+            raise TokenizerError(
+                f"vocab: {shown(name)} and {shown(printable(other))} have the id {id}"
+            )
         vocab[id] = unprintable(name, "vocab")
     numbers = ((ids[left], ids[right]) for left, right in pairs)
     return BPETokenizer(vocab, numbers, special_tokens=specials, **options)
@@ -195,7 +200,9 @@ def _vocab_json(tokenizer: BPETokenizer) -> dict[str, int]:
     names = {printable(t): id for id, t in enumerate(tokenizer.vocab) if t is not None}
     for name, id in tokenizer.special_tokens.items():
         if names.setdefault(name, id) != id:
-            raise TokenizerError(f"{name!r} is both a special token and, in this format, another")
+            raise TokenizerError(
+                f"{shown(name)} is both a special token and, in this format, another"
+            )
     return dict(sorted(names.items(), key=lambda item: item[1]))
 
 

@@ -11,6 +11,7 @@ hold equal chunks, so the pattern itself needs to see every distinct word only o
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import regex
 
 from bpe.errors import TokenizerError
+from bpe.untrusted import shown
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -32,7 +34,16 @@ ALIASES = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
     **{source: name for name, source in PATTERNS.items() if source},
 }
-MAX_PATTERN = 10_000
+# A pattern may come from a stranger's file. Python's `regex` can do more than splitting needs: what
+# could take memory without end, or time where no clock looks, is refused before it is compiled.
+MAX_PATTERN = 10_000  # characters; published ones have up to 300
+MAX_REPEATS = 10_000  # the product of all counts, as {1,3}, in a pattern: compiling writes them out
+MAX_SECONDS = 1.0  # for a trial, and again for every 100,000 characters
+_COUNT = re.compile(r"\{([0-9]*)(?:,([0-9]*))?\}")
+_REFUSED = re.compile(
+    r"(?<!\\)\(\?(?:R|&|P>|[-+]?[0-9])"  # recursion
+    r"|(?<!\\[pPNxuU])\{[^{}]*[eids][^{}]*\}"  # fuzzy matching, as {e<=1}
+)
 
 # Unicode's White_Space property, which is `\s` in the splitting patterns. Python's own `\s` has
 # U+001C to U+001F besides.
@@ -67,9 +78,16 @@ class Splitter:
         self.has_words = self.name in ("gpt2", "gpt4")
         if len(pattern) > MAX_PATTERN:
             raise TokenizerError(f"pattern: {len(pattern)} characters; {MAX_PATTERN} are allowed")
+        counts = (int(n[:9] or 1) for match in _COUNT.findall(pattern) for n in match)
+        if self.name not in PATTERNS and math.prod(max(n, 1) for n in counts) > MAX_REPEATS:
+            raise TokenizerError(f"pattern: its counts multiply to more than {MAX_REPEATS:,}")
+        if found := _REFUSED.search(pattern):
+            raise TokenizerError(
+                f"pattern: {shown(found[0])}: neither recursion nor fuzzy matching is supported"
+            )
         try:
             self._regex = regex.compile(PATTERNS.get(self.name, pattern))
-            self._regex.findall("A trial: 1.")  # some expressions fail only here
+            self._matches("A trial: 1.")  # some expressions fail only here
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             raise TokenizerError(f"pattern: not a regular expression: {reason}") from error
@@ -82,11 +100,21 @@ class Splitter:
             return [text] if text else []
         chunks: list[str] = []
         end = 0
-        for match in self._regex.finditer(text):
-            if match.group():
-                chunks += text[end : match.start()], match.group()
-                end = match.end()
+        for begin, after in self._matches(text):
+            chunks += text[end:begin], text[begin:after]
+            end = after
         return [chunk for chunk in (*chunks, text[end:]) if chunk]
+
+    def _matches(self, text: str) -> list[tuple[int, int]]:
+        """Where the matches of a pattern of unknown origin begin and end, in bounded time."""
+        seconds = MAX_SECONDS * (1 + len(text) / 100_000)
+        try:
+            return [m.span() for m in self._regex.finditer(text, timeout=seconds) if m.group()]
+        except TimeoutError:
+            raise TokenizerError(
+                f"pattern: {shown(self.name)} takes more than {seconds:.0f} s for a text of "
+                f"{len(text):,} characters: it backtracks without end"
+            ) from None
 
     def words(self, text: str) -> list[str]:
         """Cut `text` at the spaces that follow a visible character; those spaces are left out.

@@ -20,8 +20,9 @@ from bpe.char import CharTokenizer
 from bpe.checks import special_ids, warn
 from bpe.errors import TokenizerError
 from bpe.files import write_file
+from bpe.untrusted import shown
 
-MAX_SPLITS = 1 << 28  # bytes looked at to find the merges of a rank file; GPT-4's has 8 million
+MAX_SPLITS = 1 << 26  # bytes looked at to find the merges of a rank file; GPT-4's has 8 million
 UNKNOWN = "not a tokenizer file of a known format"
 CONTROL = (b"<unk>", b"<s>", b"</s>")
 _BYTE_ROW = b"<0x%02X>"
@@ -51,8 +52,11 @@ def from_tiktoken(
     """tiktoken's lines of a token in base64 and its rank, which is its id."""
     ids: dict[bytes, int] = {}
     vocab: list[bytes | None] = []
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line:
+    lines = data.count(b"\n")
+    if lines > 2 * MAX_ID:
+        raise TokenizerError(f"{lines:,} lines; {MAX_ID:,} tokens are allowed")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
             continue
         try:
             encoded, digits = line.split()
@@ -63,10 +67,14 @@ def from_tiktoken(
                 f"line {number}: a token in base64 and its rank are expected"
             ) from None
         if not 0 <= rank < MAX_ID:
-            raise TokenizerError(f"line {number}: the rank {digits[:20].decode()} is impossible")
+            raise TokenizerError(
+                f"line {number}: the rank {digits[:20].decode('latin-1')} is impossible"
+            )
         vocab += [None] * (rank + 1 - len(vocab))
         if not token or token in ids or vocab[rank] is not None:
-            raise TokenizerError(f"line {number}: the token {token!r} or its rank {rank} is twice")
+            raise TokenizerError(
+                f"line {number}: the token {shown(token)} or its rank {rank} is twice"
+            )
         ids[token] = rank
         vocab[rank] = token
     merges = _all_splits((token for token in vocab if token), ids)
@@ -160,8 +168,10 @@ def _llama2c_rows(data: bytes) -> tuple[list[bytes], list[float]]:
 
 def _char_rows(rows: list[bytes]) -> CharTokenizer:
     size = len(rows)
-    while rows[-1] == b"":
+    while len(rows) > 3 and rows[-1] == b"":
         rows.pop()
+    if len(rows) == 3:
+        raise TokenizerError(f"{UNKNOWN} (as a tokenizer.bin, no row is a character)")
     characters = [row.decode("utf-8", "replace") for row in rows[3:]]
     for id, character in enumerate(characters, 3):
         if len(character) != 1 or character == "\ufffd" != rows[id].decode("utf-8", "ignore"):

@@ -10,6 +10,7 @@ from bpe.base import Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
 from bpe.errors import TokenizerError
 from bpe.sources import Source, documents
+from bpe.untrusted import shown
 
 
 class ReducedTokenizer(Tokenizer, kind="reduced"):
@@ -31,12 +32,14 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
         self.kept = list(kept)
         self.coverage = coverage
         if not isinstance(coverage, int | float) or not 0 <= coverage <= 1:
-            raise TokenizerError(f"coverage: a share from 0 to 1 is expected, not {coverage!r}")
+            raise TokenizerError(
+                f"coverage: a share from 0 to 1 is expected, not {shown(coverage)}"
+            )
         names = {id: name for name, id in base.special_tokens.items()}
         self._new: dict[int, int] = {}
         for new, id in enumerate(self.kept):
             if not isinstance(id, int) or not 0 <= id < base.vocab_size:
-                raise TokenizerError(f"kept[{new}]: {id!r} is not an id of the base tokenizer")
+                raise TokenizerError(f"kept[{new}]: {shown(id)} is not an id of the base tokenizer")
             if self._new.setdefault(id, new) != new:
                 raise TokenizerError(f"kept[{new}]: the id {id} is there twice")
         self.unknown_id = len(self.kept)

@@ -8,7 +8,15 @@ __version__ = "0.1.0"
 
 
 class Error(Exception):
-    """The work failed, for a reason that the message gives in one line (exit status 1)."""
+    """The work failed, for a reason that the message gives in one line (exit status 1).
+
+    The line is short and printable whatever it quotes: a message may hold what a file holds.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        from bpe.untrusted import one_line  # not needed until something fails
+
+        super().__init__(one_line(str(message), 1000))
 
 
 class UsageError(Error):

@@ -62,6 +62,9 @@ def changed(data, *keys, to=None):
         (b"\x7fELF" + bytes(500), "not a tokenizer file of a known format"),
         (b"Once upon a time there was a hedgehog.\n" * 20, "not a tokenizer file of a known"),
         (b"\x00\x00\x00\x00", "not a tokenizer file of a known format"),
+        (b'{"vocab": [' + b"[]," * (20 << 20) + b"[]]}", "more than 1,048,576 values and keys"),
+        (b'{"a\\u001b[2J": 1}', "merges.txt: No such file"),
+        (b'{"kind": "\\u001b[2J", "format": "bpe", "version": 1}', r"kind: '\\x1b\[2J' is none"),
     ],
 )
 def test_no_tokenizer_at_all(tmp_path, data, message):
@@ -98,6 +101,11 @@ def test_no_tokenizer_at_all(tmp_path, data, message):
         (["special_tokens", "<s>"], -1, "'<s>' has the impossible id -1"),
         (["pattern"], "(((", "pattern: not a regular expression: missing"),
         (["pattern"], "x" * 20_000, "pattern: 20000 characters; 10000 are allowed"),
+        (["pattern"], "a{4000000000}", "pattern: its counts multiply to more than 10,000"),
+        (["pattern"], "(?:(?:a{999}){999}){999}", "pattern: its counts multiply to more than"),
+        (["pattern"], "((?R)|a)*", r"pattern: '\(\?R': neither recursion nor fuzzy"),
+        (["pattern"], "(?:xyz){e<=8}", r"pattern: '{e<=8}': neither recursion nor fuzzy"),
+        (["special_tokens"], {str(i): i for i in range(258, 20_000)}, "at most 16,384 are allowed"),
         (["by_token"], "yes", "by_token: true or false is expected, not a string"),
         (["training"], [], "training: an object is expected, not a list"),
         (["surprise"], 1, "surprise: not a field of a tokenizer of kind 'bpe'"),
@@ -221,6 +229,11 @@ def tiktoken(*lines):
         (tiktoken(b"YQ== 300\n"), "line 257: the token b'a' or its rank 300 is twice"),
         (tiktoken().replace(b"AA== 0\n", b""), "no token for the byte 0x00"),
         (tiktoken(base64.b64encode(b"a" * 30_000) + b" 256\n"), "tokens too long"),
+        (tiktoken(b"YWI= \xff\n"), "line 257: a token in base64 and its rank"),
+        (tiktoken(b"YWI= " + b"\xff" * 30 + b"\n"), "line 257: the rank .* is impossible"),
+        (tiktoken(*(b"YWI= %d\n" % i for i in range(256, 600_000))), "600,000 lines; 262,144"),
+        (tiktoken(b"\n" * 600_000), "600,256 lines; 262,144 tokens are allowed"),
+        (tiktoken(b"YWI= 262144\n"), "line 257: the rank 262144 is impossible"),
     ],
 )
 def test_tiktoken(tmp_path, data, message):
@@ -248,6 +261,7 @@ LLAMA = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))
         (rows(*LLAMA[:3], b"a", b"bc"), "row 4 is no character"),
         (rows(*LLAMA[:3], b"a", b"\xff"), "row 4 is no character"),
         (rows(*LLAMA[:3], b"a", b"a"), "distinct characters"),
+        (rows(b"", b"", b"", b"", b""), "no row is a character"),
         (rows(*LLAMA[:4], b"<0x41>", *LLAMA[5:]), "no token for the byte 0x01"),
     ],
 )
@@ -310,3 +324,32 @@ def test_any_json_in_any_field(value):
 def test_from_dict_of_something_else(data):
     with pytest.raises(bpe.TokenizerError, match="an object is expected"):
         bpe.from_dict(data)
+
+
+@pytest.mark.parametrize("pattern", [r"(?:x|xx)+(?:y|z)", r"(?:x|x)+$"])
+def test_a_pattern_that_backtracks_without_end(tmp_path, monkeypatch, hugging_face, pattern):
+    monkeypatch.setattr("bpe.patterns.MAX_SECONDS", 0.2)
+    text = "x" * 60 + "! z"
+    own, other = tmp_path / "own.json", tmp_path / "hf.json"
+    own.write_text(json.dumps(changed(OWN, "pattern", to=pattern)))
+    split = {**SPLIT, "pattern": {"Regex": pattern}}
+    steps = {"type": "Sequence", "pretokenizers": [split, PLAIN]}
+    other.write_text(json.dumps(changed(hugging_face, "pre_tokenizer", to=steps)))
+    for path in (own, other):
+        try:
+            encode = bpe.load(path).encode
+        except bpe.TokenizerError as error:  # the trial was enough
+            assert "backtracks without end" in str(error)
+            continue
+        with pytest.raises(bpe.TokenizerError, match="it backtracks without end"):
+            encode(text)
+
+
+def test_published_patterns_are_taken():
+    for pattern in (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4o
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+    ):
+        tokenizer = bpe.BPETokenizer(BYTES, [], pattern=pattern)
+        assert tokenizer.decode(tokenizer.encode("Don't {x} 1234 été!")) == "Don't {x} 1234 été!"

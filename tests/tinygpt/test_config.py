@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import UsageError
 from tinygpt.model import config, recipes
-from tinygpt.model.config import CHOICES, Config
+from tinygpt.model.config import BOUNDS, CHOICES, Config
 
-counts = st.integers(1, 10**6)
 fractions = st.floats(0, 1, exclude_max=True)
 rates = st.floats(0, 1e6)
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+names = st.text(st.characters(categories=["L", "N"]) | st.sampled_from("-_+=#'\"[]{}"), max_size=20)
 
 
 @st.composite
@@ -23,22 +24,24 @@ def configs(draw) -> Config:
     """Valid configurations that differ from the defaults in every field that is free."""
     heads, kv, width = draw(st.sampled_from([(1, 0, 2), (4, 2, 8), (6, 3, 4), (8, 1, 16)]))
     values = {
-        "name": draw(text),
+        "name": draw(names),
         "data": draw(text),
+        "context": draw(st.integers(1, 512)),
         "n_head": heads,
         "n_kv_head": kv,
         "d_model": heads * width,
-        "vocab_size": draw(st.integers(heads * width, 10**6)),
+        "vocab_size": draw(st.integers(heads * width, 1 << 20)),
         "windows": tuple(draw(st.lists(st.integers(0, 512), min_size=1, max_size=4))),
         "rope_theta": draw(st.floats(1, 1e6)),
-        "reduced_from": 10**7,
+        "reduced_from": 1 << 20,
         "tokenizer": draw(st.sampled_from(config.TOKENIZERS)),
         **{key: draw(st.sampled_from(options)) for key, options in CHOICES.items()},
     }
     for field in dataclasses.fields(Config):
         if field.name in values:
             continue
-        kind = {"int": counts, "bool": st.booleans(), "float": rates}[str(field.type)]
+        most = int(min(10**6, BOUNDS.get(field.name, (0, 10**6))[1]))
+        kind = {"int": st.integers(1, most), "bool": st.booleans(), "float": rates}[str(field.type)]
         if field.name in ("dropout", "beta1", "beta2", "valid_fraction"):
             kind = fractions
         values[field.name] = draw(kind)
@@ -49,6 +52,7 @@ def configs(draw) -> Config:
 
 @pytest.mark.slow
 @given(configs())
+@settings(deadline=None)
 @pytest.mark.parametrize("suffix", [".json", ".toml", ".yaml"])
 def test_every_field_survives_every_format(suffix, c):
     assert config.loads(config.dumps(c, suffix), suffix) == c
@@ -95,17 +99,27 @@ def test_set_parses_by_the_type_of_the_field(assignment, value):
         ("head=tide", "did you mean 'tied'?"),
         ("dropout=1", "expected 0 <= dropout < 1"),
         ("n_layer=0", "expected at least 1"),
-        ("d_model=130", "not a multiple of n_head"),
+        ("d_model=131", "not a multiple of n_head"),
         ("n_kv_head=3", "does not divide"),
         ("init=unit", "it needs head=untied, got tied"),
         ("lr", "expected key=value"),
+        ("context=30000000", "context: expected at most 65,536, got 30000000"),
+        ("context=65536", "table of 65,536 rope positions exceeds the bound of 4,194,304 numbers"),
+        ("n_layer=1000000000000", "n_layer: expected at most 1,024"),
+        ("lr=" + "9" * 400, "lr: expected a number"),
+        ("lr=" + "9" * 100_000, "lr: expected a number, got '999"),
+        ("windows=" + "1," * 2000, "at most one a layer, got a tuple of 2000"),
+        ("name=../../elsewhere", "name: expected one that a folder can have"),
+        ("name=\x1b[2J", r"got '\x1b[2J'"),
+        ("data=a\0b", "data: expected at most 4096 bytes of text"),
+        ("data=\udcff", r"data: expected at most 4096 bytes of text, got '\udcff'"),
     ],
 )
 def test_errors_teach_in_one_line(assignment, message):
     with pytest.raises(UsageError) as caught:
-        config.override(Config(), [assignment])
+        config.override(Config(positions="rope", d_model=256, n_head=2), [assignment])
     assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -124,3 +138,38 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
     with pytest.raises(UsageError, match=message) as caught:
         config.load(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
+
+
+BOMB = "a: &a [1]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.json", '{"lr": ' + "[" * 10_000, "nested too deeply"),
+        ("c.json", '{"lr": 1, "lr": 2}', "the key 'lr' is twice"),
+        ("c.json", '{"lr": NaN}', "NaN is not JSON"),
+        ("c.json", '{"context": ' + "9" * 5000 + "}", "a number of 5000 digits"),
+        ("c.json", '{"lr": 1}' + " " * 20_000, "at most 16,384 bytes"),
+        ("c.json", b"\xff", "not UTF-8"),
+        ("c.toml", "lr = " + "[" * 10_000, "nested too deeply"),
+        ("c.toml", "lr." + "a." * 5000 + "b = 1", "lr: expected a number"),
+        ("c.toml", "context = 0x" + "f" * 10_000, "got a number of 40000 bits"),
+        ("c.toml", "lr = " + "9" * 4000, "lr: expected a number"),
+        ("c.yaml", BOMB, "no aliases and no tags"),
+        ("c.yaml", "lr: !!int ''", "no aliases and no tags"),
+        ("c.yaml", "lr: !!python/object:os.system x", "no aliases and no tags"),
+        ("c.yaml", "lr: " + "[" * 10_000, "nested too deeply"),
+        ("c.yaml", "- " * 5000, "nested too deeply"),
+        ("c.yaml", 'lr: "\\x1b[2J"', r"got '\\x1b\[2J'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_a_strangers_file_may_hold(tmp_path, name, content, message):
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UsageError, match=message) as caught:
+        config.load(tmp_path / name)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -118,3 +120,87 @@ def test_validation_sequences_do_not_overlap():
     assert len(begin) == 10
     assert (np.diff(begin) >= 16).all()
     assert len(streams.even_starts(10**6, 1000, 16)) == 62
+
+
+@pytest.fixture
+def prepared(tmp_path, tiny, monkeypatch):
+    """A prepared folder of a few tokens, in a cache of its own."""
+    monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path))
+    streams.load(tiny)
+    [folder] = (tmp_path / "data").iterdir()
+    return folder
+
+
+def meta_with(**values):
+    def change(folder):
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(meta | values))
+
+    return change
+
+
+def part(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def tokens_with(change):
+    """Other tokens, of the same number."""
+    return lambda folder: np.save(folder / "train.npy", change(np.load(folder / "train.npy")))
+
+
+def raised(tokens):
+    tokens[100] = 80
+    return tokens
+
+
+def huge(folder):
+    raw = (folder / "train.npy").read_bytes()
+    place = raw.index(b"(")
+    (folder / "train.npy").write_bytes(raw[:place] + b"(99999999999,), }" + raw[place + 17 :])
+
+
+def another_tokenizer(folder):
+    bpe.CharTokenizer("abc", vocab_size=80).save(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (part("meta.json", b"{"), "not JSON"),
+        (part("meta.json", b"[]"), "expected an object of the format 'tinygpt-data'"),
+        (part("meta.json", b"\xff"), "not UTF-8"),
+        (part("meta.json", b"[" * 100_000), "nested too deeply"),
+        (meta_with(version=2), "expected an object of the format 'tinygpt-data', version 1"),
+        (meta_with(sha256=None), "sha256: expected text, got None"),
+        (meta_with(train=None), "train.bytes: expected a count|train.*expected a count"),
+        (meta_with(valid={"documents": 1, "tokens": -5, "bytes": 1}), "valid.tokens: expected a"),
+        (meta_with(valid={"documents": 1, "tokens": 5, "bytes": 1}), "expected 5 tokens"),
+        (part("train.npy", b""), "train.npy: no array"),
+        (part("train.npy", b"\x93NUMPY\1\0\xff\xff"), "header is not that of a plain array"),
+        (huge, "train.npy: 199,999,999,998 bytes for its shape"),
+        (tokens_with(lambda t: t.astype(np.int16)), "train.npy: expected .* tokens as uint16"),
+        (tokens_with(lambda t: t[:, None]), "train.npy: expected .* tokens as uint16"),
+        (tokens_with(lambda t: t[::-1]), "train.npy: its tokens are not those"),
+        (tokens_with(raised), "train.npy: token 100 is 80, but the tokenizer has 80 ids"),
+        (another_tokenizer, "tokenizer.json is not the tokenizer"),
+        (part("tokenizer.json", b"{"), "tokenizer.json: not JSON"),
+        (lambda folder: (folder / "valid.npy").unlink(), "No such file"),
+    ],
+)
+def test_prepared_data_that_does_not_fit_together(prepared, change, message):
+    assert len(streams.load_prepared(prepared).train)
+    change(prepared)
+    with pytest.raises(Error, match=message) as caught:
+        streams.load_prepared(prepared)
+    assert str(prepared) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_cache_that_a_stranger_filled_is_made_again(prepared, tiny):
+    first = streams.load_prepared(prepared)
+    tokens = np.array(first.train)
+    np.save(prepared / "train.npy", tokens[::-1])
+    meta_with(train={"documents": 1, "tokens": len(tokens), "bytes": 1}, sha256="x")(prepared)
+    again = streams.load(tiny)
+    np.testing.assert_array_equal(again.train, tokens)
+    assert again.sha256 == first.sha256

@@ -158,7 +158,12 @@ def test_json_lines(make, small_pieces):
         ('{"text": 5}', r"line 21: no text in field 'text'; it has \['text'\]"),
         ('{"body": "x"}', r"line 21: no text in field 'text'; it has \['body'\]"),
         ("{text}", "line 21: not JSON"),
+        ('{"text": ' + "[" * 400, "line 21: JSON nested too deeply|line 21: not JSON"),
+        ('{"text": ' + "[" * 100 + "]" * 100 + "}", "line 21: JSON nested too deeply"),
+        ('{"text": ' + "9" * 30 + "}", "line 21: a number of 30 digits"),
+        ('{"\\u001b[2J": 1}', r"it has \['\\x1b\[2J'\]"),
     ],
+    ids=range(7),
 )
 def test_a_bad_line_of_json_is_named(make, small_pieces, line, message):
     good = [json.dumps({"text": s}) for s in STORIES[:20]]
@@ -252,6 +257,38 @@ def test_a_killed_run_is_continued(make, small_pieces, monkeypatch, tmp_path):
     assert meta["resumed"] > 3
     np.testing.assert_array_equal(data.train, expected)
     assert not list((tmp_path / "out").glob(".prepare-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("0.json", b"["),
+        ("0.json", b"[]"),
+        ("0.json", b'{"train tokens": "x"}'),
+        ("0.json", b'{"train tokens": -1}'),
+        ("0.json", b'{"surprise": 1}'),
+        ("0.train", b"x"),
+        ("0.valid", None),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_damaged_work_is_done_again(make, small_pieces, monkeypatch, tmp_path, name, content):
+    text, out = SEPARATOR.join(STORIES), tmp_path / "out"
+    expected, _ = make(text)
+    expected = np.array(expected.train)
+    (out / "meta.json").write_bytes(b'{"sha256": []')
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_merge", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(text)
+    [work] = out.glob(".prepare-*")
+    if content is None:
+        (work / name).unlink()
+    else:
+        (work / name).write_bytes(content)
+    data, meta = make(text)
+    assert meta["resumed"] > 3
+    np.testing.assert_array_equal(data.train, expected)
 
 
 def test_a_finished_run_is_left_alone_until_the_text_changes(make):

@@ -24,6 +24,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,11 +38,13 @@ from tqdm import tqdm
 import bpe
 from bpe import Tokenizer
 from bpe.patterns import scalar
+from bpe.untrusted import MAX_JSON, parse_json, shown
 from bpe.workers import imap
 from tinygpt import Error, UsageError
 from tinygpt.data import documents
 from tinygpt.data.documents import RULES, SEPARATOR, SEPARATOR_LINE, SPLITS, document_hash
 from tinygpt.data.fetch import sha256_of
+from tinygpt.data.streams import read_meta
 from tinygpt.files import alone, replacing, sweep, sync_folder
 from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
@@ -147,12 +150,12 @@ def _read(data: bytes, where: str, offset: int, line: int, field: str | None) ->
         ) from None
     if field is not None and text.strip():
         try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise Error(f"{where}, line {line}: not JSON: {error.msg}") from None
+            record = parse_json(data)
+        except ValueError as error:
+            raise Error(f"{where}, line {line}: {error}") from None
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, str):
-            found = sorted(record) if isinstance(record, dict) else type(record).__name__
+            found = shown(sorted(record) if isinstance(record, dict) else record)
             raise Error(f"{where}, line {line}: no text in field {field!r}; it has {found}")
         return scalar(value)
     return text
@@ -297,6 +300,8 @@ def _scan(info: dict[str, Any], number: int) -> Iterator[tuple[Piece, bytes]]:
             if start == 0 and block.startswith(b"\xef\xbb\xbf"):  # a byte order mark is no text
                 block, start = block[3:], 3
             cut, goes_on = _cut(block, info["json"]) if len(new) == wanted else (len(block), False)
+            if not cut and len(block) > MAX_JSON:  # a line without an end is not read to its end
+                raise Error(f"{info['path']}, line {line}: more than {MAX_JSON >> 20} MB in a line")
             if cut:
                 data, block = block[:cut], block[cut:]
                 info["single"] = info["single"] and not _SEPARATOR_LINE.search(data)
@@ -447,8 +452,9 @@ def _encoder(work: str) -> Callable[[int], dict[str, Any]]:
 def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int) -> dict[str, Any]:
     """Encode one piece into `work`, unless an earlier run did; return its counts."""
     done = work / f"{number}.json"
-    if done.exists():
-        return {**json.loads(done.read_text(encoding="utf-8")), "resumed": 1}
+    dtype = documents.dtype_of(tokenizer)
+    if counts := _done(work, number, dtype):
+        return {**counts, "resumed": 1}
     seen: Counter[str] = Counter()
     streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     try:
@@ -465,13 +471,38 @@ def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int)
     return dict(seen)
 
 
-def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: np.dtype) -> None:
-    """Write the parts of a split, one after the other, as one array into a .npy file."""
+_COUNTS = {f"{split} {kind}" for split in SPLITS for kind in ("documents", "tokens", "bytes")}
+
+
+def _done(work: Path, number: int, dtype: np.dtype) -> dict[str, int] | None:
+    """The counts of a piece that an earlier run encoded; None if it did not, or they are bad."""
+    try:
+        with (work / f"{number}.json").open("rb") as file:
+            counts = parse_json(file.read(MAX_JSON + 1))
+        for key, count in counts.items():
+            if key not in _COUNTS | {"duplicates", "repaired"} or type(count) is not int:
+                return None
+        sizes = {split: (work / f"{number}.{split}").stat().st_size for split in SPLITS}
+        fits = all(sizes[s] == counts[f"{s} tokens"] * dtype.itemsize for s in SPLITS)
+        return counts if fits and min(counts.values()) >= 0 else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _merge(work: Path, out: Path, pieces: int, split: str, tokens: int, dtype: np.dtype) -> int:
+    """Write the parts of a split, one after the other, as one array into a .npy file.
+
+    Returns the checksum of the tokens, by which a reader knows that they are these.
+    """
+    crc = 0
     with replacing(out / f"{split}.npy") as file:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
         np.lib.format.write_array_header_1_0(file, header)
         for number in range(pieces):
-            file.write((work / f"{number}.{split}").read_bytes())
+            part = (work / f"{number}.{split}").read_bytes()
+            crc = zlib.crc32(part, crc)
+            file.write(part)
+    return crc
 
 
 # ---------------------------------------------------------------------------------- the command
@@ -522,26 +553,36 @@ def _prepare(corpus: Corpus, out: Path, processes: int) -> dict[str, Any]:
         plan += sha256_of(Path(options.tokenizer))
     plan_id = hashlib.sha256(plan.encode()).hexdigest()
     meta_file, work = out / "meta.json", out / f".prepare-{plan_id[:16]}"
-    text = meta_file.read_text(encoding="utf-8") if meta_file.exists() else ""
-    done = f'"{plan_id}"' in text
+    before = _finished(meta_file) if meta_file.exists() else {}
+    done = before.get("sha256") == plan_id
     for other in out.glob(".prepare-*"):  # of a call with other sources or options, or finished
         if done or other != work:
             shutil.rmtree(other)
     if done:
-        return {**json.loads(text), "resumed": len(corpus.pieces)}
-    if text:
+        return {**before, "resumed": len(corpus.pieces)}
+    if meta_file.exists():
         meta_file.unlink()  # what it describes is about to be replaced
         sync_folder(out)
     work.mkdir(exist_ok=True)
     with replacing(work / "plan.json") as file:
         file.write(corpus.to_json().encode())
-    if not (work / "tokenizer.json").exists():
+    try:
+        bpe.load(work / "tokenizer.json")
+    except bpe.TokenizerError:  # not there, or damaged
         _tokenizer(corpus, processes).save(work / "tokenizer.json")
     meta = _encode(corpus, work, out, processes, plan_id)
     with replacing(meta_file) as file:
         file.write(json.dumps({k: v for k, v in meta.items() if k != "resumed"}, indent=1).encode())
     shutil.rmtree(work)
     return meta
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """The meta.json of a finished call; empty if it is none."""
+    try:
+        return read_meta(path)
+    except (OSError, ValueError):
+        return {}
 
 
 def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str) -> dict[str, Any]:
@@ -561,16 +602,19 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
             total.update(counts)
             bar.update(piece.end - piece.start)
     tokenizer = bpe.load(work / "tokenizer.json")
+    crc = {}
     for split in SPLITS:
         if not total[f"{split} tokens"]:
             raise Error(f"no text is left for {split}; give more documents, or another --valid")
-        _merge(
-            work, out, len(numbers), split, total[f"{split} tokens"], documents.dtype_of(tokenizer)
-        )
+        tokens = total[f"{split} tokens"]
+        crc[split] = _merge(work, out, len(numbers), split, tokens, documents.dtype_of(tokenizer))
     with replacing(out / "tokenizer.json") as file:
         file.write((work / "tokenizer.json").read_bytes())
     kinds = ("documents", "tokens", "bytes")
-    splits = {split: {kind: total[f"{split} {kind}"] for kind in kinds} for split in SPLITS}
+    splits = {
+        split: {kind: total[f"{split} {kind}"] for kind in kinds} | {"crc32": crc[split]}
+        for split in SPLITS
+    }
     return {
         "format": "tinygpt-data",
         "version": 1,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import zlib
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygpt import Error
+from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
+from tinygpt import Error, archive
 from tinygpt.data import documents
 from tinygpt.data.documents import Array, Say
 from tinygpt.files import cache_folder, replacing
@@ -29,7 +31,8 @@ from tinygpt.model.config import TOKENIZERS, Config
 if TYPE_CHECKING:
     from bpe import Tokenizer
 
-FORMAT = 1  # of the cache: raise it when the same text would give another stream
+NAME, FORMAT = "tinygpt-data", 1  # raise it when the same text would give another stream
+SCAN = 1 << 20  # tokens that are looked at together
 STORIES = 20_000  # embedded stories unless max_documents says otherwise
 
 
@@ -119,8 +122,9 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
     if tokenizer is not None:
         try:
             dataset = load_prepared(_stream_folder(source, tokenizer))
-            say(f"data: {config.data}, tokens from the cache")
-            return dataset
+            if (dataset.tokenizer, dataset.sha256) == (tokenizer, _hash(source, tokenizer.sha256)):
+                say(f"data: {config.data}, tokens from the cache")
+                return dataset
         except Error:  # not there, or damaged: made again
             pass
     train, valid = _read(config, say)
@@ -173,45 +177,92 @@ def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
 
 
 def load_prepared(folder: Path) -> Dataset:
-    """Read a prepared folder (see `tinygpt data prepare`); its streams stay on disk."""
+    """Read a prepared folder (see `tinygpt data prepare`); its streams stay on disk.
+
+    Raises Error, in one line, unless its parts are sound and belong together: the tokenizer that
+    encoded the streams, their lengths, their checksums, and every token an id of the tokenizer.
+    """
     import bpe
 
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_meta(folder / "meta.json")
         tokenizer = bpe.load(folder / "tokenizer.json")
+        if meta.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
+            raise ValueError("tokenizer.json is not the tokenizer that the data was prepared with")
         train, valid = (
-            np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-            for split in ("train", "valid")
+            _open_stream(folder, s, meta[s], tokenizer.vocab_size) for s in documents.SPLITS
         )
-        splits = {split: meta[split] for split in ("train", "valid")}
-        dataset = Dataset(
-            tokenizer,
-            train,
-            valid,
-            {split: int(value["documents"]) for split, value in splits.items()},
-            {split: int(value["bytes"]) for split, value in splits.items()},
-            str(meta.get("source", folder)),
-            str(meta.get("sha256") or hashlib.sha256(json.dumps(meta).encode()).hexdigest()),
+    except (OSError, ValueError) as error:
+        raise Error(
+            f"{folder}: not a folder of prepared data: {error}; prepare the data again"
+        ) from error
+    return Dataset(
+        tokenizer,
+        train,
+        valid,
+        {split: meta[split]["documents"] for split in documents.SPLITS},
+        {split: meta[split]["bytes"] for split in documents.SPLITS},
+        one_line(meta.get("source", str(folder))),
+        meta["sha256"],
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta.json of a prepared folder. Raises ValueError unless it says all that is needed."""
+    with path.open("rb") as file:
+        meta = parse_json(file.read(MAX_JSON + 1))
+    if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != (NAME, FORMAT):
+        raise ValueError(f"meta.json: expected an object of the format {NAME!r}, version {FORMAT}")
+    for key in {"source", "sha256", "tokenizer_sha256"} & meta.keys() | {"sha256"}:
+        if not isinstance(meta.get(key), str):
+            raise ValueError(f"meta.json: {key}: expected text, got {shown(meta.get(key))}")
+    for split in documents.SPLITS:
+        about = meta.get(split)
+        counts = about if isinstance(about, dict) else {}
+        for key in {"documents", "tokens", "bytes", *counts}:
+            if type(counts.get(key)) is not int or not 0 <= counts[key] < 1 << 50:
+                raise ValueError(
+                    f"meta.json: {split}.{key}: expected a count, got {shown(counts.get(key))}"
+                )
+    return meta
+
+
+def _open_stream(folder: Path, split: str, about: dict[str, int], vocab_size: int) -> Array:
+    """The tokens of a split, mapped. Raises ValueError unless they are those that were written."""
+    path = folder / f"{split}.npy"
+    stored = archive.array_file(path)
+    if stored.dtype not in (np.uint16, np.uint32) or stored.shape != (about["tokens"],):
+        raise ValueError(
+            f"{path.name}: expected {about['tokens']:,} tokens as uint16 or uint32, got "
+            f"{stored.dtype} {archive.shape_of(stored.shape)}"
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise Error(f"{folder}: not a folder of prepared data: {error}") from error
-    for split, stream in (("train", train), ("valid", valid)):
-        if stream.ndim != 1 or stream.dtype.kind != "u" or len(stream) != splits[split]["tokens"]:
-            raise Error(
-                f"{folder}: {split}.npy is not the stream that meta.json describes; "
-                "prepare the data again"
+    if not about["tokens"]:
+        return np.zeros(0, stored.dtype)
+    stream = np.memmap(path, stored.dtype, "r", stored.start, stored.shape)
+    crc = 0
+    for start in range(0, len(stream), SCAN):
+        part = stream[start : start + SCAN]
+        crc = zlib.crc32(part.data, crc)
+        if part.max() >= vocab_size:
+            at = start + int(np.argmax(part >= vocab_size))
+            raise ValueError(
+                f"{path.name}: token {at:,} is {stream[at]}, but the tokenizer has "
+                f"{vocab_size:,} ids"
             )
-    return dataset
+    if crc != about.get("crc32", crc):
+        raise ValueError(f"{path.name}: its tokens are not those that were prepared")
+    return stream
 
 
 def _store(dataset: Dataset, folder: Path) -> None:
     """Write a dataset in the layout of a prepared folder."""
     folder.mkdir(parents=True, exist_ok=True)
     meta: dict[str, Any] = {
-        "format": "tinygpt-data",
+        "format": NAME,
         "version": FORMAT,
         "source": dataset.source,
         "sha256": dataset.sha256,
+        "tokenizer_sha256": dataset.tokenizer.sha256,
     }
     for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
         with replacing(folder / f"{split}.npy") as handle:
@@ -220,6 +271,7 @@ def _store(dataset: Dataset, folder: Path) -> None:
             "documents": dataset.documents[split],
             "tokens": len(stream),
             "bytes": dataset.bytes[split],
+            "crc32": zlib.crc32(np.ascontiguousarray(stream).data),
         }
     _write_json(folder / "tokenizer.json", dataset.tokenizer.to_dict())
     _write_json(folder / "meta.json", meta)  # last: what has it, is whole

@@ -7,19 +7,19 @@ the tokenizer and where the weights come from. A checkpoint adds ``optim/<name>`
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import platform
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygpt import Error, UsageError, __version__
+from bpe.untrusted import parse_json, shown
+from tinygpt import Error, UsageError, __version__, archive
+from tinygpt.archive import Stored, shape_of
 from tinygpt.files import backup, replacing
 from tinygpt.model import config
 from tinygpt.model.config import Config
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 FORMAT, VERSION = "tinygpt-model", 1
+MAX_META = 64 << 20  # bytes: the tokenizer is most of it
 
 
 @dataclass
@@ -89,28 +90,145 @@ def save(path: str | Path, saved: Saved, keep: bool = False) -> None:
 
 
 def load(path: str | Path) -> Saved:
-    """Read a model file. Raises Error, in one line, for what is missing, damaged or foreign."""
+    """Read a model file. Raises Error, in one line, for what is missing, damaged or foreign.
+
+    Every member must be one that the configuration or the training state asks for, of the type
+    and shape that they say; all of that is known before memory is set aside for any of them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise Error(f"{path}: a folder; give a model file, such as {path / 'model.npz'}")
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise Error(f"{path}: not a tinygpt model file, which is an .npz archive")
+            return _read(file, str(path))
+    except FileNotFoundError:
+        raise Error(f"{path}: no such model file") from None
+    except OSError as error:
+        raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
+    except archive.BadFile as error:
+        raise Error(f"{path}: a truncated or damaged model file ({error})") from error
+
+
+def _read(file: IO[bytes], path: str) -> Saved:
     import bpe
 
-    path = Path(path)
-    arrays, meta = _read(path)
+    members = archive.members(file)
+    meta = _meta(file, path, members)
     try:
-        c = config.from_dict(meta["config"])
-        tokenizer = bpe.from_dict(meta["tokenizer"])
-    except (UsageError, KeyError, TypeError, ValueError, AttributeError) as error:
+        c = config.from_dict(_object(meta, "config"))
+        tokenizer = bpe.from_dict(_object(meta, "tokenizer"))
+        provenance, training = _object(meta, "provenance", {}), _object(meta, "training", {})
+        _check_training(training)
+    except (UsageError, ValueError) as error:
+        raise Error(f"{path}: a model file of which a part cannot be read: {error}") from error
+    if tokenizer.vocab_size > c.vocab_size:
         raise Error(
-            f"{path}: a model file whose configuration or tokenizer cannot be read: {error}"
-        ) from error
-    params = _strip(arrays, "param/")
-    _check_shapes(path, c, params)
-    return Saved(
-        c,
-        tokenizer,
-        params,
-        meta.get("provenance", {}),
-        _strip(arrays, "optim/"),
-        meta.get("training", {}),
-    )
+            f"{path}: its tokenizer has {tokenizer.vocab_size:,} ids, its model only "
+            f"{c.vocab_size:,}"
+        )
+    _check_members(path, c, members, array_names(training.get("optimizer")))
+    arrays = {name: _numbers(file, path, m) for name, m in members.items()}
+    params, optim = (_strip(arrays, prefix) for prefix in ("param/", "optim/"))
+    return Saved(c, tokenizer, params, provenance, optim, training)
+
+
+def _meta(file: IO[bytes], path: str, members: dict[str, Stored]) -> dict[str, Any]:
+    """The member `meta`, taken out of `members`."""
+    stored = members.pop("meta", None)
+    if stored is None:
+        raise Error(f"{path}: not a tinygpt model: an archive without 'meta'")
+    if stored.dtype != np.uint8 or len(stored.shape) != 1 or stored.nbytes > MAX_META:
+        raise Error(
+            f"{path}: 'meta': expected at most {MAX_META >> 20} MB of text, got "
+            f"{stored.nbytes:,} bytes as {stored.dtype} {shape_of(stored.shape)}"
+        )
+    try:
+        meta = parse_json(archive.read(file, stored).tobytes())
+    except archive.BadFile:
+        raise
+    except ValueError as error:
+        raise Error(f"{path}: a truncated or damaged model file (meta: {error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise Error(f"{path}: not a tinygpt model: its 'meta' is of another kind")
+    if meta.get("version") != VERSION:
+        raise Error(
+            f"{path}: model format {shown(meta.get('version'))}, but this program reads "
+            f"{VERSION}; upgrade tinygpt"
+        )
+    return meta
+
+
+def _object(meta: Mapping[str, Any], key: str, default: Any = None) -> dict[str, Any]:
+    value = meta.get(key, default)
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}: expected an object, got {shown(value)}")
+    return value
+
+
+_TRAINING: dict[str, Callable[[Any], bool]] = {
+    "step": lambda v: type(v) is int and 0 <= v < 1 << 53,
+    "shown": lambda v: type(v) is bool,
+    "optimizer": lambda v: type(v) is dict,
+    "best": lambda v: v is None or (type(v) in (int, float) and math.isfinite(v)),
+    "seconds": lambda v: type(v) in (int, float) and 0 <= v < math.inf,
+    "data_sha256": lambda v: type(v) is str,
+    "sizes": lambda v: type(v) is dict and all(type(n) is int and n >= 0 for n in v.values()),
+}
+
+
+def _check_training(training: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a run can go on from `training`, or there is none."""
+    for key, fits in _TRAINING.items() if training else ():
+        if key not in training or not fits(training[key]):
+            raise ValueError(f"training: {key}: {shown(training.get(key))} cannot be")
+
+
+def array_names(state: Any) -> set[str]:
+    """The arrays to which an optimiser's state refers, as `pack_optimizer` writes it."""
+    if isinstance(state, list):
+        return set().union(*map(array_names, state))
+    if isinstance(state, dict):
+        name = state.get("array")
+        return {name} if isinstance(name, str) else array_names(state.get("dict"))
+    return set()
+
+
+def _check_members(path: str, c: Config, members: Mapping[str, Stored], moments: set[str]) -> None:
+    """Raise Error unless `members` are the weights of `c` and the moments of that name."""
+    from tinygpt.model.transformer import layout
+
+    params = layout(c)
+    for name, shape in params.items():
+        stored = members.get(f"param/{name}")
+        if stored is None:
+            raise Error(f"{path}: the model file lacks {name!r}")
+        if stored.shape != shape:
+            raise Error(
+                f"{path}: {name!r} has shape {shape_of(stored.shape)}, the configuration says "
+                f"{shape}"
+            )
+    for name in sorted(moments):
+        if f"optim/{name}" not in members:
+            raise Error(f"{path}: the training state lacks {shown(name)}")
+    known = {f"param/{name}" for name in params} | {f"optim/{name}" for name in moments}
+    for name, stored in members.items():
+        if name not in known:
+            raise Error(f"{path}: the model file holds {shown(name)}, for which nothing in it asks")
+        if stored.dtype.newbyteorder("=") != np.dtype(c.dtype):
+            raise Error(f"{path}: {name!r}: expected numbers of {c.dtype}, got {stored.dtype}")
+
+
+def _numbers(file: IO[bytes], path: str, stored: Stored) -> Array:
+    """The array of a member, in this machine's order of bytes. Error if one is not finite."""
+    array = archive.read(file, stored)
+    if not np.isfinite(array).all():
+        raise Error(
+            f"{path}: {stored.name!r} holds numbers that are not finite: the run had diverged; "
+            "take an earlier checkpoint of it"
+        )
+    return np.require(array, array.dtype.newbyteorder("="), "C")
 
 
 def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:
@@ -119,16 +237,25 @@ def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:
     return saved.model(), saved.tokenizer, saved
 
 
-def load_latest(path: Path, say: Callable[[str], None] = lambda line: None) -> Saved | None:
-    """The checkpoint at `path`, or the one kept beside it if that is damaged; None if neither."""
-    for candidate in (path, backup(path)):
-        if candidate.is_file():
-            try:
-                return load(candidate)
-            except Error as error:
-                if candidate == backup(path) or not backup(path).is_file():
-                    raise
-                say(f"{error}; taking the one before it")
+def load_latest(
+    path: Path,
+    say: Callable[[str], None] = lambda line: None,
+    check: Callable[[Saved], None] = lambda saved: None,
+) -> Saved | None:
+    """The checkpoint at `path`, or the one kept beside it if that is damaged; None if neither.
+
+    `check` raises Error for what `load` cannot see, so that this leads to the one before, too.
+    """
+    candidates = [p for p in (path, backup(path)) if p.exists()]
+    for candidate in candidates:
+        try:
+            saved = load(candidate)
+            check(saved)
+            return saved
+        except Error as error:
+            if candidate == candidates[-1]:
+                raise
+            say(f"{error}; taking the one before it")
     return None
 
 
@@ -138,63 +265,8 @@ def latest_step(path: Path) -> int | None:
         saved = load_latest(path)
     except Error:
         return None
-    return None if saved is None else int(saved.training["step"])
-
-
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    if path.is_dir():
-        raise Error(f"{path}: a folder; give a model file, such as {path / 'model.npz'}")
-    if not path.is_file():
-        raise Error(f"{path}: no such model file")
-    try:
-        with contextlib.ExitStack() as stack:
-            handle = stack.enter_context(path.open("rb"))
-            if handle.read(2) != b"PK":
-                raise Error(f"{path}: not a tinygpt model file, which is an .npz archive")
-            handle.seek(0)
-            archive = stack.enter_context(np.load(handle, allow_pickle=False))
-            if "meta" not in archive:
-                raise Error(f"{path}: not a tinygpt model: an archive without 'meta'")
-            meta = json.loads(archive["meta"].tobytes().decode("utf-8"))
-            if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-                raise Error(f"{path}: not a tinygpt model: its 'meta' is of another kind")
-            if meta.get("version") != VERSION:
-                raise Error(
-                    f"{path}: model format {meta.get('version')}, but this program reads "
-                    f"{VERSION}; upgrade tinygpt"
-                )
-            return {name: archive[name] for name in archive.files if name != "meta"}, meta
-    except PermissionError as error:
-        raise Error(f"{path}: cannot be read: {error.strerror}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise Error(f"{path}: a truncated or damaged model file ({reason})") from error
+    return None if saved is None else int(saved.training.get("step", 0))
 
 
 def _strip(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
-
-
-def _check_shapes(path: Path, c: Config, params: Mapping[str, Array]) -> None:
-    from tinygpt.model.transformer import layout
-
-    wanted = layout(c)
-    for name, shape in wanted.items():
-        if name not in params:
-            raise Error(f"{path}: the model file lacks {name!r}")
-        if params[name].shape != shape:
-            raise Error(
-                f"{path}: {name!r} has shape {params[name].shape}, the configuration says {shape}"
-            )
-    extra = sorted(set(params) - set(wanted))
-    if extra:
-        raise Error(f"{path}: the model file holds {extra[0]!r}, which the configuration does not")

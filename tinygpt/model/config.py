@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe.untrusted import parse_json, shown
 from tinygpt import UsageError
 
 CHOICES = {
@@ -31,6 +32,39 @@ CHOICES = {
 FLOAT_RANGE = {  # the smallest normal number and the largest
     "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
     "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023),
+}
+# A configuration may come from a stranger's file, whose size says nothing about what it asks for.
+# So every count has a bound, far above what this program is for, and what grows with the product
+# of several has one, too.
+MAX_FILE = 1 << 14  # bytes of a configuration file: ten times what all fields take
+MAX_TEXT = 4096  # bytes of a name or path
+MAX_TABLE = 1 << 22  # numbers in a table of fixed positions: 16 MB in float32
+MAX_CACHE = 1 << 28  # numbers in the keys and values of one full context: 1 GB
+_COUNT = 1 << 20
+BOUNDS: dict[str, tuple[float, float]] = {  # from, to
+    "vocab_size": (1, _COUNT),
+    "context": (1, 1 << 16),
+    "n_layer": (1, 1 << 10),
+    "n_head": (1, 1 << 10),
+    "n_kv_head": (0, 1 << 10),
+    "d_model": (1, 1 << 16),
+    "d_ff": (1, 1 << 18),
+    "reduced_from": (0, _COUNT),
+    "max_iters": (1, 1 << 40),
+    "warmup": (0, 1 << 40),
+    "batch_size": (1, _COUNT),
+    "accumulation": (1, _COUNT),
+    "shard_tokens": (1, 1 << 30),
+    "eval_interval": (0, 1 << 40),
+    "eval_batches": (1, 1 << 40),
+    "sample_interval": (0, 1 << 40),
+    "checkpoint_interval": (0, 1 << 40),
+    "log_interval": (1, 1 << 40),
+    "max_documents": (0, 1 << 40),
+    "seed": (0, (1 << 64) - 1),
+    **dict.fromkeys(
+        ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps"), (0, math.inf)
+    ),
 }
 TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a tokenizer's file
 
@@ -158,7 +192,7 @@ def coerce(key: str, value: Any) -> Any:
         "str": "text",
         "tuple[int, ...]": "whole numbers, as 0,256",
     }[kind]
-    wrong = UsageError(f"{key}: expected {wanted}, got {value!r}")
+    wrong = UsageError(f"{key}: expected {wanted}, got {shown(value)}")
     if kind == "str":
         if not isinstance(value, str):
             raise wrong
@@ -201,10 +235,10 @@ def _number(kind: type, value: Any, wrong: UsageError) -> Any:
             number = int(text) if text.lstrip("+-").isdigit() else float(text)
         else:
             number = value
-    except ValueError:
+        if not math.isfinite(number) or number != kind(number):
+            raise wrong
+    except (ValueError, OverflowError):  # a whole number may be too large for a float
         raise wrong from None
-    if not math.isfinite(number) or number != kind(number):
-        raise wrong
     return kind(number)
 
 
@@ -214,42 +248,16 @@ def _check(c: Config) -> None:
         if getattr(c, key) not in choices:
             raise UsageError(
                 f"{key}: expected one of {', '.join(choices)}, got "
-                f"{getattr(c, key)!r}{_nearest(str(getattr(c, key)), choices)}"
+                f"{shown(getattr(c, key))}{_nearest(getattr(c, key), choices)}"
             )
-    for key in (
-        "vocab_size",
-        "context",
-        "n_layer",
-        "n_head",
-        "d_model",
-        "d_ff",
-        "max_iters",
-        "batch_size",
-        "accumulation",
-        "shard_tokens",
-        "log_interval",
-        "eval_batches",
-    ):
-        if getattr(c, key) < 1:
-            raise UsageError(f"{key}: expected at least 1, got {getattr(c, key)}")
-    for key in (
-        "n_kv_head",
-        "warmup",
-        "eval_interval",
-        "sample_interval",
-        "checkpoint_interval",
-        "max_documents",
-        "reduced_from",
-        "lr",
-        "min_lr",
-        "weight_decay",
-        "grad_clip",
-        "norm_eps",
-        "eps",
-        "seed",
-    ):
-        if getattr(c, key) < 0:
-            raise UsageError(f"{key}: expected 0 or more, got {getattr(c, key)}")
+    for key, (least, most) in BOUNDS.items():
+        value = getattr(c, key)
+        if value < least:
+            floor = f"at least {least}" if least else "0 or more"
+            raise UsageError(f"{key}: expected {floor}, got {value}")
+        if value > most:
+            raise UsageError(f"{key}: expected at most {most:,}, got {shown(value)}")
+    _check_text(c)
     largest = FLOAT_RANGE[c.dtype][1]
     for key in ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps", "rope_theta"):
         if getattr(c, key) > largest:
@@ -272,8 +280,26 @@ def _check(c: Config) -> None:
         )
     if c.positions == "sinusoidal" and c.d_model % 2:
         raise UsageError(f"positions: sinusoidal needs an even d_model, got {c.d_model}")
-    if not c.windows or min(c.windows) < 0:
-        raise UsageError(f"windows: expected numbers of 0 or more, got {c.windows}")
+    if (
+        not 0 < len(c.windows) <= BOUNDS["n_layer"][1]
+        or not 0 <= min(c.windows) <= max(c.windows) <= 1 << 30
+    ):
+        raise UsageError(
+            f"windows: expected numbers from 0 to {1 << 30:,}, at most one a layer, got "
+            f"{shown(c.windows)}"
+        )
+    tables = {"rope": c.context * c.head_dim, "sinusoidal": c.context * c.d_model}
+    if tables.get(c.positions, 0) > MAX_TABLE:
+        raise UsageError(
+            f"context: a table of {c.context:,} {c.positions} positions exceeds the bound of "
+            f"{MAX_TABLE:,} numbers"
+        )
+    cache = 2 * c.n_layer * c.context * c.kv_heads * c.head_dim
+    if cache > MAX_CACHE:
+        raise UsageError(
+            f"context: the keys and values of {c.context:,} tokens in {c.n_layer} layers are "
+            f"{cache:,} numbers; expected at most {MAX_CACHE:,}"
+        )
     if c.head == "pinv" and c.vocab_size < c.d_model:
         raise UsageError(
             f"head: pinv needs a vocab_size of at least d_model, got {c.vocab_size} < {c.d_model}"
@@ -290,8 +316,22 @@ def _check(c: Config) -> None:
         )
 
 
+def _check_text(c: Config) -> None:
+    """Raise UsageError for text that no file could hold, or a name that leaves its folder."""
+    for key in ("name", "data", "tokenizer"):
+        text = getattr(c, key)
+        try:
+            sound = len(text.encode("utf-8")) <= MAX_TEXT and "\0" not in text
+        except UnicodeEncodeError:  # half of a surrogate pair
+            sound = False
+        if not sound:
+            raise UsageError(f"{key}: expected at most {MAX_TEXT} bytes of text, got {shown(text)}")
+    if not c.name.isprintable() or set(c.name) & set("/\\:") or c.name.strip(". ") != c.name:
+        raise UsageError(f"name: expected one that a folder can have, got {shown(c.name)}")
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
@@ -299,7 +339,7 @@ def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = list(known)
     hint = _nearest(word, known)
-    return UsageError(f"unknown {what} {word!r}{hint or '; known: ' + ', '.join(known)}")
+    return UsageError(f"unknown {what} {shown(word)}{hint or '; known: ' + ', '.join(known)}")
 
 
 def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
@@ -319,7 +359,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set: expected key=value, got {text!r}")
+            raise UsageError(f"--set: expected key=value, got {shown(text)}")
         values[key.strip()] = value.strip()
     return from_dict(values, config)
 
@@ -343,16 +383,14 @@ def dumps(config: Config, suffix: str) -> str:
 def loads(text: str, suffix: str, base: Config | None = None) -> Config:
     """The configuration in `text`, laid over `base`. Raises UsageError for what is not one."""
     try:
+        if len(text) > MAX_FILE:
+            raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
         if suffix == ".json":
-            values = json.loads(text)
+            values = parse_json(text.encode("utf-8", "surrogatepass"))
         elif suffix == ".toml":
             values = _parse_toml(text)
         elif suffix in (".yaml", ".yml"):
-            yaml = _yaml()
-            try:
-                values = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ValueError(" ".join(str(error).split())) from error
+            values = _parse_yaml(text)
         else:
             raise UsageError(
                 f"a configuration is .json, .toml, .yaml or .yml, not {suffix or 'bare'!r}"
@@ -360,7 +398,7 @@ def loads(text: str, suffix: str, base: Config | None = None) -> Config:
     except ValueError as error:  # both JSON's and TOML's errors are ValueErrors
         raise UsageError(f"not valid {suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"expected keys with values, got {type(values).__name__}")
+        raise UsageError(f"expected keys with values, got {shown(values)}")
     return from_dict(values, base)
 
 
@@ -368,7 +406,11 @@ def load(path: str | Path, base: Config | None = None) -> Config:
     """Read a configuration file."""
     path = Path(path)
     try:
-        return loads(path.read_text(encoding="utf-8"), path.suffix.lower(), base)
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        if len(raw) > MAX_FILE:
+            raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
+        return loads(raw.decode("utf-8"), path.suffix.lower(), base)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except UsageError as error:
@@ -391,6 +433,28 @@ def _yaml() -> Any:
     return yaml
 
 
+def _parse_yaml(text: str) -> Any:
+    """The text's keys and values as text, lists and dicts; `coerce` knows the types of fields.
+
+    YAML can do far more, and a stranger's file could ask for it: aliases make ten lines a billion
+    values, tags make objects. So the events are looked at before anything is made of them.
+    """
+    yaml = _yaml()
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                line = event.start_mark.line + 1
+                raise ValueError(f"line {line}: a configuration has no aliases and no tags")
+            if depth > 4:
+                raise ValueError(f"line {event.start_mark.line + 1}: nested too deeply")
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def _parse_toml(text: str) -> dict[str, Any]:
     try:
         import tomllib  # type: ignore[import-not-found]
@@ -402,4 +466,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
                 "TOML needs Python 3.11 or the extra 'toml': pip install "
                 "'tinygpt[toml]', or use .json"
             ) from None
-    return tomllib.loads(text)
+    try:
+        return dict(tomllib.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

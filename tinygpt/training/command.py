@@ -19,6 +19,7 @@ from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.training.compiling import compile_kernels
 from tinygpt.training.folder import check_folder, latest_folder, new_folder
+from tinygpt.training.optimizers import check_state
 from tinygpt.training.report import plan, tell
 from tinygpt.training.train import Run, Trainer
 
@@ -97,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
 def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Trainer]:
     """A trainer with its data, its threads and its compiled kernels."""
     dataset = streams.load(c, tell, saved.tokenizer if saved else None)
+    if saved and dataset.tokenizer != saved.tokenizer:
+        raise Error(f"{c.data}: not prepared with the tokenizer of this run, so not its data")
     c = fit_vocabulary(c, dataset)
     with mt.Workers(threads) as workers:
         if not workers.blas_limited:
@@ -120,7 +123,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]
     if not (out / "config.json").is_file():
         raise Error(f"{out}: no run to go on with (there is no config.json)")
     damage: list[str] = []
-    saved = checkpoint.load_latest(out / "checkpoint.npz", damage.append)
+    saved = checkpoint.load_latest(out / "checkpoint.npz", damage.append, check_state)
     for line in damage:
         tell(line)
     before = saved.config if saved else config.load(out / "config.json")

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
+from bpe.untrusted import shown
 from minitensor import optim
+from tinygpt import Error
+from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.config import Config
 
 Array = np.ndarray
@@ -80,7 +83,11 @@ def pack_optimizer(optimizer: Any) -> tuple[dict[str, Array], Any]:
 
 
 def unpack_optimizer(optimizer: Any, arrays: dict[str, Array], state: Any) -> None:
-    """Undo `pack_optimizer`."""
+    """Undo `pack_optimizer`. Raises Error unless `state` is that of such an optimiser.
+
+    The options of its groups come from the configuration, and all but the rate, which every step
+    sets, must be those of `optimizer`.
+    """
 
     def unpack(value: Any) -> Any:
         if isinstance(value, dict):
@@ -89,4 +96,44 @@ def unpack_optimizer(optimizer: Any, arrays: dict[str, Array], state: Any) -> No
             return {key: unpack(v) for key, v in value["dict"]}
         return [unpack(v) for v in value] if isinstance(value, list) else value
 
-    optimizer.load_state_dict(unpack(state))
+    try:
+        loaded = unpack(state)
+        parts = [(optimizer, loaded)]
+        if isinstance(optimizer, Together):
+            parts = list(zip(optimizer.parts, loaded["parts"], strict=True))
+        for part, theirs in parts:
+            _check_part(part, theirs)
+        optimizer.load_state_dict(loaded)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Error(
+            f"the training state is not one of this configuration's optimiser: {error}"
+        ) from error
+
+
+def _check_part(part: optim.Optimizer, saved: Any) -> None:
+    """Raise ValueError, or what a value of another type raises, unless `saved` fits `part`."""
+    groups = part.state_dict()["param_groups"]
+    for mine, theirs in zip(groups, saved["param_groups"], strict=True):
+        if mine.keys() != theirs.keys() or type(theirs["lr"]) not in (int, float):
+            raise ValueError(f"expected groups with {', '.join(mine)}, got {shown(list(theirs))}")
+        for key, value in mine.items():
+            value = list(value) if isinstance(value, tuple) else value
+            if theirs[key] != value and key != "lr":
+                raise ValueError(f"{key}: expected {shown(value)}, got {shown(theirs[key])}")
+    state = saved["state"]
+    if len(state) not in (0, len(part.parameters)) or set(state) - set(range(len(state))):
+        raise ValueError(f"expected moments of {len(part.parameters)} parameters or of none")
+    for entry in state.values():
+        if entry.keys() != {"step", *part.moments} or type(entry["step"]) is not int:
+            raise ValueError(f"expected step, {', '.join(part.moments)}, got {shown(list(entry))}")
+        if not all(isinstance(entry[name], np.ndarray) for name in part.moments):
+            raise ValueError(f"expected arrays as {', '.join(part.moments)}")
+        if entry["step"] < 1 or (entry.get("exp_avg_sq", np.zeros(1)) < 0).any():
+            raise ValueError("expected a step of at least 1 and squares of at least 0")
+
+
+def check_state(saved: Saved) -> None:
+    """Raise Error unless training can go on from the optimiser's state in a checkpoint."""
+    named = {name: mt.Tensor(value) for name, value in saved.params.items()}
+    state = saved.training.get("optimizer")
+    unpack_optimizer(make_optimizer(saved.config, named), saved.optim, state)
