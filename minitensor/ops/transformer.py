@@ -147,6 +147,7 @@ def gelu(x: Array, approximate: str = "none") -> Any:
     """x Φ(x) (Hendrycks & Gimpel 2016); Φ by erf, or by tanh with approximate="tanh".
 
     Backward: g (Φ(x) + x φ(x)) by the product rule, φ the normal density (or the tanh form's).
+    Of inf it is inf and of -inf NaN, as in PyTorch; the gradient there is not finite.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")

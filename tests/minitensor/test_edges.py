@@ -160,7 +160,8 @@ def test_gelu_of_infinity(approximate, which, monkeypatch):
             y = mt.gelu(x, approximate=approximate)
             (g,) = mt.grad(y.sum(), [x])
         same(y.data, [inf, nan, nan, 40, 0])
-        same(g, [nan, nan, nan, 1, 0])
+        assert not np.isfinite(g[:3]).any()
+        same(g[3:], [1, 0])
 
 
 # ---------------------------------------------------------- calls that mean something elsewhere
