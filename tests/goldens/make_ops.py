@@ -5,6 +5,7 @@ Ops: inputs, value and gradients, chosen for the corners (ties, limits, kinks, z
 Optimisers: parameters after each of six steps along fixed gradients.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,38 @@ def optimisers():
     return out
 
 
+def page():
+    """The left column of the tables of docs/pytorch.md, and what its names stand for."""
+    rng = np.random.default_rng(2)
+    shapes = {"x": (2, 3, 4), "a": (3, 4), "b": (3, 4), "w": (5, 4), "g": 4, "h": 4, "c": 5}
+    shapes |= {"z": (5, 3), "images": (5, 3, 2), "q": (1, 2, 3, 4), "k": (1, 2, 3, 4)}
+    shapes |= {"v": (1, 2, 3, 4)}
+    variables = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    variables |= {
+        "p": rng.dirichlet(np.ones(4), 3),
+        "ids": rng.integers(0, 3, (2, 3)),
+        "t": np.array([2, 1, 2, 2, 1]),
+        "t2": rng.integers(0, 3, (5, 2)),
+        "mask": rng.random((3, 4)) < 0.5,
+        "past": np.tril(np.ones((3, 3), bool)),
+    }
+    out = {f"var/{name}": array for name, array in variables.items()}
+    scope = {"torch": torch, "F": F, **{k: torch.tensor(v) for k, v in variables.items()}}
+    text = (HERE.parents[1] / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    tables = text.split("## The same call")[1].split("## Gradients")[0]
+    for cell in re.findall(r"^\| `(.*?)` \|", tables, flags=re.MULTILINE):
+        expression = cell.replace("\\|", "|")
+        result = eval(expression, scope)
+        parts = list(result) if isinstance(result, (list, tuple)) else [result]
+        out[f"{expression}/count"] = len(parts)
+        out |= {f"{expression}/{i}": np.asarray(part) for i, part in enumerate(parts)}
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(1, 2, 5, 4)), rng.normal(size=(2, 2, 3, 2))
+    out["conv2d"] = F.conv2d(T(x), T(w), stride=2, padding=1).numpy()
+    return out
+
+
 if __name__ == "__main__":
+    np.savez_compressed(HERE / "pytorch.npz", **page())
     np.savez_compressed(HERE / "ops.npz", **ops())
     np.savez_compressed(HERE / "optimisers.npz", **optimisers())
