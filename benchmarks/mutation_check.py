@@ -36,6 +36,7 @@ from minitensor import kernels, tape  # noqa: E402
 
 MODULES = [
     "ops.elementwise",
+    "ops.activation",
     "ops.reduce",
     "ops.shape",
     "ops.linalg",

@@ -168,6 +168,7 @@ def _class_weights(weight: Any, classes: int, dtype: Any) -> Array:
 def _cross_entropy_cases(rng: Rng) -> Cases:
     n = rng.standard_normal
     yield (n((3, 4)), np.array([0, 3, 1])), {}
+    yield (n(4), np.array(2)), {}
     yield (n((2, 2, 4)), np.array([[0, 3], [-100, 1]])), {"reduction": "sum", "axis": -1}
     yield (n((3, 4)), np.array([0, 3, 1])), {"reduction": "none", "label_smoothing": 0.2}
     yield (n((3, 4)), np.array([0, 2, 1])), {"ignore_index": 2, "label_smoothing": 0.1}
@@ -243,6 +244,7 @@ def _weighted(rows: Array, t: Array, used: Array, w: Array, s: float, scale: flo
 def _nll_cases(rng: Rng) -> Cases:
     (x,) = draw(rng, (3, 4))
     yield (x, np.array([0, 3, 1])), {}
+    yield (x[0], np.array(2)), {}
     yield (x, np.array([0, -100, 1])), {"weight": [1, 2, 3, 4], "reduction": "sum"}
     yield (*draw(rng, (2, 3, 2)), np.array([[0, 2], [1, 1]])), {"axis": 1, "reduction": "none"}
 

@@ -113,6 +113,8 @@ def cumsum(x: Array, axis: int) -> Any:
 
     x[i] has a part in y[i] and all after it, so its gradient is the running sum from the end.
     """
+    if axis is None:
+        raise ValueError("expected one axis, got None; flatten() makes one of all")
     (a,) = _axes(x, axis)
     return np.cumsum(x, a, dtype=_wide(x)), (lambda g: np.flip(np.cumsum(np.flip(g, a), a), a),)
 
