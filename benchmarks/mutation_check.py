@@ -40,6 +40,7 @@ from minitensor.kernels import gate  # noqa: E402
 
 MODULES = [
     "ops.elementwise",
+    "ops.activation",
     "ops.reduce",
     "ops.shape",
     "ops.linalg",

@@ -73,7 +73,7 @@ def attention(x, w):
     """Each token asks (q), all before it answer (k, v)."""
     x = show("normed", rms_norm(x, w["attn_norm.weight"]), "each token at mean square 1")
     qkv = show("qkv", x @ w["attn.qkv.weight"].T, "queries, keys and values side by side")
-    q, k, v = mt.split(qkv, [H * hd, (H + KV) * hd], axis=-1)
+    q, k, v = mt.split(qkv, [H * hd, KV * hd, KV * hd], axis=-1)
     q = show("q", rotate(heads(q, H)), "what each token looks for, by head")
     k = show("k", rotate(heads(k, KV)), "what each has to offer")
     v = show("v", heads(v, KV), "and what it hands over")

@@ -54,7 +54,7 @@ def compare(B=2, H=3, T=37, d=8):
     by_hand = [out, *backward(g, *arrays, P)]
 
     q, k, v = (mt.Tensor(a, requires_grad=True) for a in arrays)
-    fused = mt.attention(q, k, v)
+    fused = mt.attention(q, k, v, causal=True)
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(d)
     plain = mt.softmax(mt.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)) @ v
 
@@ -83,7 +83,7 @@ def measure(B=2, H=4, T=512, d=32, repeats=20):
         backward(g, q, k, v, P)
 
     def fused():
-        mt.grad(mt.attention(*leaves), leaves, g)
+        mt.grad(mt.attention(*leaves, causal=True), leaves, g)
 
     with mt.Workers(1):  # one thread for both
         for name, run, kept in (

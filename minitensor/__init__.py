@@ -26,13 +26,23 @@ from minitensor.tape import (
     observe,
     recording,
 )
-from minitensor.tensor import Op, Tensor, checkpoint, from_dlpack, grad, op, registry, tensor
+from minitensor.tensor import (
+    IndexArray,
+    Op,
+    Tensor,
+    checkpoint,
+    from_dlpack,
+    grad,
+    op,
+    registry,
+    tensor,
+)
 
 # fmt: off
 __all__ = [
-    *ops.__all__, "Array", "GradcheckError", "Op", "Part", "Tensor", "Workers", "checkpoint",
-    "detect_anomaly", "draw", "enable_grad", "fold", "from_dlpack", "grad", "gradcheck",
-    "is_grad_enabled", "load", "nn", "no_grad", "observe", "op", "ops", "optim", "recording",
-    "registry", "save", "tensor", "value_and_grad",
+    *ops.__all__, "Array", "GradcheckError", "IndexArray", "Op", "Part", "Tensor", "Workers",
+    "checkpoint", "detect_anomaly", "draw", "enable_grad", "fold", "from_dlpack", "grad",
+    "gradcheck", "is_grad_enabled", "load", "nn", "no_grad", "observe", "op", "ops", "optim",
+    "recording", "registry", "save", "tensor", "value_and_grad",
 ]
 # fmt: on

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from sys import getrefcount
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from minitensor.tape import Array, Backward, Hook, Node, mode, set_mode, walk
 _PACKAGE = str(Path(__file__).parent)
 registry: dict[str, Op] = {}
 Axis = int | tuple[int, ...] | None
+IndexArray = Annotated[np.ndarray, "IndexArray"]  # an input that chooses: integers or booleans
+FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
 class Op:
@@ -40,8 +42,17 @@ class Op:
 
     `cases(rng)` yields ``(inputs, options)``: a tuple of arrays (float64 ones are differentiated)
     and a dict of keyword arguments. The leading parameters annotated ``Array`` (or
-    ``np.ndarray``) are the inputs; all others are options, which take no tensors on the tape.
-    TypeError where an annotation is missing, or none says that there is an input.
+    ``np.ndarray``) are the inputs, and those annotated ``IndexArray`` choose among them; all others
+    are options, which take no tensors on the tape. TypeError where an annotation is missing, or
+    none says that there is an input.
+
+    Dtypes. A tensor holds booleans, integers, float32 or float64; anything else is a TypeError.
+    All inputs of a call get one dtype before the function sees them:
+
+    - with a floating one among them, the widest of these (float32 beside float64 is float64);
+    - if all are integers or booleans, float32; an op with `integers` (one that means something for
+      them, such as a sum or an indexing) keeps them, unless a Python float stands beside them;
+    - Python numbers, and lists of them, widen nothing; an IndexArray stays as it is.
     """
 
     def __init__(
@@ -49,10 +60,12 @@ class Op:
         fn: Callable[..., tuple[Array, Backward]],
         cases: Callable[..., Any],
         name: str | None = None,
+        integers: bool = False,
     ):
         self.fn = fn
         self.name = name or fn.__name__
         self.cases = cases
+        self.integers = integers
         functools.update_wrapper(self, fn)
         params = inspect.signature(fn).parameters.values()
         inputs = list(
@@ -62,6 +75,7 @@ class Op:
         )
         self.names = [p.name for p in inputs]
         self.defaults = {p.name: p.default for p in inputs if p.default is not p.empty}
+        self.chooses = {i for i, p in enumerate(inputs) if "IndexArray" in str(p.annotation)}
         self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
         bare = [p.name for p in params if p.annotation is p.empty]
         if bare or not inputs:
@@ -125,16 +139,19 @@ class Op:
             ]
         if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
             arrays = [a if a is None else Tensor(a)._array for a in arrays]
+        dtypes = {a.dtype for a in arrays if type(a) is np.ndarray}
+        if len(dtypes) != 1 or self.chooses or not dtypes <= FLOATS:
+            self._promote(arrays)
         outer, mode.recording = mode.recording, record
         start = time.perf_counter() if mode.observer else 0.0
         try:
             out, backward = self.fn(*arrays, *options, **kwargs)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
             text = str(error)
             if not text.startswith(f"{self.name}: "):
                 text = f"{self.name}: {text}; got {', '.join(map(_describe, arrays))}"
-            kind = IndexError if type(error) is IndexError else ValueError
-            raise kind(text) from error
+            kinds = (IndexError, TypeError, ValueError)
+            raise next((k for k in kinds if isinstance(error, k)), ValueError)(text) from error
         finally:
             mode.recording = outer
         if type(out) is not np.ndarray:
@@ -164,6 +181,46 @@ class Op:
             _check_finite(self.name, arrays, out, result._node)
         return result
 
+    def _promote(self, arrays: list[Any]) -> None:
+        """Give the inputs their common dtype, by the rule above, in this list."""
+        found: list[np.dtype[Any]] = []
+        number = False
+        for i, a in enumerate(arrays):
+            if not isinstance(a, np.ndarray):
+                number = number or type(a) is float
+                continue
+            accept(a.dtype, self.name)
+            if i not in self.chooses:
+                found.append(a.dtype)
+            elif a.dtype.kind == "f":
+                if a.size:
+                    raise TypeError(
+                        f"{self.name}: expected integers or booleans as {self.names[i]}, got "
+                        f"{_describe(a)}"
+                    )
+                arrays[i] = a.astype(np.int64)  # an empty list has no dtype of its own
+        floats = [d for d in found if d.kind == "f"]
+        if self.integers and not floats and not number:
+            if found and np.result_type(*found).kind == "f":
+                raise TypeError(
+                    f"{self.name}: {' and '.join(map(str, found))} have no common integer dtype; "
+                    "convert one of them with astype"
+                )
+            return
+        dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
+        for i, a in enumerate(arrays):
+            if isinstance(a, np.ndarray) and i not in self.chooses:
+                arrays[i] = a.astype(dtype, copy=False)
+
+
+def accept(dtype: np.dtype[Any], what: str) -> None:
+    """TypeError for a dtype that no tensor has."""
+    if dtype.kind not in "biu" and dtype not in FLOATS:
+        raise TypeError(
+            f"{what}: cannot hold {dtype}; expected booleans, integers, float32 or float64: "
+            "convert it first, for instance to float32"
+        )
+
 
 def op(
     fn: None = None,
@@ -171,6 +228,7 @@ def op(
     *,
     cases: Callable[..., Any] | None = None,
     name: str | None = None,
+    integers: bool = False,
     replace: bool = False,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Turn an array function that returns ``(result, backward)`` into a registered op on tensors.
@@ -179,7 +237,8 @@ def op(
     only those needed are called; or one function of the gradient that returns all of them; or
     ``None`` for a result without a gradient. A vjp may return a gradient of the broadcast shape
     (the walk adds up over the broadcast axes), or a `Part`. `name` is the function's if not given;
-    a name is taken once, unless `replace`.
+    a name is taken once, unless `replace`. `integers` says that the op keeps integers; without it
+    they come as floats (see `Op`).
     """
     if fn is not None or cases is None:
         raise TypeError(
@@ -189,7 +248,7 @@ def op(
     checked = cases
 
     def register(fn: Callable[..., Any]) -> Op:
-        operation = Op(fn, checked, name)
+        operation = Op(fn, checked, name, integers)
         if operation.name in registry and not replace:
             raise ValueError(
                 f"op: there is one called {operation.name!r}; choose another name, "
@@ -219,7 +278,7 @@ def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
     ]
     if array.dtype == np.float64 and not isinstance(x, np.ndarray):
         array = array.astype(np.result_type(*beside) if beside else np.float32)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiubc":
         raise TypeError(f"cannot make a tensor of {type(x).__name__}; give numbers or booleans")
     return array
 
@@ -255,8 +314,9 @@ class Tensor:
     """An n-dimensional array that remembers how it was made.
 
     `data` is anything NumPy makes an array of; it is copied. Python floats become float32; arrays
-    keep their dtype. Arithmetic, comparison and indexing follow NumPy; `requires_grad`, `grad`,
-    `backward`, `detach` mean what they mean in PyTorch, except that `grad` is a NumPy array.
+    keep their dtype: booleans, integers, float32 or float64 (TypeError for others; `Op` has the
+    rule for several together). Arithmetic, comparison and indexing follow NumPy; `requires_grad`,
+    `grad`, `backward`, `detach` mean what they mean in PyTorch, except that `grad` is an array.
     Leaves can be copied and pickled, with their gradient.
     """
 
@@ -278,8 +338,7 @@ class Tensor:
             and not isinstance(source, (np.ndarray, np.generic))
         ):
             array = array.astype(np.float32)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"Tensor: cannot hold {array.dtype}; give numbers or booleans")
+        accept(array.dtype, "Tensor")
         self._array, self._node, self._version, self.grad = array, None, [0, 0], None
         self.requires_grad = requires_grad
 
@@ -575,6 +634,10 @@ class Tensor:
     def __rmul__(self, other: Any) -> Tensor: return ops.mul(other, self)
     def __truediv__(self, other: Any) -> Tensor: return ops.div(self, other)
     def __rtruediv__(self, other: Any) -> Tensor: return ops.div(other, self)
+    def __floordiv__(self, other: Any) -> Tensor: return ops.floor_divide(self, other)
+    def __rfloordiv__(self, other: Any) -> Tensor: return ops.floor_divide(other, self)
+    def __mod__(self, other: Any) -> Tensor: return ops.remainder(self, other)
+    def __rmod__(self, other: Any) -> Tensor: return ops.remainder(other, self)
     def __pow__(self, other: Any) -> Tensor: return ops.pow(self, other)
     def __rpow__(self, other: Any) -> Tensor: return ops.pow(other, self)
     def __matmul__(self, other: Any) -> Tensor: return ops.matmul(self, other)
@@ -582,19 +645,27 @@ class Tensor:
     def __neg__(self) -> Tensor: return ops.neg(self)
     def __abs__(self) -> Tensor: return ops.abs(self)
     def __getitem__(self, index: Any) -> Tensor: return ops.getitem(self, index)
-    def __invert__(self) -> Tensor: return Tensor._wrap(~self._array)
-    def __lt__(self, other: Any) -> Tensor: return _compare(np.less, self, other)
-    def __le__(self, other: Any) -> Tensor: return _compare(np.less_equal, self, other)
-    def __gt__(self, other: Any) -> Tensor: return _compare(np.greater, self, other)
-    def __ge__(self, other: Any) -> Tensor: return _compare(np.greater_equal, self, other)
-    def __eq__(self, other: Any) -> Tensor: return _compare(np.equal, self, other)  # type: ignore[override]
-    def __ne__(self, other: Any) -> Tensor: return _compare(np.not_equal, self, other)  # type: ignore[override]
+    def __invert__(self) -> Tensor: return _plainly("~", np.invert, self)
+    def __and__(self, other: Any) -> Tensor: return _plainly("&", np.bitwise_and, self, other)
+    def __rand__(self, other: Any) -> Tensor: return _plainly("&", np.bitwise_and, other, self)
+    def __or__(self, other: Any) -> Tensor: return _plainly("|", np.bitwise_or, self, other)
+    def __ror__(self, other: Any) -> Tensor: return _plainly("|", np.bitwise_or, other, self)
+    def __xor__(self, other: Any) -> Tensor: return _plainly("^", np.bitwise_xor, self, other)
+    def __rxor__(self, other: Any) -> Tensor: return _plainly("^", np.bitwise_xor, other, self)
+    def __lt__(self, other: Any) -> Tensor: return _plainly("<", np.less, self, other)
+    def __le__(self, other: Any) -> Tensor: return _plainly("<=", np.less_equal, self, other)
+    def __gt__(self, other: Any) -> Tensor: return _plainly(">", np.greater, self, other)
+    def __ge__(self, other: Any) -> Tensor: return _plainly(">=", np.greater_equal, self, other)
+    def __eq__(self, other: Any) -> Tensor: return _plainly("==", np.equal, self, other)  # type: ignore[override]
+    def __ne__(self, other: Any) -> Tensor: return _plainly("!=", np.not_equal, self, other)  # type: ignore[override]
 
     __hash__ = object.__hash__  # by identity, as a key of dicts and sets
 
     def abs(self) -> Tensor: return ops.abs(self)
     def exp(self) -> Tensor: return ops.exp(self)
+    def expm1(self) -> Tensor: return ops.expm1(self)
     def log(self) -> Tensor: return ops.log(self)
+    def log1p(self) -> Tensor: return ops.log1p(self)
     def sqrt(self) -> Tensor: return ops.sqrt(self)
     def rsqrt(self) -> Tensor: return ops.rsqrt(self)
     def sin(self) -> Tensor: return ops.sin(self)
@@ -604,11 +675,27 @@ class Tensor:
     def relu(self) -> Tensor: return ops.relu(self)
     def softmax(self, axis: int = -1) -> Tensor: return ops.softmax(self, axis)
     def log_softmax(self, axis: int = -1) -> Tensor: return ops.log_softmax(self, axis)
+    def cumsum(self, axis: int) -> Tensor: return ops.cumsum(self, axis)
     def squeeze(self, axis: Axis = None) -> Tensor: return ops.squeeze(self, axis)
     def unsqueeze(self, axis: Any) -> Tensor: return ops.unsqueeze(self, axis)
     def astype(self, dtype: Any) -> Tensor: return ops.astype(self, dtype)
-    def swapaxes(self, axis1: int, axis2: int) -> Tensor: return ops.swapaxes(self, axis1, axis2)
+    def clone(self) -> Tensor: return ops.clone(self)
+    def transpose(self, *axes: int) -> Tensor: return ops.transpose(self, *axes)
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor: return ops.transpose(self, axis1, axis2)
+    def permute(self, *axes: Any) -> Tensor: return ops.permute(self, _listed(axes))
+    def reshape(self, *shape: Any) -> Tensor: return ops.reshape(self, _listed(shape))
+    def view(self, *shape: Any) -> Tensor: return ops.reshape(self, _listed(shape))
+    def flatten(self, start: int = 0, end: int = -1) -> Tensor: return ops.flatten(self, start, end)
+    def expand(self, *shape: Any) -> Tensor: return ops.expand(self, _listed(shape))
+    def repeat(self, *times: Any) -> Tensor: return ops.repeat(self, _listed(times))
+    def flip(self, *axes: Any) -> Tensor: return ops.flip(self, _listed(axes))
+    def tril(self, k: int = 0) -> Tensor: return ops.tril(self, k)
+    def triu(self, k: int = 0) -> Tensor: return ops.triu(self, k)
+    def gather(self, axis: int, index: Any) -> Tensor: return ops.gather(self, axis, index)
     # fmt: on
+
+    def masked_fill(self, mask: Any, value: Any) -> Tensor:
+        return ops.masked_fill(self, mask, value)
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.sum(self, axis, keepdims)
@@ -616,48 +703,72 @@ class Tensor:
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.mean(self, axis, keepdims)
 
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    def prod(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.prod(self, axis, keepdims)
+
+    def max(self, axis: int | None = None, keepdims: bool = False) -> Any:
         return ops.max(self, axis, keepdims)
 
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    def min(self, axis: int | None = None, keepdims: bool = False) -> Any:
         return ops.min(self, axis, keepdims)
+
+    def amax(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.amax(self, axis, keepdims)
+
+    def amin(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.amin(self, axis, keepdims)
 
     def logsumexp(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         return ops.logsumexp(self, axis, keepdims)
 
-    def argmax(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
         return ops.argmax(self, axis, keepdims)
 
-    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-        return ops.var(self, axis, keepdims, ddof)
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        return ops.argmin(self, axis, keepdims)
 
-    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-        return ops.std(self, axis, keepdims, ddof)
+    def any(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.any(self, axis, keepdims)
+
+    def all(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.all(self, axis, keepdims)
+
+    def var(self, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Tensor:
+        return ops.var(self, axis, correction=correction, keepdims=keepdims)
+
+    def std(self, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Tensor:
+        return ops.std(self, axis, correction=correction, keepdims=keepdims)
 
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
         return ops.clip(self, low, high)
 
-    def reshape(self, *shape: Any) -> Tensor:
-        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+    def split(self, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+        return ops.split(self, size, axis)
 
-    def transpose(self, *axes: Any) -> Tensor:
-        listed = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
-        return ops.transpose(self, listed or None)
-
-    def expand(self, *shape: Any) -> Tensor:
-        listed = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return ops.expand(self, listed)
+    def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
+        return ops.chunk(self, chunks, axis)
 
     @property
     def T(self) -> Tensor:
         """All axes reversed."""
-        return ops.transpose(self)
+        return ops.permute(self, range(self.ndim)[::-1])
 
 
-def _compare(how: Callable[..., Any], a: Any, b: Any) -> Tensor:
-    """Elementwise comparison: a boolean tensor, without a gradient."""
-    a, b = (x._array if isinstance(x, Tensor) else x for x in (a, b))
-    return Tensor._wrap(np.asarray(how(a, b)))
+def _listed(values: tuple[Any, ...]) -> Any:
+    """The arguments of ``x.reshape(2, 3)``, or the one list of ``x.reshape([2, 3])``."""
+    return values[0] if len(values) == 1 and not isinstance(values[0], int) else values
+
+
+def _plainly(symbol: str, how: Callable[..., Any], *operands: Any) -> Tensor:
+    """A comparison or a logical operation, element by element: without a gradient."""
+    arrays = [x._array if isinstance(x, Tensor) else x for x in operands]
+    try:
+        return Tensor._wrap(np.asarray(how(*arrays)))
+    except (TypeError, ValueError) as error:
+        what = ", ".join(map(_describe, arrays))
+        if isinstance(error, TypeError):
+            raise TypeError(f"{symbol}: expected booleans or integers, got {what}") from error
+        raise ValueError(f"{symbol}: {error}; got {what}") from error
 
 
 def _restore(kind: type[Tensor], array: Array, learned: bool, grad: Array | None) -> Tensor:

@@ -192,7 +192,7 @@ def test_every_rung_of_the_sublayer_is_right():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer"])
+@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer", "pytorch"])
 def test_the_code_of_a_page_prints_what_stands_below_it(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(PRINTS, text, flags=re.DOTALL)

@@ -25,7 +25,8 @@ def gelu_of(z, tanh):
     one = typed(z, 1)
     if tanh:
         u = typed(z, SQRT_2_PI) * (z + typed(z, 0.044715) * z * z * z)
-        return z - z / (exp(u + u) + one)  # 0.5 z (1 + tanh u)
+        bounded = z if z < typed(z, 3e38) else typed(z, 3e38)  # inf / inf would be NaN
+        return z - bounded / (exp(u + u) + one)  # 0.5 z (1 + tanh u)
     return typed(z, 0.5) * z * (one + erf(z * typed(z, math.sqrt(0.5))))
 
 

@@ -30,10 +30,6 @@ def entropy(logits, targets, ignore_index, smoothing, factor):
         t = targets[n]
         used = t != ignore_index
         target, mean = row[t if used else 0], dt(0)
-        if smoothing > 0:
-            for v in range(V):
-                mean += row[v]
-            mean /= V
         top = splat(row[0])
         for v in range(0, whole, LANES):
             top = larger(load(flat, o + v), top)
@@ -42,6 +38,10 @@ def entropy(logits, targets, ignore_index, smoothing, factor):
             m = x if x > m else m
         for v in range(whole, V):
             m = row[v] if row[v] > m else m
+        if smoothing > 0:
+            for v in range(V):
+                mean += row[v] - m
+            mean /= V
         sums = splat(dt(0))
         for v in range(0, whole, LANES):
             e = exp_negative(load(flat, o + v) - m)
@@ -59,7 +59,8 @@ def entropy(logits, targets, ignore_index, smoothing, factor):
             row[v] = row[v] * times - less
         if used:
             row[t] -= factor * (1 - smoothing)
-            loss[n] = m + math.log(total) - (1 - smoothing) * target - smoothing * mean
+            # The differences first: beside a large m the logarithm would be rounded away.
+            loss[n] = math.log(total) - (1 - smoothing) * (target - m) - smoothing * mean
         else:
             loss[n] = 0
     return loss

@@ -264,15 +264,14 @@ def cross_entropy(
     With p = softmax(z) and the target distribution t = (1−s) onehot + s/V: loss = −Σ t log p and
     dz = factor (p − t). Rows whose target is `ignore_index` have a loss and a gradient of 0.
     """
-    top = logits.max(axis=1, keepdims=True)
-    e = np.exp(logits - top)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    e = np.exp(shifted)
     total = e.sum(axis=1, keepdims=True)
-    lse = np.log(total) + top
     rows, used = np.arange(len(targets)), targets != ignore_index
     index = np.where(used, targets, 0)
-    loss = lse[:, 0] - (1 - smoothing) * logits[rows, index]
+    loss = np.log(total[:, 0]) - (1 - smoothing) * shifted[rows, index]
     if smoothing:
-        loss -= smoothing * logits.mean(axis=1)
+        loss -= smoothing * shifted.mean(axis=1)
     logits[...] = e / total - smoothing / logits.shape[1]
     logits[rows, index] -= 1 - smoothing
     logits *= np.where(used, factor, 0).astype(logits.dtype)[:, None]

@@ -245,7 +245,7 @@ class BCEWithLogitsLoss(MSELoss):
 
 
 class CrossEntropyLoss(Module):
-    """-log softmax of the right class: logits (..., classes), targets (...); the options are those
+    """-log softmax of the right class: logits (N, classes), targets (N,); the options are those
     of `minitensor.cross_entropy`."""
 
     def __init__(self, **options: Any):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minitensor.ops.elementwise import Cases, _pair, draw
+from minitensor.ops.elementwise import Cases, draw
 from minitensor.tape import Array
 from minitensor.tensor import Tensor, op
 
@@ -37,7 +37,7 @@ def _matmul_cases(rng: np.random.Generator) -> Cases:
         yield draw(rng, *shapes), {}
 
 
-@op(cases=_matmul_cases)
+@op(cases=_matmul_cases, integers=True)
 def matmul(a: Array, b: Array) -> Any:
     """a @ b by NumPy's rules: (..., n, k) @ (..., k, m) -> (..., n, m), leading axes broadcast; an
     operand of one axis is a row on the left and a column on the right, and that axis is dropped.
@@ -46,7 +46,6 @@ def matmul(a: Array, b: Array) -> Any:
     into rows, so that each of the three products is a single large one.
     Errors: ValueError if the inner lengths differ or an operand is a number.
     """
-    a, b = _pair(a, b)
     if not (np.ndim(a) and np.ndim(b)):
         raise ValueError("an operand has no axes; use * to scale by a number")
     row, column = a.ndim == 1, b.ndim == 1
@@ -73,10 +72,12 @@ def matmul(a: Array, b: Array) -> Any:
     return (out[..., 0] if column else out), (left, right)
 
 
-@op(cases=lambda rng: iter([(draw(rng, (3,), (4,)), {}), (draw(rng, (0,), (2,)), {})]))
+@op(
+    cases=lambda rng: iter([(draw(rng, (3,), (4,)), {}), (draw(rng, (0,), (2,)), {})]),
+    integers=True,
+)
 def outer(a: Array, b: Array) -> Any:
     """y[i, j] = a[i] b[j] of two vectors. dY = da bᵀ + a dbᵀ, so a gets G b and b gets Gᵀ a."""
-    a, b = _pair(a, b)
     if a.ndim != 1 or b.ndim != 1:
         raise ValueError("needs two vectors")
     return a[:, None] * b, (lambda g: g @ b, lambda g: a @ g)
@@ -142,7 +143,7 @@ def _einsum_cases(rng: np.random.Generator) -> Cases:
         yield draw(rng, *shapes), {"subscripts": subscripts}
 
 
-@op(name="einsum", cases=_einsum_cases)
+@op(name="einsum", cases=_einsum_cases, integers=True)
 def _einsum(*operands: Array, subscripts: str) -> Any:
     terms, right = _parse(subscripts, operands)
     y = np.einsum(f"{','.join(terms)}->{right}", *operands, optimize=len(operands) > 1)

@@ -3,13 +3,14 @@
 Each is a linear map that copies every element of the input to one, several or no places of the
 output, so its backward gathers: an element gets the sum of the gradients of its copies.
 
-Where NumPy returns a view, so do these. Dtypes are kept (but by `astype`). Errors: ValueError or
-IndexError that names the op and the shapes.
+Where NumPy returns a view, so do these (but `clone`). Dtypes are kept, integers too (but by
+`astype`). Errors: ValueError or IndexError that names the op and the shapes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from minitensor.ops.elementwise import Cases, draw
 from minitensor.tape import Array, Part
-from minitensor.tensor import Tensor, op
+from minitensor.tensor import IndexArray, Tensor, accept, op
 
 
 def _reshape_cases(rng: np.random.Generator) -> Cases:
@@ -27,7 +28,7 @@ def _reshape_cases(rng: np.random.Generator) -> Cases:
     yield (draw(rng, (3, 4))[0].T,), {"shape": (2, 6)}
 
 
-@op(cases=_reshape_cases)
+@op(cases=_reshape_cases, integers=True)
 def reshape(x: Array, shape: int | Sequence[int]) -> Any:
     """The same elements in row-major order under another shape; one length may be -1 ("the rest").
 
@@ -36,40 +37,71 @@ def reshape(x: Array, shape: int | Sequence[int]) -> Any:
     return x.reshape(shape), (lambda g: g.reshape(x.shape),)
 
 
+def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
+    """The axes from `start` to `end`, both included, as one: a `reshape`."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    if not x.ndim:
+        return reshape(x, 1)
+    first, last = start % x.ndim, end % x.ndim
+    if not (-x.ndim <= start < x.ndim and -x.ndim <= end < x.ndim and first <= last):
+        raise ValueError(f"flatten: no axes from {start} to {end} in shape {x.shape}")
+    shape = x.shape
+    return reshape(x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
+
+
+@op(cases=lambda rng: ((draw(rng, shape), {}) for shape in ((2, 3), ())), integers=True)
+def clone(x: Array) -> Any:
+    """A copy; the gradient passes. ``x.detach().clone()`` leaves the history behind."""
+    return x.copy(), (lambda g: g,)
+
+
 @op(
     cases=lambda rng: (
-        (draw(rng, (2, 3, 4)), {"axes": axes}) for axes in (None, (1, 0, 2), (2, 0, 1), (-1, 0, 1))
-    )
+        (draw(rng, (2, 3, 4)), {"axes": axes}) for axes in ((1, 0, 2), (2, 0, 1), (-1, 0, 1))
+    ),
+    integers=True,
 )
-def transpose(x: Array, axes: Sequence[int] | None = None) -> Any:
-    """Axes in another order: axis i of the result is axis ``axes[i]`` (all reversed if None).
+def permute(x: Array, axes: Sequence[int]) -> Any:
+    """Axes in another order: axis i of the result is axis ``axes[i]``.
 
-    The gradient is transposed by the inverse permutation.
+    The gradient is permuted by the inverse permutation.
     """
-    if axes is None:
-        return x.T, (lambda g: g.T,)
+    y = x.transpose(tuple(axes))
     inverse = np.argsort([a % x.ndim for a in axes]) if x.ndim else ()
-    return x.transpose(axes), (lambda g: g.transpose(inverse),)
+    return y, (lambda g: g.transpose(inverse),)
 
 
 @op(
     cases=lambda rng: (
         (draw(rng, (2, 3, 4)), {"axis1": a, "axis2": b}) for a, b in ((0, 1), (-1, 0), (1, 1))
-    )
+    ),
+    integers=True,
 )
-def swapaxes(x: Array, axis1: int, axis2: int) -> Any:
-    """Exchange two axes; the gradient has them exchanged again."""
+def transpose(x: Array, axis1: Any = None, axis2: Any = None, *more: Any) -> Any:
+    """Exchange two axes, as in PyTorch (NumPy's transpose, of all axes, is `permute`); the gradient
+    has them exchanged again."""
+    if more or not (isinstance(axis1, int) and isinstance(axis2, int)):
+        raise TypeError("expected two axes to exchange; permute takes all in their new order")
     return x.swapaxes(axis1, axis2), (lambda g: g.swapaxes(axis1, axis2),)
 
 
-@op(cases=lambda rng: ((draw(rng, (1, 3, 1)), {"axis": axis}) for axis in (None, 0, -1, (0, 2))))
+swapaxes = transpose  # both names mean this in PyTorch, and this one in NumPy too
+
+
+@op(
+    cases=lambda rng: ((draw(rng, (1, 3, 1)), {"axis": axis}) for axis in (None, 0, -1, (0, 2))),
+    integers=True,
+)
 def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
     """Drop axes of length 1 (all of them if None; ValueError if one is longer). The gradient gets
     them back."""
     return x.squeeze(axis), (lambda g: g.reshape(x.shape),)
 
 
-@op(cases=lambda rng: ((draw(rng, (2, 3)), {"axis": axis}) for axis in (0, 1, -1, (0, 3))))
+@op(
+    cases=lambda rng: ((draw(rng, (2, 3)), {"axis": axis}) for axis in (0, 1, -1, (0, 3))),
+    integers=True,
+)
 def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
     """Insert axes of length 1 at the places `axis` of the result; the gradient loses them."""
     return np.expand_dims(x, axis), (lambda g: g.reshape(x.shape),)
@@ -82,7 +114,8 @@ def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
             (draw(rng, (2, 1)), {"shape": (-1, 3)}),
             (draw(rng, ()), {"shape": (2, 0)}),
         ]
-    )
+    ),
+    integers=True,
 )
 def expand(x: Array, shape: Sequence[int]) -> Any:
     """Repeat along axes of length 1, or new leading ones, up to `shape` (-1 keeps a length).
@@ -102,7 +135,8 @@ def expand(x: Array, shape: Sequence[int]) -> Any:
             (draw(rng, (2, 3), (2, 1)), {"axis": -1}),
             (draw(rng, (2,)), {}),
         ]
-    )
+    ),
+    integers=True,
 )
 def concat(*xs: Array, axis: int = 0) -> Any:
     """Tensors (separate arguments or one list) one after the other along an existing axis.
@@ -114,7 +148,13 @@ def concat(*xs: Array, axis: int = 0) -> Any:
     return y, lambda g: tuple(np.split(g, cuts, axis))
 
 
-@op(cases=lambda rng: ((draw(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)))
+cat = concat  # PyTorch has both names too
+
+
+@op(
+    cases=lambda rng: ((draw(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)),
+    integers=True,
+)
 def stack(*xs: Array, axis: int = 0) -> Any:
     """Tensors of one shape (separate arguments or one list) side by side along a new axis.
 
@@ -123,47 +163,112 @@ def stack(*xs: Array, axis: int = 0) -> Any:
     return np.stack(xs, axis), lambda g: tuple(np.moveaxis(g, axis, 0))
 
 
-def split(x: Tensor, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """Cut along `axis` into `sections` equal parts, or before each index in `sections`, as NumPy.
+def split(x: Any, size: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """Cut along `axis` into parts of `size`, the last one perhaps shorter, or of the sizes in a
+    list, as in PyTorch (NumPy's split takes a number of parts: that is `chunk`).
 
     Every part is an indexing `x[..., i:j]`, and its gradient is added into that place of x's.
     """
     x = x if isinstance(x, Tensor) else Tensor(x)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"split: axis {axis} does not exist in {x.ndim} axes")
     n = x.shape[axis]
-    if isinstance(sections, int):
-        if sections < 1 or n % sections:
+    if isinstance(size, (int, np.integer)):
+        if size < 1:
+            raise ValueError(f"split: the size of a part is {size}; it must be positive")
+        sizes = [min(int(size), n - i) for i in range(0, n, int(size))] or [0]
+    else:
+        sizes = [int(part) for part in size]
+        if sum(sizes) != n or min(sizes, default=0) < 0:
             raise ValueError(
-                f"split: an axis of length {n} has no {sections} equal parts; give "
-                "the indices at which to cut"
+                f"split: the sizes {sizes} must add up to {n}, the length of axis {axis}; they are "
+                "lengths of the parts, not places to cut"
             )
-        sections = range(n // sections, n, n // sections) if n else [0] * (sections - 1)
-    cuts = [0, *sections, n]
     lead = (slice(None),) * (axis % x.ndim)
-    return [getitem(x, (*lead, slice(i, j))) for i, j in itertools.pairwise(cuts)]
+    ends = list(itertools.accumulate(sizes))
+    return [getitem(x, (*lead, slice(j - n, j))) for j, n in zip(ends, sizes, strict=True)]
+
+
+def chunk(x: Any, chunks: int, axis: int = 0) -> list[Tensor]:
+    """Cut along `axis` into `chunks` parts of one length; ValueError if that is not possible."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"chunk: axis {axis} does not exist in {x.ndim} axes")
+    n = x.shape[axis]
+    if chunks < 1 or n % chunks:
+        raise ValueError(
+            f"chunk: an axis of length {n} has no {chunks} equal parts; split takes their sizes"
+        )
+    return split(x, [n // chunks] * chunks, axis)
 
 
 @op(
     cases=lambda rng: iter(
         [
-            (draw(rng, (2, 3)), {"width": [(1, 0), (2, 1)]}),
-            (draw(rng, (2, 3)), {"width": 1, "value": 3.0}),
-            (draw(rng, (3,)), {"width": (0, 2)}),
+            (draw(rng, (2, 3)), {"width": (2, 1, 1, 0)}),
+            (draw(rng, (2, 3)), {"width": (1, 1), "value": 3.0}),
+            (draw(rng, ()), {"width": ()}),
         ]
-    )
+    ),
+    integers=True,
 )
-def pad(x: Array, width: Any, value: float = 0.0) -> Any:
-    """`value` around the elements: `width` is a number, a pair (before, after) for every axis, or
-    one pair per axis. The gradient of the inside passes; that of the padding is dropped.
+def pad(x: Array, width: Sequence[int], value: float = 0.0) -> Any:
+    """`value` around the elements. `width` counts them as in PyTorch, the last axis first:
+    (before, after) of the last axis, then of the one before it, and so on; axes that are not
+    named stay. The gradient of the inside passes; that of the rim is dropped.
     """
-    pairs = np.broadcast_to(width, (x.ndim, 2)).tolist()
+    if (
+        np.ndim(width) != 1
+        or len(width) % 2
+        or len(width) > 2 * x.ndim
+        or np.any(np.less(width, 0))
+    ):
+        raise ValueError(
+            f"width is {width}; expected one flat sequence (before, after, before, after, ...) of "
+            f"numbers from 0 that begins with the last axis, for at most {x.ndim} axes"
+        )
+    if x.dtype.kind != "f" and value != int(value):
+        raise ValueError(f"{x.dtype} has no value {value}; convert the tensor with astype first")
+    given = [(int(a), int(b)) for a, b in zip(width[::2], width[1::2], strict=True)]
+    pairs = [(0, 0)] * (x.ndim - len(given)) + given[::-1]
     inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=True))
-    return np.pad(x, pairs, constant_values=value), (lambda g: g[inside],)
+    y = np.pad(x, pairs, constant_values=value) if x.ndim else x.copy()
+    return y, (lambda g: g[inside],)
+
+
+@op(
+    cases=lambda rng: (
+        (draw(rng, shape), {"times": times})
+        for shape, times in (((2, 3), (2, 1)), ((3,), (2, 2)), ((), (3,)), ((2,), (0,)))
+    ),
+    integers=True,
+)
+def repeat(x: Array, times: Sequence[int]) -> Any:
+    """The whole tensor `times[i]` times along axis i, in memory, as in PyTorch (NumPy: tile); more
+    numbers than axes make new leading ones. An element gets the sum of its copies' gradients."""
+    if len(times) < x.ndim:
+        raise ValueError(f"expected at least {x.ndim} numbers, one an axis, got {tuple(times)}")
+    shape = (1,) * (len(times) - x.ndim) + x.shape
+    pairs = [n for pair in zip(times, shape, strict=True) for n in pair]
+    every_other = tuple(range(0, len(pairs), 2))
+    return np.tile(x, times), (lambda g: g.reshape(pairs).sum(axis=every_other).reshape(x.shape),)
+
+
+@op(
+    cases=lambda rng: ((draw(rng, (2, 3)), {"axes": axes}) for axes in (0, (0, 1), -1, ())),
+    integers=True,
+)
+def flip(x: Array, axes: int | Sequence[int]) -> Any:
+    """The elements in the opposite order along these axes; so is the gradient."""
+    axes = axes if isinstance(axes, int) else tuple(axes)
+    return np.flip(x, axes), (lambda g: np.flip(g, axes),)
 
 
 @op(
     cases=lambda rng: (
         (draw(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
-    )
+    ),
+    integers=True,
 )
 def tril(x: Array, k: int = 0) -> Any:
     """The lower triangle of the last two axes (on and under diagonal k), 0 above; so is the
@@ -173,9 +278,25 @@ def tril(x: Array, k: int = 0) -> Any:
     return np.tril(x, k), (lambda g: np.tril(g, k),)
 
 
-@op(cases=lambda rng: iter([(draw(rng, (2, 3)), {"dtype": np.float64})]))
+@op(
+    cases=lambda rng: (
+        (draw(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
+    ),
+    integers=True,
+)
+def triu(x: Array, k: int = 0) -> Any:
+    """The upper triangle of the last two axes (on and over diagonal k), 0 below; so is the
+    gradient's."""
+    if x.ndim < 2:
+        raise ValueError("needs at least 2 axes")
+    return np.triu(x, k), (lambda g: np.triu(g, k),)
+
+
+@op(cases=lambda rng: iter([(draw(rng, (2, 3)), {"dtype": np.float64})]), integers=True)
 def astype(x: Array, dtype: Any) -> Any:
-    """The values in another dtype (a copy). The gradient is cast back by the walk."""
+    """The values in another dtype that tensors have (a copy). The gradient is cast back by the
+    walk; to integers there is none."""
+    accept(np.dtype(dtype), "astype")
     y = x.astype(dtype)
     return y, (lambda g: g,) if y.dtype.kind == "f" else None
 
@@ -201,7 +322,7 @@ def _index_cases(rng: np.random.Generator) -> Cases:
         yield (x,), {"index": index}
 
 
-@op(cases=_index_cases)
+@op(cases=_index_cases, integers=True)
 def getitem(x: Array, index: Any) -> Any:
     """x[index], with every index NumPy knows: numbers, slices, None, ..., masks, integer arrays.
 
@@ -219,11 +340,46 @@ def getitem(x: Array, index: Any) -> Any:
     if "i" not in kinds and "u" not in kinds:
         return y, (lambda g: Part(index, g),)  # every place at most once
 
-    def scatter(g: Array) -> Array:
-        places = np.arange(x.size).reshape(x.shape)[index]
-        return np.bincount(places.ravel(), g.ravel(), x.size).astype(x.dtype).reshape(x.shape)
+    return y, (lambda g: _scatter(g, x, np.arange(x.size).reshape(x.shape)[index]),)
 
-    return y, (scatter,)
+
+def _scatter(g: Array, x: Array, places: Array) -> Array:
+    """An array like x with each g added at its place, counted in the flattened x."""
+    return np.bincount(places.ravel(), g.ravel(), x.size).astype(x.dtype).reshape(x.shape)
+
+
+def _gather_cases(rng: np.random.Generator) -> Cases:
+    yield (*draw(rng, (3, 4)), rng.integers(0, 4, (3, 2))), {"axis": 1}
+    yield (*draw(rng, (3, 4)), rng.integers(0, 3, (5, 2))), {"axis": -2}
+
+
+@op(name="gather", cases=_gather_cases, integers=True)
+def _gather(x: Array, index: IndexArray, axis: int) -> Any:
+    if x.ndim != index.ndim or not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"expected an index with the axes of x, and one of them, not {axis}")
+    axis %= x.ndim
+    if any(m > n for a, (m, n) in enumerate(zip(index.shape, x.shape, strict=True)) if a != axis):
+        raise ValueError(f"the index is longer than x along an axis other than {axis}")
+    if index.size and (index.min() < 0 or index.max() >= x.shape[axis]):
+        raise IndexError(f"the index must be from 0 to {x.shape[axis] - 1}")
+    part = tuple(slice(None) if a == axis else slice(n) for a, n in enumerate(index.shape))
+
+    def places() -> Array:
+        return np.take_along_axis(np.arange(x.size).reshape(x.shape)[part], index, axis)
+
+    return np.take_along_axis(x[part], index, axis), (lambda g: _scatter(g, x, places()), None)
+
+
+def gather(x: Any, axis: int, index: Any) -> Tensor:
+    """One element for each place of `index`, with the place's own position along every other axis:
+    y[i, j] = x[index[i, j], j] along axis 0, x[i, index[i, j]] along axis 1. Shape: the index's.
+
+    A place of x that was taken several times gets the sum of the gradients.
+    """
+    return _gather(x, index, axis)
+
+
+_gather.__doc__ = gather.__doc__
 
 
 def _plain(index: Any) -> Any:

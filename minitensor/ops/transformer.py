@@ -1,4 +1,4 @@
-"""What a transformer is made of: linear maps, norms, attention, gates, dropout and the loss.
+"""What a transformer is made of: linear maps, norms, attention, gates and dropout.
 
 Each op is a forward and its backward; the loops behind them are in `minitensor.kernels`, whose
 `reference.py` has every formula in NumPy. Leading axes are free: (..., D) means any number of rows.
@@ -14,9 +14,11 @@ import numpy as np
 
 from minitensor import kernels
 from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.ops.activation import softmax
+from minitensor.ops.elementwise import where
 from minitensor.random import halves, threshold
-from minitensor.tape import Array, Vjp, recording
-from minitensor.tensor import op
+from minitensor.tape import Array, Vjp
+from minitensor.tensor import IndexArray, Tensor, op
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
@@ -59,12 +61,12 @@ def _embedding_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((5, 3)), np.array([[0, 2, 2], [4, 0, 2]])), {}
 
 
-@op(cases=_embedding_cases)
-def embedding(weight: Array, ids: Array) -> Any:
+@op(cases=_embedding_cases, integers=True)
+def embedding(weight: Array, ids: IndexArray) -> Any:
     """Row `ids[...]` of `weight` (V, D) for each id: (..., D).
 
     Backward: a row used several times collects the sum of its gradients. IndexError for an id
-    outside 0..V-1.
+    outside 0..V-1. (PyTorch's function takes the ids first.)
     """
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() >= len(weight)):
@@ -145,6 +147,7 @@ def gelu(x: Array, approximate: str = "none") -> Any:
     """x Φ(x) (Hendrycks & Gimpel 2016); Φ by erf, or by tanh with approximate="tanh".
 
     Backward: g (Φ(x) + x φ(x)) by the product rule, φ the normal density (or the tanh form's).
+    Of inf it is inf and of -inf NaN, as in PyTorch; the gradient there is not finite.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
@@ -293,6 +296,8 @@ def attend_of(
     dtype: np.dtype,
 ) -> Attend:
     """Attention's options as the kernels take them, for T positions and heads of d numbers."""
+    if window and not causal:
+        raise ValueError(f"{name}: window is {window}; a window needs causal=True")
     table = None
     if rope is not None:
         if len(rope) != 2:
@@ -328,42 +333,32 @@ def _attend(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Vjp]:
 
 def _attention_cases(rng: Rng) -> Cases:
     n = rng.standard_normal
-    yield (n((2, 4, 5, 3)), n((2, 2, 5, 3)), n((2, 2, 5, 3))), {}
-    yield (n((1, 2, 6, 4)), n((1, 2, 6, 4)), n((1, 2, 6, 4))), {"window": 3, "scale": 1.0}
+    yield (n((2, 4, 5, 3)), n((2, 2, 5, 3)), n((2, 2, 5, 3))), {"causal": True}
+    yield (
+        (n((1, 2, 6, 4)), n((1, 2, 6, 4)), n((1, 2, 6, 4))),
+        {"causal": True, "window": 3, "scale": 1.0},
+    )
     yield (n((1, 2, 5, 2)), n((1, 1, 5, 2)), n((1, 1, 5, 2))), {"dropout": 0.4, "key": 3}
-    yield (n((1, 1, 5, 2)), n((1, 1, 5, 2)), n((1, 1, 5, 2))), {"causal": False}
+    yield (n((1, 1, 5, 2)), n((1, 1, 5, 2)), n((1, 1, 5, 2))), {}
 
 
-@op(cases=_attention_cases)
-def attention(
+@op(name="attention", cases=_attention_cases)
+def _attention(
     q: Array,
     k: Array,
     v: Array,
     *,
-    causal: bool = True,
+    causal: bool = False,
     window: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
     key: int | None = None,
 ) -> Any:
-    """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017), no T×T array stored.
-
-    q (B, H, T, d); k and v (B, K, T, d) with K dividing H (a group of H/K query heads shares one).
-    `scale` is 1/sqrt(d) unless given; query i sees key j if j ≤ i (`causal`) and i − j < `window`
-    (0 for no limit). Dropout on the weights is keyed as in `dropout`.
-
-    Backward, with P the weights, M the dropout factors: dv = (P∘M)ᵀ g, dP = M ∘ (g vᵀ), and through
-    the softmax dS = P ∘ (dP − rowsum(P∘dP)), where rowsum(P∘dP) = g·o; then dq = scale dS k and
-    dk = scale dSᵀ q. P is computed again from the saved log-sum-exp (Dao et al. 2022).
-    """
     if q.ndim != 4 or k.ndim != 4:
-        raise ValueError(f"attention: expected q, k, v of 4 axes, got {q.ndim} and {k.ndim}")
+        raise ValueError(f"expected q, k, v of 4 axes, got {q.ndim} and {k.ndim}")
     (_, H, T, d), K = q.shape, k.shape[1]
     if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
-        raise ValueError(
-            f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; batch, "
-            "time and head size must agree, and k and v have one shape"
-        )
+        raise ValueError("batch, time and head size must agree, and k and v have one shape")
     # One layout for all, the kernel's: (B, T, H + 2 K, d).
     packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
     head_width("attention", (H + 2 * K) * d, H, K)
@@ -375,6 +370,88 @@ def attention(
         return grads[:, :H], grads[:, H : H + K], grads[:, H + K :]
 
     return out.swapaxes(1, 2), backward
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    *,
+    causal: bool = False,
+    window: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    key: int | None = None,
+) -> Tensor:
+    """dropout(softmax(scale q kᵀ + mask)) v (Vaswani et al. 2017): PyTorch's
+    scaled_dot_product_attention.
+
+    q (B, H, T, d); k and v (B, K, S, d) with K dividing H (a group of H/K query heads shares one).
+    `scale` is 1/sqrt(d) unless given. Every query sees every key; or with `causal` query i sees key
+    j if j ≤ i and, where there is a `window`, i − j < window. Dropout on the weights is keyed as in
+    `dropout`. Without a mask and with S = T no T×T array is stored.
+
+    `mask` is booleans (True: seen) or numbers that are added to the scores, of a shape that
+    broadcasts to (B, H, T, S). A query that sees no key gets 0.
+
+    Backward, with P the weights, M the dropout factors: dv = (P∘M)ᵀ g, dP = M ∘ (g vᵀ), and through
+    the softmax dS = P ∘ (dP − rowsum(P∘dP)), where rowsum(P∘dP) = g·o; then dq = scale dS k and
+    dk = scale dSᵀ q. P is computed again from the saved log-sum-exp (Dao et al. 2022).
+    Errors: ValueError for shapes that do not fit.
+    """
+    q, k, v = (x if isinstance(x, Tensor) else Tensor(x) for x in (q, k, v))
+    alike = q.ndim == k.ndim == 4 and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    if not alike or k.shape != v.shape or not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}; expected q "
+            "(B, H, T, d), and k and v (B, K, S, d) with K dividing H"
+        )
+    if mask is None and q.shape[2] == k.shape[2]:
+        return _attention(
+            q, k, v, causal=causal, window=window, scale=scale, dropout=dropout, key=key
+        )
+    if window:
+        raise ValueError("attention: expected the window as part of the mask")
+    return _masked_attention(q, k, v, mask, causal, scale, dropout, key)
+
+
+_attention.__doc__ = attention.__doc__
+
+
+def _masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Any,
+    causal: bool,
+    scale: float | None,
+    p: float,
+    key: int | None,
+) -> Tensor:
+    """`attention` as its formula, in other ops: for any mask, and any number of keys."""
+    (B, H, T, d), (_, K, S, _) = q.shape, k.shape
+    group = (B, K, H // K, T, d)
+    scores = q.reshape(group) @ k.reshape(B, K, 1, S, d).transpose(-1, -2)  # (B, K, H/K, T, S)
+    scores = scores.reshape(B, H, T, S) * (1 / math.sqrt(d) if scale is None else scale)
+    seen = np.tril(np.ones((T, S), bool)) if causal else np.ones((T, S), bool)
+    if mask is not None:
+        mask = mask if isinstance(mask, Tensor) else Tensor(mask)
+        if mask.dtype.kind == "b":
+            seen = seen & mask.data
+        elif mask.dtype.kind == "f":
+            scores, seen = scores + mask, seen & (mask.data > -np.inf)
+        else:
+            raise TypeError(f"attention: expected a mask of booleans or floats, got {mask.dtype}")
+    # Where nothing is seen: some finite weights, which then become 0.
+    nothing = ~seen.any(axis=-1, keepdims=True) if S else np.ones((T, 1), bool)
+    weights = softmax(where(seen, scores, where(nothing, 0.0, -np.inf)))
+    weights = where(nothing, 0.0, weights)
+    if p:
+        weights = dropout(weights, p, key)
+    if weights.shape != (B, H, T, S):
+        raise ValueError(f"attention: the mask does not broadcast to {(B, H, T, S)}")
+    return (weights.reshape(B, K, H // K, T, S) @ v.reshape(B, K, 1, S, d)).reshape(B, H, T, d)
 
 
 def _self_attention_cases(rng: Rng) -> Cases:
@@ -414,140 +491,17 @@ def self_attention(
     return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
 
 
-# ---------------------------------------------------------------------------- softmax and loss
-
-
-def _softmax_cases(rng: Rng) -> Cases:
-    yield (rng.standard_normal((3, 4)),), {}
-    yield (rng.standard_normal((2, 3, 4)),), {"axis": 1}
-
-
-@op(cases=_softmax_cases)
-def softmax(x: Array, axis: int = -1) -> Any:
-    """e^x / Σ e^x along `axis`, shifted by the maximum so that nothing overflows.
-
-    Backward: ∂yᵢ/∂xⱼ = yᵢ (δᵢⱼ − yⱼ), so dx = y (g − Σ g y).
-    """
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    y = e / e.sum(axis=axis, keepdims=True)
-    return y, (lambda g: y * (g - (g * y).sum(axis=axis, keepdims=True)),)
-
-
-@op(cases=_softmax_cases)
-def log_softmax(x: Array, axis: int = -1) -> Any:
-    """x − log Σ e^x along `axis`.
-
-    Backward: ∂yᵢ/∂xⱼ = δᵢⱼ − e^yⱼ, so dx = g − e^y Σ g.
-    """
-    shifted = x - x.max(axis=axis, keepdims=True)
-    y = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-    return y, (lambda g: g - np.exp(y) * g.sum(axis=axis, keepdims=True),)
-
-
-def _check_targets(name: str, targets: Array, rows: int, classes: int, ignore_index: int) -> Array:
-    """Targets as a flat integer array of `rows`, each a class or `ignore_index`."""
-    t = np.ascontiguousarray(targets).reshape(-1)
-    if t.dtype.kind not in "iu" or len(t) != rows:
-        raise ValueError(
-            f"{name}: targets must be {rows} integers, one a row; got {t.dtype} of "
-            f"shape {np.shape(targets)}"
-        )
-    t = t.astype(np.int64, copy=False)
-    bad = ((t < 0) | (t >= classes)) & (t != ignore_index)
-    if bad.any():
-        raise IndexError(
-            f"{name}: target {t[bad][0]} at row {int(np.argmax(bad))} is not a class "
-            f"of 0..{classes - 1}"
-        )
-    return t
-
-
-def _cross_entropy_cases(rng: Rng) -> Cases:
-    n = rng.standard_normal
-    yield (n((3, 4)), np.array([0, 3, 1])), {}
-    yield (n((2, 2, 4)), np.array([[0, 3], [-100, 1]])), {"reduction": "sum"}
-    yield (n((3, 4)), np.array([0, 3, 1])), {"reduction": "none", "label_smoothing": 0.2}
-    yield (n((3, 4)), np.array([0, 2, 1])), {"ignore_index": 2, "label_smoothing": 0.1}
-
-
-@op(cases=_cross_entropy_cases)
-def cross_entropy(
-    logits: Array,
-    targets: Array,
-    *,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> Any:
-    """−Σ t log softmax(logits) with t = (1−s) onehot(target) + s/V; logits (..., V), targets (...).
-
-    `reduction`: "mean" over the rows that count, "sum", or "none" (the targets' shape). Rows whose
-    target is `ignore_index` count for nothing. Backward: d logits = g (softmax(logits) − t).
-    """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"cross_entropy: reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'"
-        )
-    rows = np.array(logits, order="C").reshape(-1, logits.shape[-1])  # a copy: the gradient
-    t = _check_targets("cross_entropy", targets, *rows.shape, ignore_index)
-    weight = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
-    losses = kernels.cross_entropy(
-        rows, t, ignore_index, label_smoothing, logits.dtype.type(weight)
-    )
-    if reduction == "none":
-        out = losses.reshape(np.shape(targets))
-        return out, (lambda g: (rows * g.reshape(-1, 1)).reshape(logits.shape), None)
-    total = np.asarray(losses.sum(dtype=np.float64) * weight, logits.dtype)
-    return total, (lambda g: (rows * g).reshape(logits.shape), None)
-
-
-def _linear_cross_entropy_cases(rng: Rng) -> Cases:
-    n = rng.standard_normal
-    yield (n((2, 3, 4)), n((5, 4)), np.array([[0, 4, 1], [2, -100, 2]])), {}
-    yield (n((3, 4)), n((5, 4)), np.array([0, 4, 1])), {"reduction": "sum"}
-
-
-@op(cases=_linear_cross_entropy_cases)
-def linear_cross_entropy(
-    x: Array, weight: Array, targets: Array, *, ignore_index: int = -100, reduction: str = "mean"
-) -> Any:
-    """cross_entropy(x Wᵀ, targets), a block of rows at a time: the logits are never stored whole.
-
-    x (..., D), weight (V, D), targets (...). With a vocabulary of thousands the logits are the
-    largest array of a model, so each block is turned into its gradient p − t while it is in cache,
-    and sent on at once: dx = (p − t) W and dW = (p − t)ᵀ x. The loss is a scalar, so its gradient g
-    only scales both, later.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            f"linear_cross_entropy: reduction is {reduction!r}; it must be 'mean' or 'sum'"
-        )
-    rows, weight = _rows(x), np.ascontiguousarray(weight)
-    t = _check_targets("linear_cross_entropy", targets, len(rows), len(weight), ignore_index)
-    scale = 1 / max(int((t != ignore_index).sum()), 1) if reduction == "mean" else 1.0
-    loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, scale, recording())
-    return np.asarray(loss * scale, x.dtype), (
-        lambda g: (dx * g).reshape(x.shape),
-        lambda g: dw * g,
-        None,
-    )
-
-
 __all__ = [
     "attention",
-    "cross_entropy",
     "dropout",
     "dropout_add",
     "embedding",
     "gelu",
     "layer_norm",
     "linear",
-    "linear_cross_entropy",
-    "log_softmax",
     "rms_norm",
     "rope",
     "rope_table",
     "self_attention",
-    "softmax",
     "swiglu",
 ]

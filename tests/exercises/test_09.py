@@ -22,7 +22,7 @@ def test_1_a_window():
         S = np.where((j <= i) & (i - j < W), q @ k.swapaxes(-1, -2) / math.sqrt(d), -np.inf)
         e = np.exp(S - S.max(axis=-1, keepdims=True))
         expected = e / e.sum(axis=-1, keepdims=True) @ v
-        found = mt.attention(*map(mt.Tensor, (q, k, v)), window=W)
+        found = mt.attention(*map(mt.Tensor, (q, k, v)), causal=True, window=W)
         assert np.allclose(found.numpy(), expected, rtol=1e-11)
 
 

@@ -5,6 +5,7 @@ Ops: inputs, value and gradients, chosen for the corners (ties, limits, kinks, z
 Optimisers: parameters after each of six steps along fixed gradients.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,73 @@ OPS = {  # name: (function of torch tensors, inputs)
     ),
 }
 
+later = np.random.default_rng(1)  # what came later leaves the others as they are
+
+
+def more(*shape):
+    return later.normal(size=shape).round(3)
+
+
+SEEN = np.tril(np.ones((3, 4), bool), 1)
+SEEN[1] = False  # a query that sees nothing
+FAR = np.where(SEEN, more(3, 4), -inf)
+OPS |= {
+    "attention_mask": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, T(SEEN)),
+        [more(2, 2, 3, 2), more(2, 2, 4, 2), more(2, 2, 4, 3)[..., :2]],
+    ),
+    "attention_added_mask": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, T(FAR), enable_gqa=True),
+        [more(2, 4, 3, 2), more(2, 2, 4, 2), more(2, 2, 4, 2)],
+    ),
+    "attention_causal_to_more_keys": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        [more(1, 2, 3, 2), more(1, 2, 4, 2), more(1, 2, 4, 2)],
+    ),
+    "clip_crossed": (lambda x: x.clamp(1, -1), [[-2.0, -1.0, 0.0, 1.0, 2.0]]),
+    "cross_entropy_images": (
+        lambda x: F.cross_entropy(x, T([[0, 2], [1, 1]]), label_smoothing=0.1),
+        [more(2, 3, 2)],
+    ),
+    "cross_entropy_none_counts": (lambda x: F.cross_entropy(x, T([-100, -100])), [more(2, 3)]),
+    "cross_entropy_weighted": (
+        lambda x: F.cross_entropy(
+            x, T([1, -100, 0, 2]), T([0.5, 0.0, 3.0]).double(), label_smoothing=0.2
+        ),
+        [more(4, 3)],
+    ),
+    "cross_entropy_weighted_sum": (
+        lambda x: F.cross_entropy(x, T([1, 0]), T([0.5, 2.0]).double(), reduction="sum"),
+        [more(2, 2)],
+    ),
+    "cumsum": (lambda x: x.cumsum(1), [more(2, 3)]),
+    "elu": (lambda x: F.elu(x, 0.5), [[-800.0, -1.0, 0.0, 2.0]]),
+    "expm1": (torch.expm1, [[-1.0, 0.0, 1e-9]]),
+    "flip": (lambda x: x.flip(0, -1), [more(2, 2, 3)]),
+    "gather_along": (lambda x: x.gather(1, T([[0, 0], [3, 1]])), [more(3, 4)]),
+    "kl_div": (F.kl_div, [[-1.0, -2.0, -0.5], [0.2, 0.3, 0.5]]),
+    "kl_div_batch": (
+        lambda x, t: F.kl_div(x, t, reduction="batchmean", log_target=True),
+        [more(2, 3), more(2, 3)],
+    ),
+    "l1": (F.l1_loss, [[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]]),
+    "leaky_relu": (lambda x: F.leaky_relu(x, 0.2), [[-1.0, 0.0, 2.0]]),
+    "log1p": (torch.log1p, [[-0.5, 0.0, 1e-9]]),
+    "logsumexp_inf": (lambda x: x.logsumexp(1)[:1], [[[-inf, 1.0], [inf, 1.0]]]),
+    "max_along": (lambda x: x.max(1).values, [[[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]]]),
+    "min_along": (lambda x: x.min(0, keepdim=True).values, [[[1.0, 3.0], [1.0, 2.0]]]),
+    "nll": (lambda x: F.nll_loss(x, T([2, 0, -100]), T([0.5, 1.0, 3.0]).double()), [more(3, 3)]),
+    "nll_images": (lambda x: F.nll_loss(x, T([[0, 2], [1, 1]]), reduction="none"), [more(2, 3, 2)]),
+    "pad": (lambda x: F.pad(x, (1, 0, 0, 2), value=0.5), [more(2, 2, 3)]),
+    "prod": (lambda x: x.prod(1), [[[2.0, 0.0, 3.0], [0.0, 0.0, 3.0], [1.0, 2.0, 4.0]]]),
+    "remainder": (torch.remainder, [[5.0, -5.0, 5.0], [3.0, 3.0, -3.0]]),
+    "repeat": (lambda x: x.repeat(2, 1, 3), [more(2, 2)]),
+    "split": (lambda x: x.split(2, 1)[2] * x.split([1, 4], 1)[0], [more(2, 5)]),
+    "std_default": (lambda x: x.std(0), [more(3, 2)]),
+    "transpose": (lambda x: x.transpose(0, 1), [more(2, 3, 2)]),
+    "var_default": (torch.var, [more(3, 2)]),
+}
+
 OPTIMISERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "sgd_momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
@@ -121,7 +189,7 @@ OPTIMISERS = {
 
 
 def ops():
-    out = {}
+    out = {"attention_added_mask/mask": FAR}
     for name, (f, inputs) in OPS.items():
         xs = [torch.tensor(np.array(x), dtype=torch.float64, requires_grad=True) for x in inputs]
         y = f(*xs)
@@ -155,6 +223,38 @@ def optimisers():
     return out
 
 
+def page():
+    """The left column of the tables of docs/pytorch.md, and what its names stand for."""
+    rng = np.random.default_rng(2)
+    shapes = {"x": (2, 3, 4), "a": (3, 4), "b": (3, 4), "w": (5, 4), "g": 4, "h": 4, "c": 5}
+    shapes |= {"z": (5, 3), "images": (5, 3, 2), "q": (1, 2, 3, 4), "k": (1, 2, 3, 4)}
+    shapes |= {"v": (1, 2, 3, 4)}
+    variables = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    variables |= {
+        "p": rng.dirichlet(np.ones(4), 3),
+        "ids": rng.integers(0, 3, (2, 3)),
+        "t": np.array([2, 1, 2, 2, 1]),
+        "t2": rng.integers(0, 3, (5, 2)),
+        "mask": rng.random((3, 4)) < 0.5,
+        "past": np.tril(np.ones((3, 3), bool)),
+    }
+    out = {f"var/{name}": array for name, array in variables.items()}
+    scope = {"torch": torch, "F": F, **{k: torch.tensor(v) for k, v in variables.items()}}
+    text = (HERE.parents[1] / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    tables = text.split("## The same call")[1].split("## Gradients")[0]
+    for cell in re.findall(r"^\| `(.*?)` \|", tables, flags=re.MULTILINE):
+        expression = cell.replace("\\|", "|")
+        result = eval(expression, scope)
+        parts = list(result) if isinstance(result, (list, tuple)) else [result]
+        out[f"{expression}/count"] = len(parts)
+        out |= {f"{expression}/{i}": np.asarray(part) for i, part in enumerate(parts)}
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(1, 2, 5, 4)), rng.normal(size=(2, 2, 3, 2))
+    out["conv2d"] = F.conv2d(T(x), T(w), stride=2, padding=1).numpy()
+    return out
+
+
 if __name__ == "__main__":
+    np.savez_compressed(HERE / "pytorch.npz", **page())
     np.savez_compressed(HERE / "ops.npz", **ops())
     np.savez_compressed(HERE / "optimisers.npz", **optimisers())

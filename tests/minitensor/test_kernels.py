@@ -39,11 +39,11 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
     "swiglu": lambda d: (mt.swiglu, [n(9, 41) * 3, n(41, 9).T], {}),
     "dropout": lambda d: (mt.dropout, [n(9, 41)], {"p": 0.3, "key": 2**63 + 5}),
     "dropout_add": lambda d: (mt.dropout_add, [n(9, 41), n(9, 41)], {"p": 0.1, "key": 11}),
-    "cross_entropy": lambda d: (mt.cross_entropy, [n(3, 37, 29) * 4, MASKED], {}),
+    "cross_entropy": lambda d: (mt.cross_entropy, [n(3, 37, 29) * 4, MASKED], {"axis": -1}),
     "cross_entropy smooth": lambda d: (
         mt.cross_entropy,
         [n(3, 37, 29), MASKED],
-        {"label_smoothing": 0.2, "reduction": "none"},
+        {"label_smoothing": 0.2, "reduction": "none", "axis": -1},
     ),
     "linear_cross_entropy": lambda d: (
         mt.linear_cross_entropy,
@@ -51,7 +51,11 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
         {},
     ),
     "embedding": lambda d: (mt.embedding, [n(29, 17), IDS], {}),
-    "attention": lambda d: (mt.attention, [n(2, 4, 37, 8), n(2, 2, 37, 8), n(2, 2, 37, 8)], {}),
+    "attention": lambda d: (
+        mt.attention,
+        [n(2, 4, 37, 8), n(2, 2, 37, 8), n(2, 2, 37, 8)],
+        {"causal": True},
+    ),
     "attention to all": lambda d: (
         mt.attention,
         [n(1, 2, 19, 5), n(1, 2, 19, 5), n(1, 2, 19, 5)],
@@ -60,7 +64,7 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
     "attention of wide heads": lambda d: (
         mt.attention,
         [n(2, 6, 43, 20), n(2, 3, 43, 20), n(2, 3, 43, 20)],
-        {"dropout": 0.3, "key": 4, "window": 21},
+        {"causal": True, "dropout": 0.3, "key": 4, "window": 21},
     ),
     "attention of one": lambda d: (mt.attention, [n(2, 1, 1, 3), n(2, 1, 1, 3), n(2, 1, 1, 3)], {}),
     "self_attention": lambda d: (

@@ -307,7 +307,7 @@ def no_collector():
 
 def big_step(x):
     """Uses ops of every family: elementwise, reduce, shape, linalg, loss and transformer."""
-    h = mt.softmax(mt.layer_norm(x @ x.T).reshape(2, -1).transpose().T, axis=-1)
+    h = mt.softmax(mt.layer_norm(x @ x.T).reshape(2, -1).transpose(0, 1).T, axis=-1)
     h = mt.concat([h[:, :2], h[:, 2:]], axis=1) + mt.checkpoint(lambda t: t.exp() * t, h)
     h = h.mean(axis=1, keepdims=True) * h.std() - mt.pinv(x).sum() + h[[0, 1, 1]].sum()
     return mt.mse_loss(h, h.detach() * 0.5) + mt.cross_entropy(h, np.array([0, 0]))
