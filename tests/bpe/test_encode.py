@@ -40,6 +40,7 @@ def test_round_trip_of_any_bytes(tokenizer, data):
     assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
 
 
+@pytest.mark.slow
 @given(text=UNICODE, pattern=st.sampled_from(["gpt4", "none", r"\w+", "", r"(a)|\s", ".{0,3}"]))
 def test_round_trip_with_any_pattern(tokenizer, text, pattern):
     other = bpe.BPETokenizer(tokenizer.vocab, tokenizer.merges, pattern=pattern)

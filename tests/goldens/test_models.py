@@ -58,6 +58,7 @@ def test_float32_agrees_with_float64_in_every_gradient(name):
     assert max(off(grads32[n], grads64[n]) for n in grads64) < 1e-4
 
 
+@pytest.mark.slow
 @architecture
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-8), ("float32", 1e-4)])
 def test_twenty_steps_of_adamw_lose_what_pytorch_loses(name, dtype, tolerance):

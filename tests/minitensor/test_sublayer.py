@@ -33,6 +33,7 @@ def norm_of(x, kind, weight, bias):
     return mt.rms_norm(x, weight) if kind == "rms" else mt.layer_norm(x, weight, bias)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.integers(0, 9),
@@ -61,6 +62,7 @@ def test_attention_is_its_parts(seed, norm, biased, p, groups, window):
     same(whole, mt.dropout_add(x, mt.linear(heard, out, ob), p, 4), leaves)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.integers(0, 9),

@@ -356,6 +356,7 @@ def test_backward_frees_as_it_goes(no_collector):
     assert alive == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("walked", [True, False])
 def test_a_graph_of_100_000_nodes(walked):
     x = leaf(1.0)

@@ -78,6 +78,7 @@ def test_logits_are_those_of_the_model(backend, c):
     assert steps[0].dtype == np.dtype(c.dtype)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_logits_are_those_of_the_model_for_any_configuration(data):

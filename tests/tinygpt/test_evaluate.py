@@ -43,6 +43,7 @@ def test_windows_judge_every_token_but_the_first_once(tokens, context, draw):
     assert judged == list(range(1, tokens))
 
 
+@pytest.mark.slow
 def test_the_number_does_not_depend_on_batches_or_threads(model, tokenizer):
     reference = evaluate.evaluate(model, tokenizer, TEXT)
     for batch_size in (1, 3, 1000):

@@ -319,6 +319,7 @@ def test_alibi_is_causal_and_prefers_what_is_near():
     assert np.array_equal(a[:, :-1], b[:, :-1]) and not np.allclose(a[:, -1], b[:, -1])
 
 
+@pytest.mark.slow
 def test_alibi_learns():
     """What came two tokens ago comes again: without positions that cannot be told."""
     c = Config(

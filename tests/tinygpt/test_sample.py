@@ -170,6 +170,7 @@ def test_the_seed_decides_the_sequence(model):
     assert run(3) != run(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("past_context", ["drop", "exact"])
 def test_a_sample_is_the_same_alone_and_in_a_batch(model, past_context):
     def run(samples, threads=1):

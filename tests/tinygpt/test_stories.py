@@ -163,6 +163,7 @@ def test_articles_agree(train):
         assert not re.search(r"\b[Aa]n [^aeiou]", text)
 
 
+@pytest.mark.slow
 def test_two_characters_with_different_pronouns(train):
     """One or two names a story, of different gender, and no pronoun without its character."""
     for text in train[:5_000]:

@@ -132,6 +132,7 @@ def test_resume_takes_the_run_that_was_at_work_last(recipe, tmp_path, monkeypatc
         cli.main(["train", "mini-1m", "--resume", "--out", "runs/old", "--debug"])
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_bits_of_one_large_batch(recipe, tmp_path):
     run(recipe, tmp_path / "large", "--set", "batch_size=8")
     run(recipe, tmp_path / "small", "--set", "batch_size=2", "--set", "accumulation=4")
@@ -174,6 +175,7 @@ def interrupt_after(steps: int):
     return step
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path):
     options = (
         "--set",
@@ -196,6 +198,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way")
 def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
     process = start(
