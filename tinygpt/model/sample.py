@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 COLDEST = 3e-39  # a lower temperature is 0: its inverse is more than a float32 holds
-STEPS = 8  # tokens that are drawn before the first of them is given out
+STEPS = 8  # tokens that are drawn before the first of them is shown
 
 
 class Choice(NamedTuple):

@@ -244,7 +244,7 @@ class Run:
         self.journals["log.jsonl"].append(json.dumps(plain) + "\n")
 
     def snapshot(self, training: bool) -> Saved:
-        """What a model file or a checkpoint of this moment holds.
+        """What a model file or a checkpoint holds at this moment.
 
         Raises Error if weights or moments are not finite: no run could go on with them.
         """
@@ -447,7 +447,7 @@ def due(step: int, interval: int) -> bool:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the second one is not waited for.
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once.
 
     It raises KeyboardInterrupt, whose argument is the signal's number.
     """
