@@ -116,7 +116,7 @@ def draw_by(check: Any, rng: Any, sizes: dict[str, Any], dtype: str) -> Any:
         low = max(check.low, -3)
         return sizes.setdefault(check.letter, int(low + rng.integers(0, 4)))
     if isinstance(check, gate.Real):
-        return float(rng.choice([1.0, 1.25, 0.5 + (check.low or 0)]))
+        return float(min(rng.choice([1.0, 1.25, 0.5 + max(check.low, 0)]), check.high - 0.1))
     if isinstance(check, gate.Bits):
         return np.uint32(rng.choice([0, 1, 2**30, 2**31, 2**32 - 1]))
     return bool(rng.integers(2))

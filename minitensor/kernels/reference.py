@@ -234,7 +234,9 @@ def attention_backward(
     p, _ = attention_weights(qr, kr, attend)
     m = attention_dropout(p.shape, drop, q.dtype)
     dp = m * np.einsum("bihd,bjhd->bhij", g, np.repeat(v, group, axis=2))
-    ds = p * (dp - np.einsum("bihd,bihd->bhi", g, out)[..., None]) * attend.scale
+    # Not einsum, which reads a number even of an empty array.
+    rows = (g * out).sum(axis=-1).swapaxes(1, 2)  # (B, H, T)
+    ds = p * (dp - rows[..., None]) * attend.scale
     grads = np.empty_like(packed)
     dq, dk, dv = split_heads(grads, attend)
     dq[...] = turned(np.einsum("bhij,bjhd->bihd", ds, kr), attend, inverse=True)
