@@ -43,12 +43,28 @@ def backup(path: Path) -> Path:
     return path.with_name(path.name + ".bak")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left of their files; the caller has `folder` to itself."""
+def sweep(folder: Path, shared: bool = False) -> None:
+    """Remove what killed processes left in `folder` of the files that they were replacing.
+
+    The caller has the folder to itself. In a shared one what a living process writes is left alone.
+    """
     for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+        name = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", path.name)
+        if name and not (shared and _alive(int(name[1]))):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # Windows by itself keeps a file that is open
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.resources
 import math
 import os
 import pickle
@@ -56,7 +55,11 @@ HERE = Path(__file__).parent
 
 def _fingerprint() -> str:
     digest = hashlib.sha256()
-    here: Any = HERE if HERE.is_dir() else importlib.resources.files(__package__)  # in a zip
+    here: Any = HERE
+    if not here.is_dir():  # imported from a zip
+        import importlib.resources
+
+        here = importlib.resources.files(__package__)
     sources = {path.name: path for path in here.iterdir() if path.name.endswith(".py")}
     for name in sorted(sources):
         digest.update(sources[name].read_bytes())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bpe
-from tinygpt import cli
+from tinygpt import cli, files
 from tinygpt.model import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +121,18 @@ def test_closed_streams_are_no_error():
     for descriptor in (1, 2):
         done = process("recipes", stdout=None, preexec_fn=lambda fd=descriptor: os.close(fd))
         assert done.returncode == 0
+
+
+def test_only_what_no_living_process_writes_is_swept_from_a_shared_folder(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".a.npz.{gone.pid}.tmp", f".a.npz.{os.getpid()}.tmp", ".notes.tmp", "a.npz"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    files.sweep(tmp_path, shared=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
 def test_both_signs_are_the_same_in_option_names():

@@ -10,7 +10,7 @@ import pytest
 
 from tinygpt import Error
 from tinygpt.training import journal
-from tinygpt.training.journal import Journal, read_records
+from tinygpt.training.journal import Journal, as_json, read_records
 
 
 def test_what_is_appended_is_there_at_once(tmp_path):
@@ -73,6 +73,11 @@ def test_a_journal_leads_to_no_other_file(tmp_path):
     with pytest.raises(Error, match="not an ordinary file"):
         Journal(tmp_path / "pipe")
     assert (tmp_path / "other").read_text("utf-8") == "precious"
+
+
+def test_what_is_not_finite_is_null():
+    record = {"loss": float("nan"), "step": 3, "uniform": {"perplexity": float("inf"), "n": 1.5}}
+    assert as_json(record) == '{"loss": null, "step": 3, "uniform": {"perplexity": null, "n": 1.5}}'
 
 
 def test_records_and_what_are_none(tmp_path):

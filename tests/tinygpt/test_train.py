@@ -410,6 +410,8 @@ def test_what_is_not_finite_is_not_saved(recipe, tmp_path, monkeypatch, what):
             state = self.optimizer.state_dict()
             state["state"][1]["exp_avg_sq"] = np.full_like(state["state"][1]["exp_avg_sq"], np.nan)
             self.optimizer.load_state_dict(state)
+        if number == 3:
+            signal.raise_signal(signal.SIGINT)  # which saves before there is another loss
         return result
 
     monkeypatch.setattr(train.Trainer, "step", step)
@@ -420,6 +422,20 @@ def test_what_is_not_finite_is_not_saved(recipe, tmp_path, monkeypatch, what):
     assert not list((tmp_path / "run").glob(".*"))
     monkeypatch.undo()
     assert resume(tmp_path / "run") == 0
+
+
+def test_weights_whose_loss_is_not_finite_are_no_checkpoint(recipe, tmp_path, monkeypatch):
+    """Finite they may be, at 1e30; a run that goes on from them would fail again."""
+    plain = train.Trainer.gradients
+
+    def gradients(self, step):
+        loss, grads = plain(self, step)
+        return (float("nan") if step == 3 else loss), grads
+
+    monkeypatch.setattr(train.Trainer, "gradients", gradients)
+    with pytest.raises(Error, match="step 3: the loss is nan") as caught:
+        run(recipe, tmp_path / "run", "--set", "checkpoint_interval=1")
+    assert "the last good checkpoint, of step 2" in str(caught.value)
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(recipe, tmp_path, monkeypatch):

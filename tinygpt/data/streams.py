@@ -11,7 +11,6 @@ A batch is a pure function of (seed, step): a resumed run sees what an uninterru
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import zlib
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
 from tinygpt import Error, archive
 from tinygpt.data import documents
 from tinygpt.data.documents import Array, Say
-from tinygpt.files import cache_folder, replacing
+from tinygpt.files import cache_folder, replacing, sweep
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
@@ -257,6 +256,7 @@ def _open_stream(folder: Path, split: str, about: dict[str, int], vocab_size: in
 def _store(dataset: Dataset, folder: Path) -> None:
     """Write a dataset in the layout of a prepared folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, shared=True)
     meta: dict[str, Any] = {
         "format": NAME,
         "version": FORMAT,
@@ -300,6 +300,8 @@ def _source_key(config: Config) -> str:
     """SHA-256 of the source's bytes and of how it is divided."""
     embedded, path = config.data == "stories", Path(config.data)
     if embedded:  # not by its path: the package may lie in a zip
+        import importlib.resources
+
         source = importlib.resources.files("tinygpt.data").joinpath("stories.py").read_bytes()
         digest = hashlib.sha256(source).hexdigest()
     else:

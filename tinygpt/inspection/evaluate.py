@@ -11,7 +11,6 @@ compares models with different tokenizers.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -28,6 +27,8 @@ from tinygpt.data import documents, streams
 from tinygpt.formats import checkpoint
 from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
+from tinygpt.training.journal import as_json
+from tinygpt.training.report import number
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
@@ -249,7 +250,7 @@ def main(args: argparse.Namespace) -> int:
         **result,
     }
     if args.json:
-        print(json.dumps(result))
+        print(as_json(result))
         return 0
     print(
         f"{args.model} (step {result['step']}) on {result['data']}: {result['tokens']:,} tokens, "
@@ -261,5 +262,7 @@ def main(args: argparse.Namespace) -> int:
         ("untrained", result["untrained"]),
         ("uniform", result["uniform"]),
     ):
-        print(f"{name:12}{row['loss']:10.4f}{row['perplexity']:14,.2f}{row['bits_per_byte']:16.4f}")
+        print(
+            f"{name:12}{row['loss']:10.4f}{number(row['perplexity']):>14}{row['bits_per_byte']:16.4f}"
+        )
     return 0

@@ -332,13 +332,14 @@ def times() -> dict[str, float]:
 
 def remember_time(config: Config, seconds: float) -> None:
     """Keep the time of a step, if it was a step of the recipe as it stands."""
-    from tinygpt.files import cache_folder, replacing
+    from tinygpt.files import cache_folder, replacing, sweep
 
     if not is_recipe(config):
         return
     folder = cache_folder()
     with contextlib.suppress(OSError, Error):  # a nicety: it may fail
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, shared=True)
         with replacing(folder / "times.json") as handle:
             handle.write(json.dumps({**times(), config.name: round(seconds, 5)}).encode())
 

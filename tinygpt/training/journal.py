@@ -77,6 +77,17 @@ def _no_links(path: str, flags: int) -> int:
     return os.open(path, flags | more, 0o666)
 
 
+def as_json(record: dict[str, Any]) -> str:
+    """A record as one line of JSON, which has no number for what is not finite: that is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(record))
+
+
 def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The records of a log.jsonl, and the numbers of the lines that are none.
 

@@ -20,13 +20,12 @@ null for what is not finite.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from tinygpt.machine import asleep, peak_memory
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
-from tinygpt.training.journal import Journal, read_records
+from tinygpt.training.journal import Journal, as_json, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
 from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
 
@@ -65,6 +64,7 @@ class Trainer:
         names = {id(p): name for name, p in self.model.named_parameters()}
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
+        self.before_update: Callable[[], None] = lambda: None
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
@@ -96,7 +96,8 @@ class Trainer:
     def step(self, step: int) -> tuple[float, float]:
         """One update. Returns the loss before it and the norm of the gradient.
 
-        Raises Error, before anything is changed, if either is not finite.
+        Raises Error, before anything is changed, if either is not finite; if they are, the weights
+        are worth a checkpoint, for which `before_update` is called.
         """
         c = self.config
         with np.errstate(all="ignore"):  # what is not finite is told below, once and by name
@@ -104,10 +105,12 @@ class Trainer:
             norm = optim.grad_norm(grads, workers=self.workers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Error(self._not_finite(step, loss, grads))
+        self.before_update()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
         scale = min(1.0, c.grad_clip / (norm + 1e-6)) if c.grad_clip else 1.0
-        self.optimizer.step(grads, scale=scale, workers=self.workers)
+        with np.errstate(all="ignore"):  # what overflows is found before it is saved
+            self.optimizer.step(grads, scale=scale, workers=self.workers)
         return loss, norm
 
     def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
@@ -185,6 +188,9 @@ class Run:
         self.seconds = 0.0  # spent before this process
         self.started = time.perf_counter()
         self.slept = asleep()
+        self.due = False  # whether a checkpoint of `step` is to be written
+        self.saving = 0.0  # seconds of this step that writing it took
+        trainer.before_update = self.save_if_due
         self.good = True  # whether the checkpoint in the folder, if any, is worth keeping
         self.sizes = dict.fromkeys(GROWING, 0)  # what the checkpoint knows of these files
         self.journals: dict[str, Journal] = {}
@@ -237,11 +243,7 @@ class Run:
 
     def log(self, **record: Any) -> None:
         """One line of log.jsonl, on its way to disk at once."""
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        self.journals["log.jsonl"].append(json.dumps(plain) + "\n")
+        self.journals["log.jsonl"].append(as_json(record) + "\n")
 
     def snapshot(self, training: bool) -> Saved:
         """What a model file or a checkpoint holds at this moment.
@@ -280,6 +282,13 @@ class Run:
         checkpoint.save(self.out / "checkpoint.npz", self.snapshot(True), keep=self.good)
         self.good = True
         checkpoint.save(self.out / "model.npz", self.snapshot(False))
+
+    def save_if_due(self) -> None:
+        """Save before an update, once the loss has shown that the weights are sound."""
+        begin = time.perf_counter()
+        if self.due:
+            self.save()
+        self.due, self.saving = False, time.perf_counter() - begin
 
     def elapsed(self) -> float:
         """Seconds of training, over all the processes of this run."""
@@ -329,8 +338,7 @@ class Run:
                 if not self.shown:
                     self.show()
                     self.shown = True
-                    if self.step == 0 or due(self.step, c.checkpoint_interval):
-                        self.save()
+                    self.due = self.step == 0 or due(self.step, c.checkpoint_interval)
                 loss = self.advance(times)
                 bar.set_postfix_str(f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False)
                 bar.update()
@@ -347,7 +355,7 @@ class Run:
         c, step = self.config, self.step
         begin = time.perf_counter()
         loss, norm = self.trainer.step(step)
-        self.notice_pause(time.perf_counter() - begin, times)
+        self.notice_pause(time.perf_counter() - begin - self.saving, times)
         if due(step, c.log_interval):
             self.log(
                 step=step,
