@@ -17,7 +17,7 @@ from tinygpt import Error
 from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
-from tinygpt.model.transformer import GPT
+from tinygpt.model.transformer import GPT, layout
 from tinygpt.training.optimizers import check_state, make_optimizer, pack_optimizer
 
 
@@ -215,6 +215,18 @@ def test_an_array_that_the_header_promises_takes_no_memory(tmp_path, saved):
         checkpoint.load(tmp_path / "m.npz")
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
+
+
+def test_a_model_takes_little_more_memory_than_its_file(tmp_path, saved):
+    c = saved.config.replace(vocab_size=100_000, d_model=32)
+    saved = Saved(c, saved.tokenizer, {n: np.ones(s, np.float32) for n, s in layout(c).items()})
+    checkpoint.save(tmp_path / "m.npz", saved)
+    del saved
+    tracemalloc.start()
+    checkpoint.load(tmp_path / "m.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * (tmp_path / "m.npz").stat().st_size
 
 
 def test_every_flipped_bit_is_told_or_without_effect(tmp_path, saved):

@@ -10,6 +10,8 @@ import pytest
 import bpe
 from tinygpt import Error
 from tinygpt.data import documents, streams
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.training.command import ready
 
 
 def write(path, text):
@@ -194,6 +196,16 @@ def test_prepared_data_that_does_not_fit_together(prepared, change, message):
         streams.load_prepared(prepared)
     assert str(prepared) in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_run_goes_on_with_its_own_tokenizer(prepared, tiny):
+    c = tiny.replace(data=str(prepared))
+    saved = Saved(c, bpe.CharTokenizer("abc", vocab_size=80), {})
+    with (
+        pytest.raises(Error, match="not prepared with the tokenizer of this run"),
+        ready(c, 1, saved),
+    ):
+        pass
 
 
 def test_a_cache_that_a_stranger_filled_is_made_again(prepared, tiny):

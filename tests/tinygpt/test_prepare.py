@@ -171,6 +171,12 @@ def test_a_bad_line_of_json_is_named(make, small_pieces, line, message):
         make("\n".join([*good, line, *good]), name="stories.jsonl")
 
 
+def test_a_line_without_an_end_is_not_read_to_its_end(make, small_pieces, monkeypatch):
+    monkeypatch.setattr(module, "MAX_JSON", 4096)
+    with pytest.raises(Error, match=r"stories\.jsonl, line 2: more than 0 MB in a line"):
+        make('{"text": "a"}\n' + '{"text": "' + "x" * 50_000, name="stories.jsonl")
+
+
 def test_a_folder_is_searched_in_order(tmp_path):
     folder = tmp_path / "folder"
     for i, name in enumerate(["b/one.txt", "a.txt", "c.md", "d.jsonl", "picture.png"]):
