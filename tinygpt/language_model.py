@@ -13,7 +13,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,16 +58,6 @@ class LanguageModel:
 
     # ---------------------------------------------------------------- text
 
-    @overload
-    def generate(
-        self, prompt: str = "", *, stream: Literal[False] = False, **options: Any
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self, prompt: str = "", *, stream: Literal[True], **options: Any
-    ) -> Iterator[str]: ...
-
     def generate(
         self,
         prompt: str = "",
@@ -80,8 +70,8 @@ class LanguageModel:
         ignore_eot: bool = False,
         past_context: str = "drop",
         stream: bool = False,
-    ) -> str | Iterator[str]:
-        """`prompt` and how the model goes on, up to the end of the text or `max_new_tokens`.
+    ) -> Any:
+        """`prompt` and how the model goes on, up to the end of the text or `max_new_tokens`: a str.
 
         A temperature below 1 makes likely tokens likelier, 0 is greedy; `top_k` (0: off) and
         `top_p` (1: off) leave out unlikely ones. The same seed gives the same text. With `stream`
@@ -151,7 +141,7 @@ class LanguageModel:
             return np.array(self.gpt.hidden(self.ids(text)).numpy()[0])
 
     def attention(self, text: Text) -> Array:
-        """Attention weights (L, H, T, T) of every layer and head: row i is what token i looks at."""
+        """Attention weights (L, H, T, T): row i of a head is what token i looks at."""
         return self.gpt.attention_maps(self.ids(text))[:, 0]
 
     # ---------------------------------------------------------------- files

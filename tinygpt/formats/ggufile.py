@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import bpe
-from bpe.tokenizer import printable
+from bpe.alphabet import printable
 from tinygpt import Error
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.families import GPT2, LLAMA

@@ -207,7 +207,6 @@ def _shards(folder: Path) -> list[Path]:
 def tensors(files: list[Path]) -> Iterator[tuple[list[str], Callable[[str], Array]]]:
     """The names in safetensors files, mapped into memory, and how to read one as floating point."""
     safetensors = library("safetensors")
-    library("ml_dtypes")  # teaches NumPy the name bfloat16
     with ExitStack() as stack:
         where: dict[str, Any] = {}
         for path in files:
@@ -218,6 +217,8 @@ def tensors(files: list[Path]) -> Iterator[tuple[list[str], Callable[[str], Arra
             where.update(dict.fromkeys(handle.keys(), handle))
 
         def read(name: str) -> Array:
+            if where[name].get_slice(name).get_dtype() == "BF16":
+                library("ml_dtypes")  # teaches NumPy the name bfloat16
             try:
                 value = where[name].get_tensor(name)
             except (TypeError, ValueError, safetensors.SafetensorError) as error:
