@@ -354,7 +354,7 @@ def test_an_index_may_name_files_of_its_folder_only(folder):
         (lambda b: struct.pack("<i", 1 << 30) + b[4:], "dim is"),
         (lambda b: struct.pack("<i", -16) + b[4:], "dim is -16"),
         (
-            lambda b: struct.pack("<7i", 1 << 20, 1 << 20, 99, 2, 2, 9, 9) + b[28:],
+            lambda b: struct.pack("<7i", 1 << 14, 1 << 14, 99, 2, 2, 9, 9) + b[28:],
             "bytes, expected",
         ),
         (lambda b: struct.pack("<Ii", 0x616B3432, 2) + b[8:].ljust(300, b"\0"), "version 2"),
