@@ -13,6 +13,7 @@ VERSION = re.search(
 PLOT = ["matplotlib>=3.8"]
 YAML = ["PyYAML>=6.0"]
 TOML = ['tomli>=2.0; python_version < "3.11"']  # later Pythons have tomllib
+FORMATS = ["safetensors>=0.4", "gguf>=0.10", "ml_dtypes>=0.4"]
 TEST = [
     "pytest>=8.0",
     "hypothesis>=6.100",
@@ -61,8 +62,9 @@ setup(
         "plot": PLOT,
         "yaml": YAML,
         "toml": TOML,
-        "all": PLOT + YAML + TOML,
-        "test": PLOT + YAML + TOML + TEST,
+        "formats": FORMATS,
+        "all": PLOT + YAML + TOML + FORMATS,
+        "test": PLOT + YAML + TOML + FORMATS + TEST,
     },
     entry_points={"console_scripts": ["tinygpt = tinygpt.cli:command", "bpe = bpe.cli:main"]},
 )

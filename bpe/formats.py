@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bpe.base import WRITERS, Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
+from bpe.char import CharTokenizer
 from bpe.checks import json_object
 from bpe.errors import TokenizerError
 from bpe.files import read_file, write_file
@@ -79,6 +80,14 @@ def _write_json(tokenizer: Tokenizer, path: Path) -> None:
     write_file(path, ("{" + ",\n ".join(lines) + "}\n").encode("utf-8"))
 
 
+def _write_huggingface(tokenizer: Tokenizer, path: Path) -> None:
+    """A tokenizer.json: byte-level BPE or characters."""
+    if isinstance(tokenizer, CharTokenizer):
+        write_huggingface(tokenizer, path)
+    else:
+        _write_bpe("huggingface", write_huggingface, tokenizer, path)
+
+
 def _write_bpe(
     format: str, write: Callable[[BPETokenizer, Path], None], tokenizer: Tokenizer, path: Path
 ) -> None:
@@ -91,7 +100,7 @@ def _write_bpe(
 
 
 WRITERS["json"] = _write_json
-WRITERS["huggingface"] = partial(_write_bpe, "huggingface", write_huggingface)
+WRITERS["huggingface"] = _write_huggingface
 WRITERS["gpt2"] = partial(_write_bpe, "gpt2", write_gpt2)
 WRITERS["tiktoken"] = partial(_write_bpe, "tiktoken", write_tiktoken)
 WRITERS["llama2c"] = write_llama2c

@@ -1,6 +1,7 @@
 """Files of Hugging Face's tokenizers: `tokenizer.json`, and `vocab.json` with `merges.txt`.
 
-Both write tokens in GPT-2's alphabet, a visible character for each byte, and rank pairs.
+Both write tokens in GPT-2's alphabet, a visible character for each byte, and rank pairs. Characters
+are a BPE there too, one without merges whose tokens are the characters themselves.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bpe.alphabet import printable, unprintable
-from bpe.base import MAX_ID
+from bpe.base import MAX_ID, Tokenizer
 from bpe.bytelevel import BPETokenizer
+from bpe.char import CONTROL_TOKENS, CharTokenizer
 from bpe.checks import field, name_of, special_ids, warn
 from bpe.errors import TokenizerError
 from bpe.files import write_file
@@ -21,8 +23,9 @@ from bpe.patterns import PATTERNS
 from bpe.untrusted import shown
 
 
-def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
-    """A `tokenizer.json`. What is not byte-level BPE, or would change text, is refused."""
+def from_huggingface(data: dict[str, Any]) -> Tokenizer:
+    """A `tokenizer.json`. What is neither byte-level BPE nor characters as `write_huggingface`
+    writes them, or would change text, is refused."""
     model = field(data, "model", dict)
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(f"model.type: only BPE is known, not {shown(model['type'])}")
@@ -31,6 +34,8 @@ def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
             raise TokenizerError(f"model.{key}: {shown(model[key])} is not supported")
     if data.get("normalizer") not in (None, {"type": "Sequence", "normalizers": []}):
         raise TokenizerError("normalizer: changing the text is not supported")
+    if data.get("pre_tokenizer") is None and model.get("merges") == []:
+        return _characters(field(model, "vocab", dict, where="model."))
     pattern = _pre_tokenizer(field(data, "pre_tokenizer", dict))
     specials: dict[str, int] = {}
     for index, token in enumerate(field(data, "added_tokens", list, default=[])):
@@ -53,6 +58,28 @@ def from_huggingface(data: dict[str, Any]) -> BPETokenizer:
         pattern=pattern,
         whole_chunks=bool(field(model, "ignore_merges", bool, default=False)),
     )
+
+
+def _characters(vocab: dict[str, Any]) -> CharTokenizer:
+    """Characters in the order of their ids, after the control tokens if there are any."""
+    if any(type(id) is not int for id in vocab.values()):
+        raise TokenizerError("model.vocab: ids are expected to be integers")
+    names = sorted(vocab, key=lambda name: vocab[name])
+    controlled = names[:3] == list(CONTROL_TOKENS)
+    characters = names[3:] if controlled else names
+    first = 3 if controlled else 0
+    padding = [name for name in characters if len(name) != 1]
+    kept = characters[: len(characters) - len(padding)]
+    wanted = {name: id for id, name in enumerate([*names[:first], *kept, *padding])}
+    if vocab != wanted or any(not _UNUSED.fullmatch(name) for name in padding):
+        raise TokenizerError(
+            "model.vocab: without pre_tokenizer and merges, characters numbered one after the "
+            "other are expected"
+        )
+    return CharTokenizer("".join(kept), control_tokens=controlled, vocab_size=len(vocab))
+
+
+_UNUSED = re.compile(r"<unused \d+>")
 
 
 def _pre_tokenizer(data: dict[str, Any]) -> str:
@@ -143,7 +170,24 @@ def from_gpt2(
     return _from_vocab(vocab, kept, specials, pattern=pattern)
 
 
-def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
+def write_huggingface(tokenizer: BPETokenizer | CharTokenizer, path: Path) -> None:
+    """Write a `tokenizer.json`.
+
+    Of characters without control tokens, those that are not in the list are dropped by its
+    readers, where encoding them here is an error.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        ids = range(tokenizer.vocab_size)
+        control = {id: name for name, id in tokenizer.special_tokens.items()}
+        rows = [control.get(id) or tokenizer.token_bytes(id).decode() for id in ids]
+        vocab = {name or f"<unused {id}>": id for id, name in enumerate(rows)}
+        settings: dict[str, Any] = {
+            "unk_token": "<unk>" if tokenizer.control_tokens else None,
+            "vocab": vocab,
+            "merges": [],
+        }
+        _write_tokenizer_json(tokenizer, path, None, {"type": "Fuse"}, settings)
+        return
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -160,6 +204,20 @@ def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
             "invert": False,
         }
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    settings = {
+        "unk_token": None,
+        "ignore_merges": tokenizer.whole_chunks,
+        "vocab": _vocab_json(tokenizer),
+        "merges": [list(pair) for pair in _merge_names(tokenizer)],
+    }
+    decoder = {**byte_level, "use_regex": True}
+    _write_tokenizer_json(tokenizer, path, pre_tokenizer, decoder, settings)
+
+
+def _write_tokenizer_json(
+    tokenizer: Tokenizer, path: Path, pre_tokenizer: Any, decoder: Any, settings: dict[str, Any]
+) -> None:
+    """A `tokenizer.json` whose model is a BPE with some `settings`."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     data = {
         "version": "1.0",
@@ -172,16 +230,13 @@ def write_huggingface(tokenizer: BPETokenizer, path: Path) -> None:
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
+        "decoder": decoder,
         "model": {
             "type": "BPE",
-            **dict.fromkeys(("dropout", "unk_token")),
-            **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix")),
+            **dict.fromkeys(("dropout", "continuing_subword_prefix", "end_of_word_suffix")),
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": tokenizer.whole_chunks,
-            "vocab": _vocab_json(tokenizer),
-            "merges": [list(pair) for pair in _merge_names(tokenizer)],
+            **settings,
         },
     }
     write_file(path, _json_bytes(data))

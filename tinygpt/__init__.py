@@ -1,8 +1,10 @@
 """Small language models on a plain CPU: configuration, training, evaluation and generation.
 
 Built on `minitensor` (gradients) and `bpe` (tokenizers). Importing this package is cheap: what
-needs NumPy or numba is imported by the module that uses it.
+needs NumPy or numba is imported by the module that uses it, and `load` when it is first used.
 """
+
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,3 +23,11 @@ class Error(Exception):
 
 class UsageError(Error):
     """The call itself is wrong: an unknown option, recipe, key or value (exit status 2)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LanguageModel", "load"):
+        from tinygpt import language_model
+
+        return getattr(language_model, name)
+    raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")

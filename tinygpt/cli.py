@@ -32,6 +32,8 @@ COMMANDS = {
     "compare": ("inspection.compare", "curves and perplexities of several runs"),
     "bench": ("training.bench", "what this machine does: tokens a second, share of its peak"),
     "profile": ("training.profile", "where the time of a training step goes, op by op"),
+    "export": ("formats.export_command", "write a model in the format of another program"),
+    "import": ("formats.import_command", "make a model file of a model from elsewhere"),
     "data fetch": ("data.fetch", "download a published data set"),
     "data prepare": ("data.prepare", "turn texts into token files"),
 }

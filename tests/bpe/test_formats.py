@@ -43,6 +43,28 @@ def test_hugging_face(trained, tmp_path, sample):
         assert same_parts(bpe.load(place), trained)
 
 
+@pytest.mark.parametrize("control_tokens", [True, False])
+def test_characters_are_a_bpe_without_merges(control_tokens, tmp_path):
+    size = 12 if control_tokens else None
+    tokenizer = bpe.CharTokenizer("a b\né猫", control_tokens=control_tokens, vocab_size=size)
+    tokenizer.save(tmp_path / "tokenizer.json", "huggingface")
+    assert bpe.load(tmp_path) == tokenizer
+    model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert model["merges"] == [] and model["vocab"]["猫"] == tokenizer.encode("猫")[0]
+    assert model["unk_token"] == ("<unk>" if control_tokens else None)
+
+
+@pytest.mark.parametrize("vocab", [{"a": 0, "b": 2}, {"ab": 0}, {"a": "0"}, {"a": 0, "<x>": 1}])
+def test_characters_that_are_none(vocab, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    bpe.CharTokenizer("ab", control_tokens=False).save(path, "huggingface")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["vocab"] = vocab
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(bpe.TokenizerError, match=r"model\.vocab"):
+        bpe.load(path)
+
+
 def test_hugging_face_as_older_versions_wrote_it(trained, tmp_path):
     path = tmp_path / "tokenizer.json"
     trained.save(path, "huggingface")
@@ -205,8 +227,8 @@ def test_llama2c_of_characters(tmp_path):
 def test_what_a_format_cannot_hold(tokenizer, tmp_path, sample):
     characters = bpe.CharTokenizer("abc")
     reduced = bpe.ReducedTokenizer.train(tokenizer, [sample], 50)
-    for other in (characters, reduced):
-        for name in ("huggingface", "gpt2", "tiktoken"):
+    for other, names in ((characters, ()), (reduced, ("huggingface",))):
+        for name in (*names, "gpt2", "tiktoken"):
             with pytest.raises(bpe.TokenizerError, match=f"'{name}' holds BPE only"):
                 other.save(tmp_path / "x", name)
     for other in (bpe.CharTokenizer("abc", control_tokens=False), reduced):

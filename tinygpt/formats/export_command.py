@@ -1,0 +1,28 @@
+"""Write a model in the format of another program: ``tinygpt export MODEL --to FORMAT --out PATH``.
+
+A model that the other program would run differently is not written: the error says what it cannot
+hold. docs/formats.md has the table of what goes where.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tinygpt.formats.exchange import WRITERS, load_any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``tinygpt export``."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model file or run folder")
+    listed = "; ".join(f"{name}: {what}" for name, (_, what) in WRITERS.items())
+    parser.add_argument("--to", required=True, choices=list(WRITERS), help=listed)
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="file or folder")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``tinygpt export``."""
+    saved = load_any(args.model)
+    what = WRITERS[args.to][0](saved, args.out)
+    print(f"wrote {args.out}: {what}")
+    return 0
