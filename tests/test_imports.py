@@ -26,12 +26,12 @@ TINYGPT = [
     ["files", "machine"],
     ["data", "model"],
     ["formats"],
-    ["training", "inspection"],
+    ["training", "inspection", "generate"],
     ["cli"],
 ]
 
 # To be mended; a line goes when its import does.
-UPWARDS = {("tinygpt.model.sample", "tinygpt.formats.checkpoint")}
+UPWARDS: set[tuple[str, str]] = set()
 PRIVATE = {
     ("minitensor.kernels.gemm", "_splat"),
     ("minitensor.ops.linalg", "_pair"),
@@ -39,7 +39,7 @@ PRIVATE = {
     ("minitensor.ops.sublayer", "_check"),
     ("minitensor.ops.sublayer", "_dropped"),
     ("minitensor.ops.sublayer", "_rows"),
-    ("tinygpt.model.sample", "_jit"),
+    ("tinygpt.model.decode_kernels", "_jit"),
     ("tinygpt.training.compiling", "_jit"),
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,12 @@ import minitensor as mt
 from minitensor.kernels.simd import LANES
 from tinygpt.model import decode_kernels
 from tinygpt.model.config import Config
-from tinygpt.model.decode import Work
 from tinygpt.model.decode_kernels import GELU, GELU_TANH, PANEL, SWIGLU, Model, Places, Rows, Shape
-from tinygpt.model.sample import Choice
 from tinygpt.model.transformer import fixed_positions, rotations
+
+if TYPE_CHECKING:
+    from tinygpt.model.decode import Work
+    from tinygpt.model.sample import Choice
 
 Array = np.ndarray
 ACTIVATIONS = {"swiglu": SWIGLU, "gelu_tanh": GELU_TANH, "gelu": GELU}
