@@ -293,3 +293,28 @@ def test_no_kernel_is_left_out(monkeypatch):
     for name in CASES:
         compute(name, np.float64, "numpy")
     assert used == set(kernels.KERNELS)
+
+
+def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_path):
+    """Even where neither size nor time of the file tell."""
+    file, cache = tmp_path / "elsewhere.py", tmp_path / "cache"
+    source = "from minitensor.kernels._jit import jit\n\n\n@jit\ndef twice(x):\n    return 2 * x\n"
+    code = "import elsewhere; print(elsewhere.twice(21), len(elsewhere.twice.files()) > 0)"
+    env = {**os.environ, "MINITENSOR_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(text):
+        file.write_text(text)
+        os.utime(file, (10**9, 10**9))
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return done.stdout, len(list(cache.rglob("*.nbc")))
+
+    assert run(source) == ("42 True\n", 1)
+    assert run(source) == ("42 True\n", 1)
+    assert run(source.replace("2 * x", "3 * x")) == ("63 True\n", 2)
