@@ -535,8 +535,6 @@ def prepare(
         raise UsageError(f"split: expected one of {', '.join(RULES)}, got {options.split!r}")
     if not 0 < options.valid_fraction < 1:
         raise UsageError(f"valid-fraction: {options.valid_fraction} is not between 0 and 1")
-    if options.vocab_size is not None and options.vocab_size < 1:
-        raise UsageError(f"vocab-size: expected at least 1, got {options.vocab_size}")
     if options.max_documents < 0:
         raise UsageError(f"max-documents: expected 0 (all) or more, got {options.max_documents}")
     corpus = scan(sources, valid or [], options)
