@@ -6,12 +6,14 @@
     >>> x.grad
     array([2., 4., 6.], dtype=float32)
 
-The core is tape.py, tensor.py and ops/elementwise.py: read in this order, they show how it works.
+Read tape.py, op.py, tensor.py and ops/elementwise.py, in this order, and you have seen how it works.
 """
 
 from minitensor import nn, ops, optim
 from minitensor.draw import draw
+from minitensor.dtypes import IndexArray
 from minitensor.gradcheck import GradcheckError, gradcheck
+from minitensor.op import Op, op, registry
 from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
 from minitensor.random import fold
@@ -26,17 +28,7 @@ from minitensor.tape import (
     observe,
     recording,
 )
-from minitensor.tensor import (
-    IndexArray,
-    Op,
-    Tensor,
-    checkpoint,
-    from_dlpack,
-    grad,
-    op,
-    registry,
-    tensor,
-)
+from minitensor.tensor import Tensor, checkpoint, from_dlpack, grad, tensor
 
 # fmt: off
 __all__ = [

@@ -1,313 +1,29 @@
-"""Tensors, and what an op is.
+"""Tensors: arrays that remember how they were made, and the gradients of what was made of them.
 
-An *op* is a plain function on arrays that returns its result and how to send a gradient back (its
-vector-Jacobian products, "vjps")::
-
-    @op(cases=...)
-    def mul(a: Array, b: Array):
-        return a * b, (lambda g: g * b, lambda g: g * a)
-
-Calling ``mul(x, y)`` on tensors runs the function on their arrays; if an input requires a gradient,
-the vjps are kept on the tape (see tape.py). A vjp takes the gradient as its argument and may hold
-arrays, never tensors, so a graph frees itself by reference count.
+What this file is not: arithmetic. A method only names its op (see op.py and ops/).
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import itertools
 import operator
-import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from sys import getrefcount
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
-from minitensor.tape import Array, Backward, Hook, Node, mode, set_mode, walk
+from minitensor.dtypes import accept, describe
+from minitensor.tape import Array, Hook, Node, mode, set_mode, walk
 
-_PACKAGE = str(Path(__file__).parent)
-registry: dict[str, Op] = {}
 Axis = int | tuple[int, ...] | None
-IndexArray = Annotated[np.ndarray, "IndexArray"]  # an input that chooses: integers or booleans
-FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
-class Op:
-    """A registered operation: a callable on tensors, with the cases on which it is checked.
-
-    `cases(rng)` yields ``(inputs, options)``: a tuple of arrays (float64 ones are differentiated)
-    and a dict of keyword arguments. The leading parameters annotated ``Array`` (or
-    ``np.ndarray``) are the inputs, and those annotated ``IndexArray`` choose among them; all others
-    are options, which take no tensors on the tape. TypeError where an annotation is missing, or
-    none says that there is an input.
-
-    Dtypes. A tensor holds booleans, integers, float32 or float64; anything else is a TypeError.
-    All inputs of a call get one dtype before the function sees them:
-
-    - with a floating one among them, the widest of these (float32 beside float64 is float64);
-    - if all are integers or booleans, float32; an op with `integers` (one that means something for
-      them, such as a sum or an indexing) keeps them, unless a Python float stands beside them;
-    - Python numbers, and lists of them, widen nothing; an IndexArray stays as it is.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[..., tuple[Array, Backward]],
-        cases: Callable[..., Any],
-        name: str | None = None,
-        integers: bool = False,
-    ):
-        self.fn = fn
-        self.name = name or fn.__name__
-        self.cases = cases
-        self.integers = integers
-        functools.update_wrapper(self, fn)
-        params = inspect.signature(fn).parameters.values()
-        inputs = list(
-            itertools.takewhile(
-                lambda p: "rray" in str(p.annotation) and p.kind is not p.KEYWORD_ONLY, params
-            )
-        )
-        self.names = [p.name for p in inputs]
-        self.defaults = {p.name: p.default for p in inputs if p.default is not p.empty}
-        self.chooses = {i for i, p in enumerate(inputs) if "IndexArray" in str(p.annotation)}
-        self.variadic = bool(inputs) and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL
-        bare = [p.name for p in params if p.annotation is p.empty]
-        if bare or not inputs:
-            what = f"parameter {bare[0]!r} has no annotation" if bare else "no input stands first"
-            raise TypeError(
-                f"op {self.name}: {what}; write x: Array for what may have a gradient, "
-                "and the type of an option (p: float)"
-            )
-
-    def __repr__(self) -> str:
-        return f"<op {self.name}>"
-
-    def __reduce__(self) -> str:
-        return self.fn.__qualname__  # copied and pickled as a function is: by its name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Apply the op to tensors, arrays and numbers. This is the cost of every operation, so
-        the common path is written out straight."""
-        inputs, options = args, ()
-        if self.variadic:
-            if inputs and isinstance(inputs[0], (list, tuple)):  # concat([a, b], axis)
-                inputs, options = tuple(args[0]), args[1:]
-                if options:  # after *xs, options can only be given by name
-                    names = list(inspect.signature(self.fn).parameters)[1:]
-                    kwargs, options = {**dict(zip(names, options, strict=False)), **kwargs}, ()
-        elif len(args) > len(self.names):
-            inputs, options = args[: len(self.names)], args[len(self.names) :]
-        elif kwargs:
-            left = self.names[len(args) :]
-            while left and left[-1] not in kwargs:
-                left.pop()
-            for name in left:  # layer_norm(x, bias=b): the weight is the default
-                if name not in kwargs and name not in self.defaults:
-                    break
-                inputs += (kwargs.pop(name, self.defaults.get(name)),)
-        arrays: list[Any] = []
-        parents: list[Node | None] = []
-        saved: list[list[int]] = []
-        record, given, grad = False, False, mode.grad
-        for x in inputs:
-            if isinstance(x, Tensor):
-                arrays.append(x._array)
-                saved.append(x._version)
-                node = x._node if grad else None
-                parents.append(node)
-                record = record or node is not None
-            else:
-                arrays.append(x if type(x) in _PLAIN else _as_operand(x, inputs))
-                parents.append(None)
-                given = given or isinstance(x, np.ndarray)
-        for option in (*options, *kwargs.values()) if options or kwargs else ():
-            if isinstance(option, Tensor) and option._node is not None and grad:
-                raise TypeError(
-                    f"{self.name}: an option is a tensor that requires a gradient, which would be "
-                    f"lost; only {', '.join(self.names)} may have one, so give option.detach()"
-                )
-        if record and given:
-            arrays = [  # tensors are watched, arrays are not: keep what they hold now
-                np.array(a) if isinstance(a, np.ndarray) and not isinstance(x, Tensor) else a
-                for a, x in zip(arrays, inputs, strict=True)
-            ]
-        if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
-            arrays = [a if a is None else Tensor(a)._array for a in arrays]
-        dtypes = {a.dtype for a in arrays if type(a) is np.ndarray}
-        if len(dtypes) != 1 or self.chooses or not dtypes <= FLOATS:
-            self._promote(arrays)
-        outer, mode.recording = mode.recording, record
-        start = time.perf_counter() if mode.observer else 0.0
-        try:
-            out, backward = self.fn(*arrays, *options, **kwargs)
-        except (ValueError, IndexError, TypeError, OverflowError) as error:
-            text = str(error)
-            if not text.startswith(f"{self.name}: "):
-                text = f"{self.name}: {text}; got {', '.join(map(_describe, arrays))}"
-            kinds = (IndexError, TypeError, ValueError)
-            raise next((k for k in kinds if isinstance(error, k)), ValueError)(text) from error
-        finally:
-            mode.recording = outer
-        if type(out) is not np.ndarray:
-            out = np.asarray(out)
-        for a in arrays:
-            if a is out:  # an op that had nothing to do
-                out = out.view()
-        result = Tensor._wrap(out)
-        if isinstance(out.base, np.ndarray):  # a view shares the version counter of its array
-            owner = _owner(out)
-            for x in inputs:
-                if isinstance(x, Tensor) and _owner(x._array) is owner:
-                    result._version = x._shared()
-                    break
-        if record and backward is not None:
-            saved.append(result._version)
-            result._node = Node(self.name, out, tuple(parents), backward, saved)
-        if mode.observer:
-            mode.observer(
-                self.name,
-                "forward",
-                time.perf_counter() - start,
-                [a for a in arrays if isinstance(a, np.ndarray)],
-                out,
-            )
-        if mode.anomaly:
-            _check_finite(self.name, arrays, out, result._node)
-        return result
-
-    def _promote(self, arrays: list[Any]) -> None:
-        """Give the inputs their common dtype, by the rule above, in this list."""
-        found: list[np.dtype[Any]] = []
-        number = False
-        for i, a in enumerate(arrays):
-            if not isinstance(a, np.ndarray):
-                number = number or type(a) is float
-                continue
-            accept(a.dtype, self.name)
-            if i not in self.chooses:
-                found.append(a.dtype)
-            elif a.dtype.kind == "f":
-                if a.size:
-                    raise TypeError(
-                        f"{self.name}: expected integers or booleans as {self.names[i]}, got "
-                        f"{_describe(a)}"
-                    )
-                arrays[i] = a.astype(np.int64)  # an empty list has no dtype of its own
-        floats = [d for d in found if d.kind == "f"]
-        if self.integers and not floats and not number:
-            if found and np.result_type(*found).kind == "f":
-                raise TypeError(
-                    f"{self.name}: {' and '.join(map(str, found))} have no common integer dtype; "
-                    "convert one of them with astype"
-                )
-            return
-        dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
-        for i, a in enumerate(arrays):
-            if isinstance(a, np.ndarray) and i not in self.chooses:
-                arrays[i] = a.astype(dtype, copy=False)
-
-
-def accept(dtype: np.dtype[Any], what: str) -> None:
-    """TypeError for a dtype that no tensor has."""
-    if dtype.kind not in "biu" and dtype not in FLOATS:
-        raise TypeError(
-            f"{what}: cannot hold {dtype}; expected booleans, integers, float32 or float64: "
-            "convert it first, for instance to float32"
-        )
-
-
-def op(
-    fn: None = None,
-    /,
-    *,
-    cases: Callable[..., Any] | None = None,
-    name: str | None = None,
-    integers: bool = False,
-    replace: bool = False,
-) -> Callable[[Callable[..., Any]], Op]:
-    """Turn an array function that returns ``(result, backward)`` into a registered op on tensors.
-
-    `backward` is a tuple with one vjp per input (``None`` where there is no gradient), of which
-    only those needed are called; or one function of the gradient that returns all of them; or
-    ``None`` for a result without a gradient. A vjp may return a gradient of the broadcast shape
-    (the walk adds up over the broadcast axes), or a `Part`. `name` is the function's if not given;
-    a name is taken once, unless `replace`. `integers` says that the op keeps integers; without it
-    they come as floats (see `Op`).
-    """
-    if fn is not None or cases is None:
-        raise TypeError(
-            "op: write @op(cases=...), where cases(rng) yields (inputs, options) on which "
-            "the gradient is checked"
-        )
-    checked = cases
-
-    def register(fn: Callable[..., Any]) -> Op:
-        operation = Op(fn, checked, name, integers)
-        if operation.name in registry and not replace:
-            raise ValueError(
-                f"op: there is one called {operation.name!r}; choose another name, "
-                "or pass replace=True"
-            )
-        registry[operation.name] = operation
-        return operation
-
-    return register
-
-
-_PLAIN = {float, int, bool, np.ndarray, type(None)}
-
-
-def _as_operand(x: Any, inputs: Sequence[Any]) -> Any:
-    """Numbers stay Python numbers, and a list of numbers takes the dtype of the tensors beside it,
-    so that neither widens a float32 tensor."""
-    if isinstance(x, (float, np.floating)):
-        return float(x)
-    if isinstance(x, (bool, np.bool_)):
-        return bool(x)
-    if isinstance(x, (int, np.integer)):
-        return int(x)
-    array = np.asarray(x)
-    beside = [
-        t.dtype for t in inputs if isinstance(t, (Tensor, np.ndarray)) and t.dtype.kind == "f"
-    ]
-    if array.dtype == np.float64 and not isinstance(x, np.ndarray):
-        array = array.astype(np.result_type(*beside) if beside else np.float32)
-    if array.dtype.kind not in "fiubc":
-        raise TypeError(f"cannot make a tensor of {type(x).__name__}; give numbers or booleans")
-    return array
-
-
-def _owner(x: Array) -> Array:
+def owner(x: Array) -> Array:
     """The array that a view, or a view of a view, looks at."""
     while isinstance(x.base, np.ndarray):
         x = x.base
     return x
-
-
-def _describe(x: Any) -> str:
-    return f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else repr(x)
-
-
-def _check_finite(name: str, arrays: Sequence[Any], out: Array, node: Node | None) -> None:
-    """Anomaly mode: remember the calling line, and stop at the first non-finite value."""
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(_PACKAGE)]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "?"
-    if node is not None:
-        node.where = where
-    if out.dtype.kind == "f" and not np.isfinite(out).all():
-        bad = [
-            i
-            for i, a in enumerate(arrays)
-            if isinstance(a, np.ndarray) and a.dtype.kind == "f" and not np.isfinite(a).all()
-        ]
-        cause = f"from a non-finite input {bad[0]}" if bad else "from finite inputs"
-        raise FloatingPointError(f"anomaly: '{name}' made a non-finite value {cause} at {where}")
 
 
 class Tensor:
@@ -765,7 +481,7 @@ def _plainly(symbol: str, how: Callable[..., Any], *operands: Any) -> Tensor:
     try:
         return Tensor._wrap(np.asarray(how(*arrays)))
     except (TypeError, ValueError) as error:
-        what = ", ".join(map(_describe, arrays))
+        what = ", ".join(map(describe, arrays))
         if isinstance(error, TypeError):
             raise TypeError(f"{symbol}: expected booleans or integers, got {what}") from error
         raise ValueError(f"{symbol}: {error}; got {what}") from error
@@ -900,7 +616,7 @@ def checkpoint(block: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
     return result
 
 
-from minitensor import ops  # noqa: E402  (the ops need `op` and `Tensor` from above)
+from minitensor import ops  # noqa: E402  (the ops need `Tensor` from above)
 
 for _name, _op in vars(ops).items():
     if _name in vars(Tensor) and callable(_op):

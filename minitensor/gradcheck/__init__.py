@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitensor.op import Op, registry
 from minitensor.tape import Array, no_grad
-from minitensor.tensor import Op, Tensor, grad, registry
+from minitensor.tensor import Tensor, grad
 
 TOLERANCE = 1e-6
 

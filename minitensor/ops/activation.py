@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from minitensor.kernels.reference import sigmoid as sigmoid_array
+from minitensor.op import op
 from minitensor.ops.elementwise import Cases, off_zero_cases, unary_cases
 from minitensor.tape import Array
-from minitensor.tensor import op
 
 
 @op(cases=unary_cases(-4, 4))

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from minitensor.dtypes import IndexArray
 from minitensor.kernels.reference import erf as erf_array
+from minitensor.op import op
 from minitensor.tape import Array
-from minitensor.tensor import IndexArray, Tensor, op
+from minitensor.tensor import Tensor
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minitensor.op import op
 from minitensor.ops.elementwise import Cases, draw
 from minitensor.tape import Array
-from minitensor.tensor import Tensor, op
+from minitensor.tensor import Tensor
 
 
 def _matmul_cases(rng: np.random.Generator) -> Cases:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
+from minitensor.dtypes import IndexArray
+from minitensor.op import op
 from minitensor.ops.activation import sigmoid_array
 from minitensor.ops.elementwise import Cases, draw
 from minitensor.tape import Array, recording
-from minitensor.tensor import IndexArray, op
 
 Rng = np.random.Generator
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitensor.op import op
 from minitensor.ops.elementwise import Cases, draw
 from minitensor.ops.shape import gather
 from minitensor.tape import Array
-from minitensor.tensor import Axis, Tensor, op
+from minitensor.tensor import Axis, Tensor
 
 
 def _axes(x: Array, axis: Any) -> tuple[int, ...]:

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from minitensor.dtypes import IndexArray, accept
+from minitensor.op import op
 from minitensor.ops.elementwise import Cases, draw
 from minitensor.tape import Array, Part
-from minitensor.tensor import IndexArray, Tensor, accept, op
+from minitensor.tensor import Tensor
 
 
 def _reshape_cases(rng: np.random.Generator) -> Cases:

@@ -15,9 +15,9 @@ import numpy as np
 
 from minitensor import kernels
 from minitensor.kernels.bundles import Linear, Norm
+from minitensor.op import op
 from minitensor.ops.transformer import _rows, attend_of, drop_of, head_width, rope_table
 from minitensor.tape import Array
-from minitensor.tensor import op
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator

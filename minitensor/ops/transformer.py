@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from minitensor import kernels
+from minitensor.dtypes import IndexArray
 from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.op import op
 from minitensor.ops.activation import softmax
 from minitensor.ops.elementwise import where
 from minitensor.random import halves, threshold
 from minitensor.tape import Array, Vjp
-from minitensor.tensor import IndexArray, Tensor, op
+from minitensor.tensor import Tensor
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
