@@ -88,7 +88,7 @@ class Config:
     norm: str = "layer"
     norm_eps: float = 1e-5
     norm_bias: bool = True
-    positions: str = "learned"
+    positions: str = "learned"  # alibi: none but a slope on the scores, by head
     rope_theta: float = 10000.0
     ffn: str = "gelu"
     gate_bias: bool = False  # SwiGLU: a bias on the gate w1 alone
