@@ -72,7 +72,7 @@ def watched(
         def __init__(self, file: Any, mode: str = "r", closefd: bool = True, opener: Any = None):
             self.name_ = inside(file)
             self.writes = mode.strip("b") != "r"
-            call = Call("open", self.name_, "w" if "w" in mode else "")
+            call = Call("open", self.name_, "w" if mode[0] in "wx" else "")
             if self.name_:
                 before(call)
             super().__init__(file, mode, closefd, opener)

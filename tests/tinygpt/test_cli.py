@@ -135,6 +135,18 @@ def test_only_what_no_living_process_writes_is_swept_from_a_shared_folder(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_no_link_is_followed_where_a_file_is_written(tmp_path):
+    (tmp_path / "precious").write_text("mine", encoding="utf-8")
+    for name in ("a.npz", f".a.npz.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to("precious")
+    with files.replacing(tmp_path / "a.npz") as handle:
+        handle.write(b"new")
+    assert (tmp_path / "precious").read_text("utf-8") == "mine"
+    assert (tmp_path / "a.npz").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_both_signs_are_the_same_in_option_names():
     assert cli.dashes("--max_iters=a_b") == "--max-iters=a_b"
     assert cli.dashes("some_text") == "some_text"

@@ -210,10 +210,7 @@ class Run:
         self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
         self.best = math.inf if t["best"] is None else t["best"]
         for name in GROWING:  # and no other name: a checkpoint may come from anywhere
-            size = t["sizes"].get(name, 0) if isinstance(t["sizes"], dict) else None
-            if type(size) is not int or size < 0:
-                raise Error(f"{self.out}: the checkpoint's size of {name} is not a size")
-            self.sizes[name] = size
+            self.sizes[name] = t["sizes"].get(name, 0)
 
     def open(self) -> None:
         """Write the configuration, and open log and samples, as long as the checkpoint says."""
