@@ -281,7 +281,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         size, tokens = record.pop("bytes", 0), record.pop("tokens", 0)
         if record:
             yield "trained with", ", ".join(f"{name} {value}" for name, value in record.items())
-        if tokens:
+        if type(size) is type(tokens) is int and tokens > 0:  # a file may say anything
             yield "trained on", f"{size:,} bytes: {size / tokens:.3f} bytes per token"
 
 

@@ -18,6 +18,7 @@ from bpe.base import KINDS, WRITERS, Tokenizer
 from bpe.errors import TokenizerError
 from bpe.files import decode_blocks, read_blocks
 from bpe.formats import load
+from bpe.untrusted import one_line
 
 WRONG_CALL = 2
 
@@ -202,7 +203,7 @@ def _info(options: argparse.Namespace) -> None:
     )
     measures = _measures(tokenizer, options.data) if options.data is not None else ()
     for name, value in chain(facts, measures):
-        print(f"{name:<16} {value}")
+        print(one_line(f"{name:<16} {value}", 2000))
     print(f"the {options.longest} longest tokens:")
     names = set(specials.values())
     ids = [id for id in range(tokenizer.vocab_size) if id not in names]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOUND = ROOT / "tests" / "bad_files"
+FOUND = json.loads((ROOT / "tests" / "bad_files.json").read_text(encoding="utf-8"))
 
 posix = pytest.mark.skipif(os.name != "posix", reason="children are forked and limited")
 
@@ -51,6 +54,17 @@ def test_a_changed_file_loads_or_is_refused(bad_files, name):
 
 def test_every_reader_is_tried(bad_files):
     assert set(bad_files.READERS) == set(NAMES)
+
+
+@pytest.mark.parametrize("case", FOUND, ids=lambda case: f"{case['reader']}: {case['was']}")
+def test_what_was_found_is_told_now(bad_files, tmp_path, case):
+    """Files that readers once took, or ended on with what `was` says, before they were strict."""
+    packed = case["files"].items()
+    files = {name: zlib.decompress(base64.b85decode(data)) for name, data in packed}
+    reader = bad_files.READERS[case["reader"]]
+    bad_files.put(files, tmp_path / reader.name)
+    result, message = bad_files.attempt(reader, tmp_path / reader.name)
+    assert result == "refused", message
 
 
 @posix

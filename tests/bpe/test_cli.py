@@ -1,6 +1,7 @@
 """The command line."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -81,6 +82,15 @@ def test_standard_input(trained, monkeypatch, capsysbinary):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(out)))
     assert main(["decode", str(trained), "-"]) == 0
     assert capsysbinary.readouterr().out == b"Once upon"
+
+
+def test_info_shows_no_control_characters_of_a_file(trained, tmp_path, capsys):
+    data = json.loads(trained.read_text(encoding="utf-8"))
+    data["training"] = {"\x1b[2J": "\r\x07", "bytes": "\x1b", "tokens": []}
+    data["special_tokens"] = {"\x1b]0;x\x07": 5000}
+    (tmp_path / "t.json").write_text(json.dumps(data))
+    assert main(["info", str(tmp_path / "t.json")]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
 def test_info(text, trained, tmp_path, capsys):

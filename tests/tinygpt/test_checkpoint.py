@@ -190,6 +190,10 @@ def extra(path, saved):
         (lambda path, saved: changed(path, saved, config=[]), "config: expected an object"),
         (lambda path, saved: changed(path, saved, tokenizer=5), "tokenizer: expected an object"),
         (lambda path, saved: changed(path, saved, training={"step": -1}), "training: step: -1"),
+        (
+            lambda path, saved: changed(path, saved, provenance={"step": "\x1b[2J"}),
+            "expected a numb",
+        ),
         (config_of(context=30_000_000), "context: expected at most 65,536, got 30000000"),
         (config_of(n_layer=1000), "lacks 'blocks.2"),
         (config_of(lr=[[[[["\x1b[2J"]]]]]), "lr: expected a number, got a list of 1"),

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpe.untrusted import parse_json, shown
+from bpe.untrusted import one_line, parse_json, shown
 from tinygpt import Error, UsageError, __version__, archive
 from tinygpt.archive import Stored, shape_of
 from tinygpt.files import backup, replacing
@@ -119,7 +119,8 @@ def _read(file: IO[bytes], path: str) -> Saved:
     try:
         c = config.from_dict(_object(meta, "config"))
         tokenizer = bpe.from_dict(_object(meta, "tokenizer"))
-        provenance, training = _object(meta, "provenance", {}), _object(meta, "training", {})
+        provenance = _provenance(_object(meta, "provenance", {}))
+        training = _object(meta, "training", {})
         _check_training(training)
     except (UsageError, ValueError) as error:
         raise Error(f"{path}: a model file of which a part cannot be read: {error}") from error
@@ -165,6 +166,14 @@ def _object(meta: Mapping[str, Any], key: str, default: Any = None) -> dict[str,
     if not isinstance(value, dict):
         raise ValueError(f"{key}: expected an object, got {shown(value)}")
     return value
+
+
+def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` if it is what `provenance` writes; its text printable, as it is shown to people."""
+    for key in {"step", "seed"} & given.keys():
+        if type(given[key]) is not int:
+            raise ValueError(f"provenance: {key}: expected a number, got {shown(given[key])}")
+    return {k: one_line(v) if isinstance(v, str) else v for k, v in given.items()}
 
 
 _TRAINING: dict[str, Callable[[Any], bool]] = {
