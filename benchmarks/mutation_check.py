@@ -57,7 +57,7 @@ IN_FULL = {"unbroadcast", "cross_entropy", "rotate"}  # backward code by another
 SUMMED = "the walk adds up over axes that the parameter lacks, so the sum is made there"
 TWICE = "the sign turns for queries and keys alike, and their product does not notice"
 HARMLESS = {  # (function, change) -> why it means nothing
-    ("linear", "left factor dropped: np.ones(len(rows), g.dtype) @ _rows(g)"): SUMMED,
+    ("linear", "left factor dropped: np.ones(len(rows), g.dtype) @ rows_of(g)"): SUMMED,
     ("rms_norm_backward", "reduction left out: np.sum(g * xhat, axis=0)"): SUMMED,
     ("layer_norm_backward", "reduction left out: np.sum(g * xhat, axis=0)"): SUMMED,
     ("layer_norm_backward", "reduction left out: np.sum(g, axis=0)"): SUMMED,

@@ -6,7 +6,7 @@
     >>> x.grad
     array([2., 4., 6.], dtype=float32)
 
-Read tape.py, op.py, tensor.py and ops/elementwise.py, in this order, and you have seen how it works.
+Read tape.py, op.py, tensor.py and ops/elementwise.py, in this order: that is how it works.
 """
 
 from minitensor import nn, ops, optim

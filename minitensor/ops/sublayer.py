@@ -16,17 +16,11 @@ import numpy as np
 from minitensor import kernels
 from minitensor.kernels.bundles import Linear, Norm
 from minitensor.op import op
-from minitensor.ops.transformer import _rows, attend_of, drop_of, head_width, rope_table
+from minitensor.ops.transformer import attend_of, drop_of, head_width, rope_table, rows_of
 from minitensor.tape import Array
 
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
-
-
-def map_of(weight: Array, bias: Array | None, dtype: np.dtype) -> Linear:
-    """A linear map as the kernels take it."""
-    bias = None if bias is None else bias.astype(dtype, copy=False)
-    return Linear(np.ascontiguousarray(weight, dtype), bias)
 
 
 def norm_of(kind: str, weight: Array, bias: Array | None, eps: float) -> Norm:
@@ -35,7 +29,6 @@ def norm_of(kind: str, weight: Array, bias: Array | None, eps: float) -> Norm:
         raise ValueError(f"norm is {kind!r}; it must be 'layer' or 'rms'")
     if kind == "rms" and bias is not None:
         raise ValueError("an RMSNorm has no bias; leave norm_bias out or take norm='layer'")
-    bias = None if bias is None else bias.astype(weight.dtype, copy=False)
     return Norm(weight, bias, kind == "layer", eps)
 
 
@@ -95,8 +88,8 @@ def attention_sublayer(
     x = np.ascontiguousarray(x)
     options = (
         norm_of(norm, norm_weight, norm_bias, eps),
-        map_of(qkv, qkv_bias, x.dtype),
-        map_of(out, out_bias, x.dtype),
+        Linear(qkv, qkv_bias),
+        Linear(out, out_bias),
     )
     attend = attend_of("attention_sublayer", T, n_head, K, d, rope, window, scale, True, x.dtype)
     drops = drop_of(dropout, keys[0]), drop_of(dropout, keys[1])
@@ -159,15 +152,15 @@ def feed_forward_sublayer(
             f"activation is {activation!r}, so gate must "
             f"{'be given' if gate is None else 'be None'}"
         )
-    rows, normed = _rows(x), norm_of(norm, norm_weight, norm_bias, eps)
-    gated = None if gate is None else map_of(gate, gate_bias, x.dtype)
-    into, back = (map_of(up, up_bias, x.dtype), map_of(down, down_bias, x.dtype))
+    rows, normed = rows_of(x), norm_of(norm, norm_weight, norm_bias, eps)
+    gated = None if gate is None else Linear(gate, gate_bias)
+    into, back = Linear(up, up_bias), Linear(down, down_bias)
     maps, tanh, drop = (gated, into, back), activation == "gelu_tanh", drop_of(dropout, key)
     y, saved = kernels.feed_forward_sublayer(rows, normed, *maps, tanh, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         dx, *others = kernels.feed_forward_sublayer_backward(
-            _rows(g), rows, normed, *maps, saved, tanh, drop
+            rows_of(g), rows, normed, *maps, saved, tanh, drop
         )
         return dx.reshape(x.shape), *others
 

@@ -26,7 +26,7 @@ Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 Rng = np.random.Generator
 
 
-def _rows(x: Array) -> Array:
+def rows_of(x: Array) -> Array:
     """x (..., D) as a contiguous (N, D); no copy where it already is."""
     if x.ndim == 0:
         raise ValueError("expected an array (..., D), got one without axes")
@@ -49,13 +49,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
 
     Backward: y is linear in each argument, so dx = g W, dW = gᵀ x summed over the rows, db = Σ g.
     """
-    rows, weight = _rows(x), np.ascontiguousarray(weight)
+    rows, weight = rows_of(x), np.ascontiguousarray(weight)
     y = kernels.linear(rows, weight, bias)
     return y.reshape(*x.shape[:-1], len(weight)), (
-        lambda g: kernels.linear_dx(_rows(g), weight).reshape(x.shape),
-        lambda g: _rows(g).T @ rows,
+        lambda g: kernels.linear_dx(rows_of(g), weight).reshape(x.shape),
+        lambda g: rows_of(g).T @ rows,
         # A product with ones is the sum over rows, several times as fast as np.sum along axis 0.
-        lambda g: np.ones(len(rows), g.dtype) @ _rows(g),
+        lambda g: np.ones(len(rows), g.dtype) @ rows_of(g),
     )
 
 
@@ -77,7 +77,7 @@ def embedding(weight: Array, ids: IndexArray) -> Any:
             f"rows 0 to {len(weight) - 1}"
         )
     flat = ids.ravel()
-    return weight[ids], (lambda g: kernels.embedding_backward(_rows(g), flat, len(weight)), None)
+    return weight[ids], (lambda g: kernels.embedding_backward(rows_of(g), flat, len(weight)), None)
 
 
 # ------------------------------------------------------------------------------------- norms
@@ -97,11 +97,11 @@ def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Any:
     Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g x̂.
     x (..., D), weight (D,).
     """
-    rows = _rows(x)
+    rows = rows_of(x)
     y, r = kernels.rms_norm(rows, weight, eps)
 
     def backward(g: Array) -> tuple[Array, Array]:
-        dx, dw = kernels.rms_norm_backward(_rows(g), rows, weight, r)
+        dx, dw = kernels.rms_norm_backward(rows_of(g), rows, weight, r)
         return dx.reshape(x.shape), dw
 
     return y.reshape(x.shape), backward
@@ -124,13 +124,13 @@ def layer_norm(
     along 1 and along x̂: dx = r (h − mean(h) − x̂ mean(h x̂)); dw = Σ g x̂; db = Σ g.
     x (..., D), weight and bias (D,) or None.
     """
-    rows = _rows(x)
+    rows = rows_of(x)
     w = np.ones(x.shape[-1], x.dtype) if weight is None else weight
     b = np.zeros(x.shape[-1], x.dtype) if bias is None else bias
     y, mean, r = kernels.layer_norm(rows, w, b, eps)
 
     def backward(g: Array) -> tuple[Array, Array, Array]:
-        dx, dw, db = kernels.layer_norm_backward(_rows(g), rows, w, mean, r)
+        dx, dw, db = kernels.layer_norm_backward(rows_of(g), rows, w, mean, r)
         return dx.reshape(x.shape), dw, db
 
     return y.reshape(x.shape), backward

@@ -226,8 +226,10 @@ class Sub(np.ndarray):
 
 
 def test_a_head_given_the_wrong_way_round_is_refused():
-    with pytest.raises(ValueError, match=r"weight \(V, D\) with D = 64, got \(64, 300\)"):
+    with pytest.raises(ValueError, match=r"weight is \(64, 300\); expected \(V, D\)"):
         mt.linear_cross_entropy(f(256, 64), f(64, 300), np.zeros(256, int))
+    with pytest.raises(ValueError, match=r"weight \(V, D\) with D = 64, got \(64, 300\)"):
+        kernels.linear_cross_entropy(f(256, 64), f(64, 300), np.zeros(256, int), -100, 1.0, True)
 
 
 @pytest.mark.parametrize("short", [0, 1])
