@@ -26,6 +26,7 @@ from tinygpt.formats.ggufile import save_gguf
 from tinygpt.formats.huggingface import load_folder, save_folder
 from tinygpt.formats.llama2c import load_bin, save_bin
 from tinygpt.formats.safetensor import load_file, save_file
+from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, layout
 
@@ -414,3 +415,60 @@ def test_fresh_weights_of_every_recipe_are_accounted_for():
         saved = model(**changes)
         links = families.GPT2.links(saved.config) if not changes else family.links(saved.config)
         assert {link.own for link in links} - {""} == set(GPT(saved.config).state_dict())
+
+
+# ------------------------------------------------------------------------- what others computed
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "exchange"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
+def test_logits_are_those_of_transformers(name):
+    """One file, shards with an index, bfloat16: as transformers wrote them (make_exchange.py)."""
+    if name == "llama":
+        pytest.importorskip("ml_dtypes")
+    saved = exchange.load_any(GOLDENS / name)
+    assert saved.tokenizer.decode(saved.tokenizer.encode("the cat sat")) == "the cat sat"
+    with np.load(GOLDENS / name / "expected.npz") as expected, mt.no_grad():
+        logits = saved.model()(expected["ids"]).numpy()
+        np.testing.assert_allclose(logits, expected["logits"], rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- which goes where
+
+
+def small(recipe: Config) -> Saved:
+    """A recipe's architecture and kind of tokenizer, in a size for a test."""
+    tokenizers = {
+        "bpe": BPE,
+        "char": CHARACTERS,
+        "char-plain": bpe.CharTokenizer.train(TEXTS, control_tokens=False),
+        "reduced": bpe.ReducedTokenizer.train(BPE, TEXTS, 280),
+    }
+    tokenizer = tokenizers[recipe.tokenizer]
+    kept = ("norm", "norm_eps", "norm_bias", "positions", "rope_theta", "ffn", "gate_bias")
+    kept += ("qkv_bias", "out_bias", "ffn_bias", "scale_attention", "head")
+    changes = {key: getattr(recipe, key) for key in kept}
+    windows = tuple(3 if window else 0 for window in recipe.windows)
+    return model(tokenizer, **changes, windows=windows, n_kv_head=min(recipe.n_kv_head, 2))
+
+
+def goes(saved: Saved, to: str, folder: Path) -> str:
+    try:
+        return exchange.WRITERS[to][0](saved, folder / to)
+    except Error:
+        return "no"
+
+
+def test_the_table_of_the_page_says_which_recipe_goes_where(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[1:5] for row in rows if row[0].strip("`") in recipes.RECIPES}
+    assert set(told) == set(recipes.RECIPES)
+    for name, cells in told.items():
+        (tmp_path / name).mkdir()
+        found = [goes(small(recipes.get(name)), to, tmp_path / name)
+                 for to in ("safetensors", "hf", "llama2c", "gguf")]  # fmt: skip
+        assert cells == [
+            "yes" if what == "safetensors" else what.split(",")[0] for what in found
+        ], name
