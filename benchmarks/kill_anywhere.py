@@ -24,12 +24,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the two modules beside this one
 from tiny_runs import difference, newest_step, outcome, tiny, train
+from tqdm import tqdm
 from watched_files import Call, watched
 
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.training.train import Run
 
+tqdm.monitor_interval = 0  # its thread may hold a lock while a process is forked
 IN_SAVE = 60  # a save of a tiny run has about so many file operations
 
 

@@ -23,12 +23,14 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the module beside this one
 from tiny_runs import tiny, train
+from tqdm import tqdm
 
 from tinygpt.formats import checkpoint
 from tinygpt.model.sample import generate_many
 from tinygpt.training import train as training
 from tinygpt.training.train import Trainer
 
+tqdm.monitor_interval = 0  # its thread may hold a lock while a process is forked
 LOOKS = 20
 GROWTH = 3.0  # MB that the second half of a run may add to memory: the allocator's, not a leak
 
