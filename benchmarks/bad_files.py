@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib.util
 import inspect
 import io
 import json
@@ -45,7 +46,7 @@ import bpe
 import minitensor as mt
 from tinygpt import Error
 from tinygpt.data import prepare, streams
-from tinygpt.formats import checkpoint
+from tinygpt.formats import checkpoint, exchange
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model import config
 from tinygpt.model.config import Config
@@ -341,6 +342,27 @@ def to_zip(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED) -> 
     return file.getvalue()
 
 
+def change_tensors(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file with another header, or other bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header, body = data[8 : 8 + size], data[8 + size :]
+    way = rng.randrange(4)
+    if way == 0:
+        return change_bytes(rng, data)
+    if way == 1 and b"__metadata__" in header:  # what is JSON inside of JSON
+        value = json.loads(header)
+        key = rng.choice(sorted(value["__metadata__"]))
+        text = value["__metadata__"][key]
+        if text.startswith("{"):
+            text = change_json(rng, text.encode()).decode("utf-8", "replace")
+        value["__metadata__"][key] = text if rng.random() < 0.9 else "x"
+        header = json.dumps(value).encode()
+    else:
+        header = change_json(rng, header)
+    length = rng.choice([len(header)] * 9 + INTEGERS)
+    return length.to_bytes(8, "little") + header + body
+
+
 # ------------------------------------------------------------------------------ changing text
 
 
@@ -430,6 +452,14 @@ def change_folder(rng: random.Random, files: Files) -> Files:
     if rng.random() < 0.03:
         return {n: data for n, data in files.items() if n != name}
     kind = name.rpartition(".")[2]
+    if name == "tokenizer.bin":
+        return files | {name: change_rows(rng, files[name])}
+    if kind == "safetensors":
+        return files | {name: change_tensors(rng, files[name])}
+    if kind == "bin":  # llama2.c's model begins with seven counts
+        new, at = bytearray(files[name]), 4 * rng.randrange(9)
+        new[at : at + 4] = (rng.choice([*INTEGERS, -8 % 2**32, 8, 9]) % 2**32).to_bytes(4, "little")
+        return files | {name: rng.choice([bytes(new), change_bytes(rng, files[name])])}
     ways = {"json": change_json, "txt": change_lines, "jsonl": change_lines}
     if kind == "npy":
         return files | {name: rng.choice([change_array, change_numbers])(rng, files[name])}
@@ -502,6 +532,21 @@ def _bpe_files(format: str, kinds: slice = slice(1)) -> list[Files]:
     return [{"": _written(lambda path, t=t: t.save(path, format))} for t in _tokenizers()[kinds]]
 
 
+def _exported(format: str, name: str, **fields: Any) -> Files:
+    """A model in a foreign format, in a folder."""
+    tokenizer = _tokenizers()[0]
+    shape = {"n_layer": 1, "n_head": 2, "d_model": 8, "d_ff": 8, "context": 8}
+    c = Config(vocab_size=tokenizer.vocab_size, **shape, **fields)
+    weights = {n: np.full(s, 0.5, np.float32) for n, s in layout(c).items()}
+
+    def write(out: Path) -> None:
+        if name:
+            out.mkdir()
+        exchange.WRITERS[format][0](Saved(c, tokenizer, weights), out / name)
+
+    return _folder(write)
+
+
 def _configs(suffix: str) -> list[Files]:
     return [{"": config.dumps(Config(), suffix).encode()}]
 
@@ -527,6 +572,14 @@ def read_model(path: Path) -> None:
 def read_checkpoint(path: Path) -> None:
     saved = checkpoint.load_latest(path, check=optimizers.check_state)
     assert saved is not None and saved.training["step"] >= 0
+
+
+def read_foreign(path: Path) -> None:
+    found = path / "model.bin"
+    saved = exchange.load_any(found if found.exists() else path)
+    assert {n: a.shape for n, a in saved.params.items()} == layout(saved.config)
+    assert all(np.isfinite(a).all() for a in saved.params.values())
+    assert saved.tokenizer.vocab_size <= saved.config.vocab_size
 
 
 def read_prepared(path: Path) -> None:
@@ -577,6 +630,23 @@ READERS = {
     ),
     "json lines": Reader("d.jsonl", _json_lines, one(change_lines), read_source),
 }
+
+
+LLAMA = {"norm": "rms", "positions": "rope", "ffn": "swiglu"}
+LLAMA |= dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), False)
+READERS["llama2c model"] = Reader(
+    "folder", lambda: [_exported("llama2c", "model.bin", **LLAMA)], change_folder, read_foreign
+)
+if importlib.util.find_spec("safetensors"):
+    READERS["safetensors"] = Reader(
+        "m.safetensors",
+        lambda: [{"": _exported("safetensors", "m.safetensors")["m.safetensors"]}],
+        one(change_tensors),
+        read_foreign,
+    )
+    READERS["hf model"] = Reader(
+        "folder", lambda: [_exported("hf", "", ffn="gelu_tanh")], change_folder, read_foreign
+    )
 
 
 def put(files: Files, path: Path) -> None:

@@ -41,6 +41,7 @@ NAMES = (
     "tiktoken",
     "llama2c",
     "json lines",
+    "llama2c model",
 )
 
 
@@ -53,7 +54,15 @@ def test_a_changed_file_loads_or_is_refused(bad_files, name):
 
 
 def test_every_reader_is_tried(bad_files):
-    assert set(bad_files.READERS) == set(NAMES)
+    optional = {"safetensors", "hf model"} if importlib.util.find_spec("safetensors") else set()
+    assert set(bad_files.READERS) == set(NAMES) | optional
+
+
+@posix
+@pytest.mark.parametrize("name", ["safetensors", "hf model"])
+def test_a_changed_file_of_others_loads_or_is_refused(bad_files, name):
+    pytest.importorskip("safetensors")
+    assert not bad_files.run(name, seed=0, numbers=range(40))[1]
 
 
 @pytest.mark.parametrize("case", FOUND, ids=lambda case: f"{case['reader']}: {case['was']}")

@@ -34,6 +34,7 @@ def configs(draw) -> Config:
         "windows": tuple(draw(st.lists(st.integers(0, 512), min_size=1, max_size=4))),
         "rope_theta": draw(st.floats(1, 1e6)),
         "reduced_from": 1 << 20,
+        "eps": draw(st.floats(1e-30, 1)),
         "tokenizer": draw(st.sampled_from(config.TOKENIZERS)),
         **{key: draw(st.sampled_from(options)) for key, options in CHOICES.items()},
     }

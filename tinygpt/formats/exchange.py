@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from tinygpt import Error
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
@@ -37,7 +39,7 @@ def load_any(path: str | Path) -> Saved:
         if (path / "log.jsonl").is_file():
             raise Error(f"{path}: a run without a model.npz: it was stopped before its first save")
         if (path / "config.json").is_file():
-            return load_folder(path)
+            return _finite(path, load_folder(path))
         raise Error(
             f"{path}: neither a run folder (no model.npz) nor a folder of Hugging Face (no "
             "config.json)"
@@ -45,10 +47,18 @@ def load_any(path: str | Path) -> Saved:
     if not path.is_file():
         raise Error(f"{path}: no such file or folder")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return _finite(path, load_file(path))
     if path.suffix == ".gguf":
         raise Error(f"{path}: GGUF files are written here, not read; import the model from its "
                     "folder of Hugging Face")  # fmt: skip
     if path.suffix == ".bin":
-        return load_bin(path)
+        return _finite(path, load_bin(path))
     return checkpoint.load(path)
+
+
+def _finite(path: Path, saved: Saved) -> Saved:
+    """`saved`, as `checkpoint.load` would give it. Raises Error for weights that are not finite."""
+    for name, value in saved.params.items():
+        if not np.isfinite(value).all():
+            raise Error(f"{path}: {name} holds numbers that are not finite (NaN or infinity)")
+    return saved

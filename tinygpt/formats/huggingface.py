@@ -18,6 +18,7 @@ import numpy as np
 
 import bpe
 import minitensor as mt
+from bpe.untrusted import MAX_JSON, parse_json
 from tinygpt import Error, UsageError
 from tinygpt.formats import families
 from tinygpt.formats.checkpoint import Saved
@@ -27,7 +28,6 @@ from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT
 
 Array = np.ndarray
-MAX_JSON = 64 << 20  # bytes of a config.json or an index; the largest published have some 100 KB
 INDEX = "model.safetensors.index.json"
 
 
@@ -254,8 +254,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise Error(f"{path}: {path.stat().st_size:,} bytes, expected at most {MAX_JSON:,}")
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise Error(f"{path}: cannot be read: {_line(error)}") from error
     if not isinstance(values, dict):
         raise Error(f"{path}: expected a JSON object, got {type(values).__name__}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import bpe
+from bpe.untrusted import parse_json, shown
 from tinygpt import Error, UsageError
 from tinygpt.files import replacing
 from tinygpt.formats.checkpoint import Saved
@@ -46,10 +48,10 @@ def load_file(path: Path) -> Saved:
                 "config.json and tokenizer"
             )
         try:
-            c = config.from_dict(json.loads(metadata["config"]))
-            tokenizer = bpe.from_dict(json.loads(metadata["tokenizer"]))
-            provenance = json.loads(metadata["provenance"])
-        except (KeyError, ValueError, RecursionError, UsageError, AttributeError) as error:
+            c = config.from_dict(_object(metadata["config"]))
+            tokenizer = bpe.from_dict(_object(metadata["tokenizer"]))
+            provenance = _object(metadata["provenance"])
+        except (KeyError, ValueError, UsageError) as error:
             raise Error(
                 f"{path}: its configuration or tokenizer cannot be read: {error}"
             ) from error
@@ -64,4 +66,11 @@ def load_file(path: Path) -> Saved:
                     f"{path}: {name}: expected {c.dtype} {shape}, got {params[name].dtype} "
                     f"{params[name].shape}"
                 )
-    return Saved(c, tokenizer, params, provenance if isinstance(provenance, dict) else {})
+    return Saved(c, tokenizer, params, provenance)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = parse_json(text.encode("utf-8", "surrogatepass"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {shown(value)}")
+    return value
