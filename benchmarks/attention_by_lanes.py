@@ -14,7 +14,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor.kernels import flash
-from minitensor.kernels._jit import exp, jit
+from minitensor.kernels.compiling import exp, jit
 
 
 def formulas(q, k, v, scale):

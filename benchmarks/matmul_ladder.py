@@ -15,7 +15,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor.kernels import gemm
-from minitensor.kernels._jit import inline, jit
+from minitensor.kernels.compiling import inline, jit
 from minitensor.kernels.simd import LANES, aligned, load, splat, store
 
 WIDTH = 2 * LANES  # columns of a tile and of a panel

@@ -15,7 +15,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor.kernels import gemm, reference
-from minitensor.kernels._jit import jit
+from minitensor.kernels.compiling import jit
 from minitensor.kernels.elementwise import gelu_into
 from minitensor.kernels.simd import aligned, zeros
 

@@ -1,6 +1,6 @@
 """Activations and dropout in one pass each (twins in reference.py).
 
-libm's exp, tanh and erf cannot be vectorised; here they go through the polynomials of _jit.py.
+libm's exp, tanh and erf cannot be vectorised; here they go through the polynomials of compiling.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import bell, erf, exp, hash32, inline, jit, typed, u32
+from minitensor.kernels.compiling import bell, erf, exp, hash32, inline, jit, typed, u32
 from minitensor.kernels.reference import SQRT_2_PI
 
 

@@ -13,8 +13,8 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import hash32, inline, jit, outlined, u32
 from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.kernels.compiling import hash32, inline, jit, outlined, u32
 from minitensor.kernels.simd import (
     LANES,
     LOG2E,

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from minitensor.kernels import reference
-from minitensor.kernels._jit import inline, jit, outlined
+from minitensor.kernels.compiling import inline, jit, outlined
 from minitensor.kernels.simd import (
     CONTRACT,
     LANES,

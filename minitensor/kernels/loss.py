@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import exp, inline, jit
+from minitensor.kernels.compiling import exp, inline, jit
 from minitensor.kernels.simd import LANES, exp_negative, larger, load, splat, store
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from minitensor.kernels._jit import jit
+from minitensor.kernels.compiling import jit
 
 
 @jit

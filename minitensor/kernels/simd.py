@@ -21,7 +21,7 @@ from numba import types
 from numba.core.typing import Signature
 from numba.extending import intrinsic, models, overload, register_model
 
-from minitensor.kernels._jit import inline
+from minitensor.kernels.compiling import inline
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 # 2**r on |r| ≤ 1/2, fitted to minimise the largest relative error (1e-7).

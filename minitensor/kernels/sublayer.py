@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from minitensor.kernels import composed
-from minitensor.kernels._jit import inline, jit
 from minitensor.kernels.bundles import Attend, AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
+from minitensor.kernels.compiling import inline, jit
 from minitensor.kernels.elementwise import (
     dropped,
     gelu_into,

@@ -41,7 +41,7 @@ def test_a_kernel_without_a_declaration_is_not_reached():
 @pytest.mark.parametrize("file", sorted(COMPILED))
 def test_what_a_compiled_file_offers_to_the_ops_is_declared(file):
     """Compiled kernels without an underscore have a declaration that leads to them."""
-    jit = importlib.import_module("minitensor.kernels._jit")
+    jit = importlib.import_module("minitensor.kernels.compiling")
     module = importlib.import_module(f"minitensor.kernels.{file}")
     compiled = {n for n, x in vars(module).items() if isinstance(x, jit.Kernel) and n[0] != "_"}
     declared = {n for n, d in KERNELS.items() if d.numba == module.__name__}

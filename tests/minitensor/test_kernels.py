@@ -222,14 +222,14 @@ def test_a_broken_cache_is_compiled_anew(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes of POSIX")
 @pytest.mark.parametrize("case", ["fresh", "open", "group", "above", "link", "owner", "no folder"])
 def test_kernels_are_kept_where_nobody_else_can_write(tmp_path, monkeypatch, capsys, case):
-    from minitensor.kernels import _jit
+    from minitensor.kernels import compiling
 
     base = tmp_path / "above" / "base"
     monkeypatch.setenv("MINITENSOR_CACHE", str(base))
     if case == "no folder":
         tmp_path.joinpath("above").write_text("a file", encoding="utf-8")
     else:
-        folder = _jit.cache_folder()
+        folder = compiling.cache_folder()
         assert folder and folder.is_dir() and folder.parent == base
         assert base.stat().st_mode & 0o777 == folder.stat().st_mode & 0o777 == 0o700
     why = {"open": "base can be written by others", "group": " can be written by others"}
@@ -255,7 +255,7 @@ def test_kernels_are_kept_where_nobody_else_can_write(tmp_path, monkeypatch, cap
     else:
         why = {case: "Not a directory"}
     capsys.readouterr()
-    found = _jit.cache_folder()
+    found = compiling.cache_folder()
     told = capsys.readouterr().err
     if case == "fresh":
         assert found == folder and told == ""
@@ -298,7 +298,9 @@ def test_no_kernel_is_left_out(monkeypatch):
 def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_path):
     """Even where neither size nor time of the file tell."""
     file, cache = tmp_path / "elsewhere.py", tmp_path / "cache"
-    source = "from minitensor.kernels._jit import jit\n\n\n@jit\ndef twice(x):\n    return 2 * x\n"
+    source = (
+        "from minitensor.kernels.compiling import jit\n\n\n@jit\ndef twice(x):\n    return 2 * x\n"
+    )
     code = "import elsewhere; print(elsewhere.twice(21), len(elsewhere.twice.files()) > 0)"
     env = {**os.environ, "MINITENSOR_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
 

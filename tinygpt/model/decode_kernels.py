@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minitensor.kernels._jit import FASTMATH, erf, exp, inline, jit
+from minitensor.kernels.compiling import FASTMATH, erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import CONTRACT, LANES, Vector, exp_negative, load, pick, splat, store
 

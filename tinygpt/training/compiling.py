@@ -18,7 +18,7 @@ def compile_kernels(trainer: Trainer) -> None:
     """Run one sequence forward and back, with a bar where the kernels are compiled for it."""
     if kernels.backend() != "numba":
         return
-    from minitensor.kernels import _jit  # imports numba
+    from minitensor.kernels import compiling  # imports numba
 
     seen: set[tuple[str, str]] = set()
 
@@ -28,7 +28,7 @@ def compile_kernels(trainer: Trainer) -> None:
 
     model, context = trainer.model.train(), trainer.config.context
     row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
-    cold = not _jit.cached()
+    cold = not compiling.cached()
     with (
         tqdm(
             desc="tinygpt: compiling kernels…",
