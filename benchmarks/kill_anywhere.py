@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,7 +32,9 @@ from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.training.train import Run
 
-tqdm.monitor_interval = 0  # its thread may hold a lock while a process is forked
+# Bars have a lock that forked processes share: whoever is killed with it would hold up the others.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # and a thread, which may hold a lock while a process is forked
 IN_SAVE = 60  # a save of a tiny run has about so many file operations
 
 
