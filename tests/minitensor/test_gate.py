@@ -245,6 +245,14 @@ def test_both_tables_of_rope_are_looked_at(short):
         )
 
 
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+@pytest.mark.parametrize("window", [8, 9, 2**32 - 1, 2**32, 2**62])
+def test_a_window_that_hides_nothing_is_none(window, side):
+    with kernels.using(side):
+        local, whole = (mt.self_attention(f(1, 8, 24), 2, window=w) for w in (window, 0))
+    assert np.array_equal(local.data, whole.data)
+
+
 EMPTY = {  # op, inputs, options, shape of the result; PyTorch's
     "linear of no rows": (mt.linear, [f(0, 3), f(5, 3), f(5)], {}, (0, 5)),
     "linear of no inputs": (mt.linear, [f(2, 0), f(5, 0), f(5)], {}, (2, 5)),
