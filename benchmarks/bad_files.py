@@ -44,6 +44,7 @@ import numpy as np
 
 import bpe
 import minitensor as mt
+from bpe.untrusted import shown
 from tinygpt import Error
 from tinygpt.data import prepare, streams
 from tinygpt.formats import checkpoint, exchange
@@ -152,7 +153,7 @@ def odd_value(rng: random.Random, old: Any) -> Any:
             [],
             {},
             [old],
-            [old] * 50,
+            [old] * (2 if isinstance(old, (list, dict)) else 50),  # they multiply
             {"": old},
             Raw("NaN"),
             Raw("-Infinity"),
@@ -163,7 +164,7 @@ def odd_value(rng: random.Random, old: Any) -> Any:
             Raw('{"a":' * 2000 + "1" + "}" * 2000),
             Raw("[" + "[]," * rng.choice([10, 10_000]) + "1]"),
             Raw("9" * rng.choice([10, 25, 5000])),
-            float(old) if isinstance(old, int) and abs(old) < 2**60 else str(old)[:50],
+            float(old) if isinstance(old, int) and abs(old) < 2**60 else shown(old),
             -old if isinstance(old, (int, float)) else old,
             old + 1 if isinstance(old, (int, float)) else old,
         ]
