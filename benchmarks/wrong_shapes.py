@@ -203,7 +203,9 @@ def spoil(x: Any, rng: Any) -> Any:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dtype = str(rng.choice(DTYPES))
-            return (np.abs(x) if dtype[0] == "u" else x).astype(dtype)  # not 255 for -1
+            if dtype[0] in "ub":  # a few ones and twos: not 255 for -1, nor True nearly everywhere
+                x = np.where(np.abs(x) > 1.5, np.abs(x), 0)
+            return x.astype(dtype)
     if way == 3:
         return strided(x, rng)
     y = x.copy()
@@ -291,7 +293,8 @@ def alike(a: Any, b: Any, values: bool) -> bool:
 
 def tame(x: Any) -> bool:
     """Whether a value is no number that leaves nothing of others but rounding, or overflows."""
-    return not isinstance(x, (int, float, np.number)) or abs(x) < 1e6 or isinstance(x, np.uint32)
+    number = isinstance(x, (int, float, np.number)) and not isinstance(x, np.uint32)
+    return not number or abs(float(x)) < 1e6
 
 
 def one(seed: int, i: int, tally: Counter[str]) -> str:
