@@ -22,6 +22,10 @@ hold besides, of a kernel's sizes and arguments or of a bundle's fields. The two
 (numba and NumPy) stand behind the same door, so they refuse the same calls in the same words:
 TypeError for a kind or a dtype, ValueError for a shape or a number, IndexError for an index.
 
+Nearly every call is right as it stands. So a declaration is also written out as one straight
+function, `fits`, which sees that in a few microseconds; where it says no, the checks go through the
+arguments one by one, and mend what may be mended or tell what is wrong.
+
 An array that is only read may lie in memory as it likes: unless it is C-contiguous, aligned and
 writable (numba would compile again for every other kind), the kernel gets a copy. One that is
 written must be all three.
@@ -42,6 +46,7 @@ import numpy as np
 
 Array = np.ndarray
 F = TypeVar("F", bound=Callable[..., Any])
+# Dtypes are compared by ==: the arrays of a cached kernel have a dtype object of their own.
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
 
@@ -89,7 +94,7 @@ class ArrayOf:
         self.formulas = [(i, formula(d)) for i, d in enumerate(dims) if not d.isidentifier()]
 
     def check(self, x: Any, call: Call) -> Any:
-        if type(x) is not Array or x.dtype is not call.dtype or not x.flags.carray:
+        if type(x) is not Array or x.dtype != call.dtype or not x.flags.carray:
             x = self.plain(x, call)
         self.fit(x.shape, call)
         return x
@@ -157,7 +162,7 @@ class Indices(ArrayOf):
     def check(self, x: Any, call: Call) -> Any:
         if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu":
             raise call.wrong(TypeError, f"{self.name}, an array {self.text}", described(x))
-        if type(x) is not Array or x.dtype is not INT64 or not x.flags.carray:
+        if type(x) is not Array or x.dtype != INT64 or not x.flags.carray:
             x = np.array(x, np.int64, order="C")
         self.fit(x.shape, call)
         if x.size:
@@ -334,6 +339,124 @@ def sizes_of(text: str) -> list[str]:
     return [s.strip() for s in re.split(r",(?![^(]*\))", text[1:-1]) if s.strip()]
 
 
+class Writer:
+    """Writes `fits`: a function of a kernel's arguments, True only if all are right as they are.
+
+    Letters that are sizes become variables; what needs a size that comes later is looked at last.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.last: list[str] = []
+        self.letters: set[str] = set()
+        self.maybe = False  # whether this is about an argument that may be missing
+        self.typed = False  # whether `dtype` is known
+        self.count = 0
+
+    def new(self) -> str:
+        self.count += 1
+        return f"v{self.count}"
+
+    def refuse(self, condition: str) -> None:
+        self.lines.append(f"if {condition}: return False")
+
+    def write(self, check: Any, v: str) -> None:
+        """The lines for one argument, or one field, that is in the variable `v`."""
+        getattr(self, type(check).__name__.lower())(check, v)
+
+    def arrayof(self, check: ArrayOf, v: str) -> None:
+        if self.typed:
+            self.refuse(f"type({v}) is not Array or {v}.dtype != dtype")
+        else:
+            self.refuse(f"type({v}) is not Array")
+            self.lines += [f"dtype = {v}.dtype", "number = dtype.type"]
+            self.refuse("dtype != F32 and dtype != F64")
+            self.typed = True
+        self.shape(check, v)
+
+    def indices(self, check: Indices, v: str) -> None:
+        self.refuse(f"type({v}) is not Array or {v}.dtype != INT64")
+        self.shape(check, v)
+        low, high = f"{v}.min() < 0", f"{v}.max() >= of_{check.size}"
+        self.last.append(f"if {v}.size and ({low} or {high}): return False")
+
+    def shape(self, check: ArrayOf, v: str) -> None:
+        shape = self.new()
+        self.refuse(f"not {v}.flags.carray")
+        self.lines.append(f"{shape} = {v}.shape")
+        self.refuse(f"len({shape}) != {len(check.dims)}")
+        for i, letter in check.letters:
+            self.size(letter, f"{shape}[{i}]")
+        for i, _ in check.formulas:
+            size = re.sub(r"[A-Za-z_]+", r"of_\g<0>", check.dims[i])
+            self.last.append(f"if {shape}[{i}] != {size}: return False")
+
+    def size(self, letter: str, value: str) -> None:
+        if letter in self.letters:
+            self.refuse(f"{value} != of_{letter}")
+        elif self.maybe:  # somebody who is always there sets it
+            self.last.append(f"if {value} != of_{letter}: return False")
+        else:
+            self.letters.add(letter)
+            self.lines.append(f"of_{letter} = {value}")
+
+    def whole(self, check: Whole, v: str) -> None:
+        self.refuse(f"type({v}) is not int or not {check.low} <= {v} < {2**63}")
+        self.size(check.letter, v)
+
+    def real(self, check: Real, v: str) -> None:
+        kind = "number" if check.typed else "float"
+        high = "INF" if check.high == math.inf else repr(check.high)
+        self.refuse(f"type({v}) is not {kind} or not {check.low!r} <= float({v}) < {high}")
+
+    def bits(self, check: Bits, v: str) -> None:
+        self.refuse(f"type({v}) is not U32")
+
+    def truth(self, check: Truth, v: str) -> None:
+        self.refuse(f"{v} is not True and {v} is not False")
+
+    def bundle(self, check: Bundle, v: str) -> None:
+        fields = [self.new() for _ in check.fields]
+        self.refuse(f"type({v}) is not {check.kind.__name__}")
+        self.lines.append(f"{', '.join(fields)}, = {v}")
+        for field, name in zip(check.fields, fields, strict=True):
+            self.write(field, name)
+        if check.where:
+            named = dict(zip(check.kind._fields, fields, strict=True))
+            condition = re.sub(r"[A-Za-z_]+", lambda m: named.get(m[0], m[0]), check.where)
+            self.refuse(f"not ({condition})")
+
+    def optional(self, check: Optional, v: str) -> None:
+        """What is written for the argument, behind "if it is there"."""
+        inside = Writer()
+        inside.maybe, inside.letters, inside.typed, inside.count = (
+            True,
+            self.letters,
+            self.typed,
+            self.count,
+        )
+        inside.write(check.some, v)
+        for lines, more in ((self.lines, inside.lines), (self.last, inside.last)):
+            if more:
+                lines += [f"if {v} is not None:", *(f"    {line}" for line in more)]
+        self.count = inside.count
+
+    def function(self, checks: list[Any], where: str, arguments: list[str]) -> Callable[..., bool]:
+        values = [self.new() for _ in checks]
+        for check, v in zip(checks, values, strict=True):
+            self.write(check, v)
+        if where:
+            named = {**{n: f"of_{n}" for n in self.letters}, **dict(zip(arguments, values))}  # noqa: B905
+            condition = re.sub(r"(?<![\w.])[A-Za-z_]+", lambda m: named.get(m[0], m[0]), where)
+            self.last.append(f"if not ({condition}): return False")
+        body = "\n".join(f"    {line}" for line in [*self.lines, *self.last, "return True"])
+        kinds = {kind.__name__: kind for kind, *_ in BUNDLES.values()}
+        scope = {**kinds, "Array": Array, "F32": FLOATS[0], "F64": FLOATS[1], "INT64": INT64,
+                 "U32": np.uint32, "INF": math.inf}  # fmt: skip
+        exec(f"def fits({', '.join(values)}):\n{body}", scope)
+        return scope["fits"]  # type: ignore[no-any-return]
+
+
 class Declaration:
     """A kernel: what it takes, and where its two sides are."""
 
@@ -342,6 +465,7 @@ class Declaration:
         self.checks = [parse(argument, text) for argument, text in arguments.items()]
         self.where = where
         self.condition = formula(where) if where else None
+        self.fits = Writer().function(self.checks, where, list(arguments))
 
     def __str__(self) -> str:
         where = f" where {self.where}" if self.where else ""
@@ -370,7 +494,11 @@ class Declaration:
         else:
             kernel = self.numpy
 
+        fits, given = self.fits, len(self.checks)
+
         def gated(*args: Any) -> Any:
+            if len(args) == given and fits(*args):
+                return kernel(*args)
             return kernel(*self.check(args))
 
         gated.__name__ = gated.__qualname__ = self.name

@@ -321,7 +321,8 @@ def linear_cross_entropy(
     weight = np.ascontiguousarray(weight)
     count = int((t != ignore_index).sum())
     scale = 1 / max(count, 1) if reduction == "mean" else 1.0
-    loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, scale, recording())
+    factor = x.dtype.type(scale)
+    loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, factor, recording())
     if reduction == "mean" and not count:
         loss = math.nan  # as in cross_entropy
     return np.asarray(loss * scale, x.dtype), (

@@ -92,7 +92,7 @@ def attention_sublayer(
         Linear(out, out_bias),
     )
     attend = attend_of("attention_sublayer", T, n_head, K, d, rope, window, scale, True, x.dtype)
-    drops = drop_of(dropout, keys[0]), drop_of(dropout, keys[1])
+    drops = tuple(drop_of(dropout, key, x.dtype) for key in keys)
     y, saved = kernels.attention_sublayer(x, *options, attend, *drops)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
@@ -155,7 +155,11 @@ def feed_forward_sublayer(
     rows, normed = rows_of(x), norm_of(norm, norm_weight, norm_bias, eps)
     gated = None if gate is None else Linear(gate, gate_bias)
     into, back = Linear(up, up_bias), Linear(down, down_bias)
-    maps, tanh, drop = (gated, into, back), activation == "gelu_tanh", drop_of(dropout, key)
+    maps, tanh, drop = (
+        (gated, into, back),
+        activation == "gelu_tanh",
+        drop_of(dropout, key, x.dtype),
+    )
     y, saved = kernels.feed_forward_sublayer(rows, normed, *maps, tanh, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:

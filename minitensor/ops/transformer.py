@@ -192,8 +192,8 @@ def _dropout_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
 
 
-def drop_of(p: float, key: int | None) -> Drop:
-    """Dropout as the kernels take it."""
+def drop_of(p: float, key: int | None, dtype: np.dtype) -> Drop:
+    """Dropout as the kernels take it, for arrays of `dtype`."""
     if key is None:
         if p:
             raise ValueError(
@@ -201,7 +201,7 @@ def drop_of(p: float, key: int | None) -> Drop:
                 "key=fold(seed, step, layer), or use nn.Dropout, which counts its calls"
             )
         key = 0
-    return Drop(threshold(p), 1 / (1 - p), *halves(key))
+    return Drop(threshold(p), dtype.type(1 / (1 - p)), *halves(key))
 
 
 @op(cases=_dropout_cases)
@@ -211,7 +211,7 @@ def dropout(x: Array, p: float, key: int | None = None) -> Any:
     The mask is a function of `key` (see `fold`; ValueError without one) and the position, so the
     backward draws it again: dx = mask g / (1−p), which is dropout of g under the same key.
     """
-    drop = drop_of(p, key)
+    drop = drop_of(p, key, x.dtype)
 
     def apply(a: Array) -> Array:
         return kernels.dropout(np.ascontiguousarray(a).reshape(-1), drop).reshape(x.shape)
@@ -235,7 +235,7 @@ def dropout_add(x: Array, branch: Array, p: float, key: int | None = None) -> An
         raise ValueError(f"dropout_add: x is {x.shape} but branch is {branch.shape}")
     if p == 0:
         return x + branch, (lambda g: g, lambda g: g)
-    drop = drop_of(p, key)
+    drop = drop_of(p, key, x.dtype)
     a, b = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(branch).reshape(-1)
     return kernels.dropout_add(a, b, drop).reshape(x.shape), (
         lambda g: g,
@@ -306,7 +306,7 @@ def attend_of(
             raise ValueError(f"{name}: expected rope as a pair (cos, sin), got {len(rope)} things")
         table = Rope(*(np.asarray(t)[:T].astype(dtype, copy=False) for t in rope))
     scale = 1 / math.sqrt(max(d, 1)) if scale is None else scale
-    return Attend(H, K, d, table, scale, window, causal)
+    return Attend(H, K, d, table, dtype.type(scale), window, causal)
 
 
 def head_width(name: str, features: int, H: int, K: int) -> int:
@@ -365,7 +365,7 @@ def _attention(
     packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
     head_width("attention", (H + 2 * K) * d, H, K)
     attend = attend_of("attention", T, H, K, d, None, window, scale, causal, q.dtype)
-    out, kernel = _attend(packed, attend, drop_of(dropout, key))
+    out, kernel = _attend(packed, attend, drop_of(dropout, key, packed.dtype))
 
     def backward(g: Array) -> tuple[Array, ...]:
         grads = kernel(g.swapaxes(1, 2)).swapaxes(1, 2)
@@ -489,7 +489,7 @@ def self_attention(
     d = head_width("self_attention", features, H, K)
     packed = np.ascontiguousarray(qkv).reshape(B, T, H + 2 * K, d)
     attend = attend_of("self_attention", T, H, K, d, rope, window, scale, True, qkv.dtype)
-    out, kernel = _attend(packed, attend, drop_of(dropout, key))
+    out, kernel = _attend(packed, attend, drop_of(dropout, key, packed.dtype))
     return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,52 @@ def test_a_kernel_is_handed_plain_arrays_and_numbers():
 
 class Sub(np.ndarray):
     """A subclass, as np.memmap is one."""
+
+
+def leaves(x):
+    """What is in nested bundles, one after the other."""
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, (list, tuple)) else [x]
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_does_not_fit(what):
+    name, args, _, _ = REFUSED[what]
+    declared = KERNELS[name]
+    assert len(args) != len(declared.checks) or not declared.fits(*args)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the harness guards memory with mprotect")
+def test_the_quick_look_and_the_checks_agree():
+    """What the checks hand on fits; what fits, they hand on as it is; what they refuse does not
+    fit. On calls drawn as benchmarks/wrong_shapes.py draws them, right ones and wrong ones."""
+    spec = importlib.util.spec_from_file_location(
+        "wrong_shapes", ROOT / "benchmarks" / "wrong_shapes.py"
+    )
+    harness = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(harness)
+    rng, seen = np.random.default_rng(0), {"right": 0, "wrong": 0}
+    for _ in range(1500):
+        name, args, _ = harness.kernel_call(rng)
+        if rng.random() < 0.7:
+            i = int(rng.integers(len(args)))
+            args[i] = harness.spoil(args[i], rng)
+        declared = KERNELS[name]
+        try:
+            checked = declared.check(tuple(args))
+        except (TypeError, ValueError, IndexError):
+            assert not declared.fits(*args), (name, args)
+            seen["wrong"] += 1
+            continue
+        again = declared.check(tuple(checked))
+        allowed = name.endswith("cross_entropy")  # an ignored target is for the checks to allow
+        assert allowed or declared.fits(*checked), (name, args)
+        for given in (args, checked):
+            if declared.fits(*given):
+                for a, b in zip(leaves(given), leaves(declared.check(tuple(given))), strict=True):
+                    assert a is b or (type(a) is type(b) and a == b)
+        assert len(leaves(again)) == len(leaves(checked))
+        seen["right"] += 1
+    assert min(seen.values()) > 200
 
 
 # ------------------------------------------------------------------------- through the ops
