@@ -94,7 +94,10 @@ class ArrayOf:
         self.formulas = [(i, formula(d)) for i, d in enumerate(dims) if not d.isidentifier()]
 
     def check(self, x: Any, call: Call) -> Any:
-        if type(x) is not Array or x.dtype != call.dtype or not x.flags.carray:
+        known = (
+            type(x) is Array and call.dtype is not None and x.dtype == call.dtype
+        )  # (== None means float64)
+        if not known or not x.flags.carray:
             x = self.plain(x, call)
         self.fit(x.shape, call)
         return x
