@@ -94,9 +94,8 @@ class ArrayOf:
         self.formulas = [(i, formula(d)) for i, d in enumerate(dims) if not d.isidentifier()]
 
     def check(self, x: Any, call: Call) -> Any:
-        known = (
-            type(x) is Array and call.dtype is not None and x.dtype == call.dtype
-        )  # (== None means float64)
+        # While the dtype is not known it is not compared: to NumPy, None is float64.
+        known = type(x) is Array and call.dtype is not None and x.dtype == call.dtype
         if not known or not x.flags.carray:
             x = self.plain(x, call)
         self.fit(x.shape, call)
