@@ -51,9 +51,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`; an unknown option is an error that names the nearest one."""
-        args, extra = self.parse_known_args([dashes(a) for a in argv])
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        words = [dashes(a) for a in argv]
+        if "--set" in known:
+            from tinygpt.model.config import TYPES
+
+            fields = {f"--{field.replace('_', '-')}" for field in TYPES}
+            words = assignments(words, fields.difference(known))
+            known += fields
+        args, extra = self.parse_known_args(words)
         if extra:
-            known = [option for option in self._option_string_actions if option.startswith("--")]
             near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             kind = "option" if extra[0].startswith("-") else "argument"
@@ -67,6 +74,23 @@ def dashes(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def assignments(words: list[str], fields: set[str]) -> list[str]:
+    """`words` with the options in `fields` as what they stand for: ``--n-layer 3`` (or with ``=``)
+    is ``--set n_layer=3``.
+    """
+    result, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in fields:
+            value = value if equals else next(rest, "--")
+            if value.startswith("--"):
+                raise UsageError(f"{name}: expected a value, as in {name} VALUE")
+            result += ["--set", f"{name[2:].replace('-', '_')}={value}"]
+        else:
+            result.append(word)
+    return result
 
 
 def overview() -> str:

@@ -2,8 +2,10 @@
 
 ``tinygpt data fetch tinystories`` brings the two TinyStories files (Eldan & Li, 2023,
 arXiv:2305.07759; CDLA-Sharing-1.0) from the Hugging Face hub, or from a mirror that the
-environment variable ``HF_ENDPOINT`` names. Bytes go to ``NAME.part``; only when the checksum
-is right does that become ``NAME``, so a file that is there is a file that is whole.
+environment variable ``HF_ENDPOINT`` names; ``tinygpt data fetch shakespeare`` the 1.1 MB of
+tinyshakespeare (Karpathy, 2015), on which nanoGPT's CPU example learns. Bytes go to ``NAME.part``;
+only when the checksum is right does that become ``NAME``, so a file that is there is a file that is
+whole.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinygpt import Error
+from tinygpt import Error, UsageError
 
 HUB = "https://huggingface.co"
 _BLOCK = 1 << 18
@@ -40,10 +42,23 @@ class Remote:
     name: str
     size: int
     sha256: str
+    address: str = ""  # where it lies, if not on the hub
 
 
 # The sums of the first release come from the hub's own history, those of V2 from third parties.
 DATASETS: dict[str, tuple[str, tuple[Remote, ...]]] = {
+    "shakespeare": (
+        "",
+        (
+            Remote(
+                "tinyshakespeare.txt",
+                1_115_394,
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+                "input.txt",
+            ),
+        ),
+    ),
     "tinystories": (
         "roneneldan/TinyStories",
         (
@@ -177,7 +192,7 @@ def _download(
             failures = 0 if now > have else failures + 1
             have = now
             if failures >= attempts:
-                raise FetchError(_network_advice(url, part, problem)) from None
+                raise FetchError(_network_advice(url, part, problem, remote)) from None
             if failures:
                 time.sleep(min(pause * 2 ** (failures - 1), 30.0))
 
@@ -240,7 +255,7 @@ def _http_advice(error: urllib.error.HTTPError) -> str:
     return f"HTTP status {error.code} {error.reason}; check HF_ENDPOINT and the file's name"
 
 
-def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
+def _network_advice(url: str, part: Path, problem: Exception | str, remote: Remote) -> str:
     """One line for a network that failed for good: what happened, and what to do instead."""
     reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
     if isinstance(reason, socket.gaierror):
@@ -250,7 +265,8 @@ def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
     else:
         what = f"{url}: {getattr(reason, 'strerror', None) or reason}"
     kept = "what came is kept and the same command resumes; " if part.exists() else ""
-    return f"{what} ({kept}HF_ENDPOINT names a mirror; training without --data needs no download)"
+    mirror = "" if remote.address else "HF_ENDPOINT names a mirror; "
+    return f"{what} ({kept}{mirror}the embedded stories, train --data stories, need no download)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -268,8 +284,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt data fetch``: print each file's path on standard output."""
     repository, files = DATASETS[args.name]
+    if args.only and len(files) == 1:
+        raise UsageError(f"--only: {args.name} is one file, {files[0].name}; leave it out")
     for remote in files:
         if args.only is None or f"-{args.only}." in remote.name:
-            url = hub_url(repository, remote.name)
+            url = remote.address or hub_url(repository, remote.name)
             print(fetch(url, args.out / remote.name, remote, timeout=args.timeout))
     return 0

@@ -682,7 +682,9 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     from tinygpt.model import recipes  # which workers do without
 
-    options = Options() if args.recipe is None else of_recipe(recipes.get(args.recipe))
+    options = Options()
+    if args.recipe:
+        options = of_recipe(recipes.lay(recipes.get(args.recipe), {"data": str(args.sources[0])}))
     given = {name: getattr(args, name) for name in vars(options)}
     options = replace(options, **{k: value for k, value in given.items() if value is not None})
     meta = prepare(

@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Config:
     # data
     data: str = "stories"  # the embedded ones, or a path
     valid_fraction: float = 0.1
-    max_documents: int = 0  # 0: all (of the embedded stories: 20,000)
+    max_documents: int = 0  # the first of the text; 0: all (of the embedded stories: 20,000)
 
     # what is shown and kept, in steps; 0: only at the end
     eval_interval: int = 250
@@ -344,24 +345,29 @@ def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
 
 def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """`base` (or the defaults) with `values` over it. Raises UsageError for an unknown key."""
+    return dataclasses.replace(base or Config(), **fields_of(values))
+
+
+def fields_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under the names of fields. Raises UsageError for an unknown key."""
     changes = {}
     for key, value in values.items():
         field = str(key).replace("-", "_")
         if field not in TYPES:
             raise unknown("configuration key", str(key), TYPES)
         changes[field] = value
-    return dataclasses.replace(base or Config(), **changes)
+    return changes
 
 
-def override(config: Config, assignments: Iterable[str]) -> Config:
-    """`config` with ``key=value`` texts applied, as given to ``--set``."""
+def assigned(assignments: Iterable[str]) -> dict[str, str]:
+    """The keys and values of ``key=value`` texts, as given to ``--set``."""
     values = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set: expected key=value, got {shown(text)}")
         values[key.strip()] = value.strip()
-    return from_dict(values, config)
+    return values
 
 
 # --------------------------------------------------------------------------------------- files
@@ -382,6 +388,10 @@ def dumps(config: Config, suffix: str) -> str:
 
 def loads(text: str, suffix: str, base: Config | None = None) -> Config:
     """The configuration in `text`, laid over `base`. Raises UsageError for what is not one."""
+    return from_dict(_values(text, suffix), base)
+
+
+def _values(text: str, suffix: str) -> dict[str, Any]:
     try:
         if len(text) > MAX_FILE:
             raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
@@ -399,22 +409,35 @@ def loads(text: str, suffix: str, base: Config | None = None) -> Config:
         raise UsageError(f"not valid {suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"expected keys with values, got {shown(values)}")
-    return from_dict(values, base)
+    return values
 
 
 def load(path: str | Path, base: Config | None = None) -> Config:
-    """Read a configuration file."""
+    """Read a configuration file, laid over `base`."""
+    with blaming(path):
+        return from_dict(read(path), base)
+
+
+@contextmanager
+def blaming(path: str | Path) -> Iterator[None]:
+    """Name the file in whose values an error lies."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a configuration file, which may be few and are not checked yet."""
     path = Path(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE + 1)
         if len(raw) > MAX_FILE:
             raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
-        return loads(raw.decode("utf-8"), path.suffix.lower(), base)
+        return _values(raw.decode("utf-8"), path.suffix.lower())
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"not UTF-8 text (byte {error.start})") from error
 
 
 def save(config: Config, path: str | Path) -> None:

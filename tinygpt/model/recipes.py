@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from tinygpt import Error
-from tinygpt.model.config import Config, unknown
+from bpe.untrusted import shown
+from tinygpt import Error, UsageError
+from tinygpt.model.config import Config, blaming, fields_of, from_dict, read, unknown
 
 # The default: the embedded stories, in about two minutes on two cores. A llama-style block, a
 # context that holds a whole story, and Muon for the matrices. Every other layer sees four tokens
@@ -283,12 +287,71 @@ RECIPES = {
 }
 
 
+DEFAULT = "quick"
+
+# The text that a recipe was published with, by the name under which `tinygpt data fetch` brings it.
+# Those that are not here are made for the embedded stories.
+TEXTS = {
+    **dict.fromkeys(("shakespeare-char", "shakespeare-fast"), "shakespeare"),
+    **dict.fromkeys(
+        ("pinv-0.8m", "mini-1m", "mini-3m", "mini-7m", "pretrain-2m", "neo-41m"), "tinystories"
+    ),
+}
+
+
 def get(name: str) -> Config:
     """The recipe of this name (``_`` and ``-`` are the same). Raises UsageError."""
     recipe = RECIPES.get(name.replace("_", "-"))
     if recipe is None:
+        if Path(name).exists() or Path(name).suffix == ".txt":
+            raise UsageError(f"unknown recipe {shown(name)}; a text is given with --data")
         raise unknown("recipe", name, RECIPES)
     return recipe
+
+
+def lay(base: Config, values: Mapping[str, Any]) -> Config:
+    """`base` with `values` over it, and with what follows from them where they do not say it.
+
+    The default recipe's number of documents counts embedded stories: of another text all are
+    taken. Where characters take the place of longer tokens, or these of characters, the
+    vocabulary's size is that of no recipe: characters then take what they need.
+    """
+    changes = fields_of(values)
+    follows: dict[str, Any] = {}
+    counts_stories = base.name not in TEXTS and base.max_documents == QUICK.max_documents
+    if base.data == "stories" != changes.get("data", "stories") and counts_stories:
+        follows["max_documents"] = 0
+    kinds = (base.tokenizer, str(changes.get("tokenizer", base.tokenizer)))
+    if len({kind.startswith("char") for kind in kinds}) == 2:
+        follows["vocab_size"] = Config.vocab_size
+    return from_dict({**follows, **changes}, base)
+
+
+def load(path: str | Path, recipe: str | None = None) -> tuple[Config, set[str]]:
+    """The configuration in a file, and the fields that stand in it.
+
+    What does not stand in it is as in `recipe`, or in the recipe that the file names with ``base``
+    or, like the config.json of a run, as its own ``name``; else as in the default one.
+    """
+    with blaming(path):
+        values = read(path)
+        named = values.pop("base", None)
+        if recipe and named and get(str(named)) != get(recipe):
+            raise UsageError(f"base: {shown(named)}, but the recipe asked for is {recipe}")
+        own = str(values.get("name"))
+        c = lay(get(str(recipe or named or (own if own in RECIPES else DEFAULT))), values)
+        return c, set(fields_of(values))
+
+
+def differences(c: Config) -> tuple[str, dict[str, Any]]:
+    """The recipe that `c` is, or is most like, and what it has otherwise: the recipe's values."""
+
+    def from_recipe(recipe: Config) -> dict[str, Any]:
+        mine, its = c.to_dict(), recipe.to_dict()
+        return {k: v for k, v in its.items() if mine[k] != v and k not in ("name", "data")}
+
+    like = RECIPES.get(c.name) or min(RECIPES.values(), key=lambda r: len(from_recipe(r)))
+    return like.name, from_recipe(like)
 
 
 # --------------------------------------------------------------------- times on this machine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,17 +40,37 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         if known
         else ""
     )
+    like, differs = recipes.differences(c)
+    mine = c.to_dict()
+    parts = [f"{key} {plain(mine[key])} (not {plain(value)})" for key, value in differs.items()]
+    used = sum(dataset.documents.values())
     return [
+        *([f"differs from the recipe {like}: {', '.join(parts)}"] if parts else []),
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
         f"head {c.head}",
         f"data: {c.data}: {len(dataset.train):,} tokens of {dataset.documents['train']:,} documents"
         f" to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        *(
+            [
+                f"data: the first {used:,} of {used + dataset.left_out:,} documents; "
+                "--set max_documents=0 takes all"
+            ]
+            if dataset.left_out
+            else []
+        ),
         f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
         f"{total / len(dataset.train):.3g} times the data{before}",
         f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
         f"run folder {out}",
     ]
+
+
+def plain(value: Any) -> str:
+    """A setting as one would write it after ``--set key=``."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def memory(c: Config, threads: int) -> int:
