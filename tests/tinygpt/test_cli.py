@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("train --config none.json", 1, "none.json: No such file"),
         ("train --data none.txt", 1, "none.txt: no such file"),
         ("train --resume", 1, "no run to go on with"),
-        ("eval none.npz", 1, "none.npz: no such model file"),
+        ("eval none.npz", 1, "none.npz: no such file or folder"),
         ("evil", 2, "unknown command 'evil'; did you mean 'eval'?"),
         ("data", 2, "expected fetch or prepare"),
         ("recipes nano", 2, "unknown recipe 'nano'"),

@@ -15,7 +15,6 @@ import hashlib
 import http.client
 import os
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -23,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinygpt import Error, UsageError
+from tinygpt.progress import bar
 
 HUB = "https://huggingface.co"
 _BLOCK = 1 << 18
@@ -165,24 +163,18 @@ def _download(
     if have > remote.size:
         part.unlink()
         have = 0
-    with tqdm(
-        total=remote.size,
-        initial=have,
-        unit="B",
-        unit_scale=True,
-        desc=remote.name,
-        disable=not progress,
-        file=sys.stderr,
-    ) as bar:
+    with bar(
+        remote.size, "B", initial=have, unit_scale=True, desc=remote.name, disable=not progress
+    ) as received:
         failures = 0
         while have < remote.size:
             try:
-                _receive(url, part, remote, timeout, bar)
+                _receive(url, part, remote, timeout, received)
                 problem: Exception | str = "the connection broke off"
             except urllib.error.HTTPError as error:
                 if error.code == 416:  # the server has fewer bytes than lie here: start over
                     part.unlink(missing_ok=True)
-                    bar.reset()
+                    received.reset()
                 elif error.code not in (408, 429) and error.code < 500:
                     raise FetchError(f"{url}: {_http_advice(error)}") from error
                 problem = f"HTTP status {error.code} {error.reason}"
@@ -197,7 +189,7 @@ def _download(
                 time.sleep(min(pause * 2 ** (failures - 1), 30.0))
 
 
-def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> None:
+def _receive(url: str, part: Path, remote: Remote, timeout: float, received: Any) -> None:
     """One connection: append what the server sends to ``part``, from where it ends."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tinygpt", "Accept-Encoding": "identity"}
@@ -215,8 +207,8 @@ def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> 
                 f"{url}: the server offers {start + int(length):,} bytes, expected "
                 f"{remote.size:,}; it is not the published file: try another HF_ENDPOINT"
             )
-        bar.reset()
-        bar.update(start)
+        received.reset()
+        received.update(start)
         with _open_part(part, "ab" if resumes else "wb") as file:
             # read1 returns what one receive brought: a stall costs one timeout, never the block.
             while block := response.read1(_BLOCK):
@@ -224,7 +216,7 @@ def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> 
                 if start > remote.size:
                     raise FetchError(f"{url}: the server sent more than {remote.size:,} bytes")
                 _write(file, block, part)
-                bar.update(len(block))
+                received.update(len(block))
 
 
 def _open_part(part: Path, mode: str) -> Any:

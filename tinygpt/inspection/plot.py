@@ -1,4 +1,4 @@
-"""Pictures of a run: ``tinygpt plot RUN`` (needs the extra ``plot``).
+"""Pictures of a run or a model: ``tinygpt plot RUN`` (needs the extra ``plot``).
 
 training_curves.png       loss of training and validation by step, and perplexity
 attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from tinygpt import Error
-from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.exchange import load_any
 from tinygpt.inspection.probe import Embedding
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import perplexity
@@ -432,27 +432,33 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt plot``."""
     add = parser.add_argument
-    add("run", type=Path, help="a run's folder, such as runs/quick")
-    add("--out", type=Path, metavar="DIR", help="where the pictures go (default: RUN/plots)")
+    add("run", type=Path, help="a run folder, such as runs/quick, or a model file")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the pictures go (default: RUN/plots, or plots beside the file)",
+    )
     add("--model", type=Path, help="the model to look into (default: RUN/best.npz, or model.npz)")
     add("--prompt", help="the text on which attention is shown (default: a story's beginning)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt plot``: print the path of each picture."""
-    if not args.run.is_dir():
-        raise Error(f"{args.run}: not a run's folder, which holds log.jsonl and model.npz")
-    out = args.out or args.run / "plots"
-    candidates = [args.model] if args.model else [args.run / "best.npz", args.run / "model.npz"]
-    path = next((p for p in candidates if p.is_file()), None)
-    if args.model and path is None:
-        raise Error(f"{args.model}: no such model file")
-    saved = checkpoint.load(path) if path else None
-    name = saved.config.name if saved else args.run.name
-    print(training_curves(args.run, name, out))
-    if saved is None:
+    run = args.run if args.run.is_dir() else args.run.parent
+    out = args.out or run / "plots"
+    logged = (run / "log.jsonl").is_file()
+    best = run / "best.npz"
+    path = args.model or (best if args.run.is_dir() and best.is_file() else args.run)
+    if logged and path == run and not (run / "model.npz").is_file():
+        print(training_curves(run, run.name, out))
         print("tinygpt: no model.npz in the run yet: curves only", file=sys.stderr)
         return 0
+    saved = load_any(path)
+    if logged:
+        print(training_curves(run, saved.config.name, out))
+    else:
+        print("tinygpt: no log.jsonl beside the model: no curves", file=sys.stderr)
     model = saved.model()
     if args.prompt is None:
         args.prompt = known(saved.tokenizer, PROMPT)

@@ -1,7 +1,7 @@
 """Look into a model's embedding: neighbours of a word, and analogies between words.
 
-    tinygpt probe MODEL.npz near dad
-    tinygpt probe MODEL.npz analogy princess - girl + boy
+    tinygpt probe MODEL near dad
+    tinygpt probe MODEL analogy princess - girl + boy
 
 Every token is a row of the embedding matrix, and rows are compared by the cosine of the angle
 between them (Mikolov et al., 2013, arXiv:1301.3781). In running text most words follow a space,
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt import Error, UsageError
-from tinygpt.formats import checkpoint
+from tinygpt.formats.exchange import load_any
 
 Array = np.ndarray
 
@@ -107,7 +107,7 @@ def parse_terms(words: list[str]) -> list[tuple[int, str]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt probe``."""
     add = parser.add_argument
-    add("model", type=Path, help="a model file, such as runs/quick/model.npz")
+    add("model", type=Path, help="a run folder or a model file, such as runs/quick/best.npz")
     add("what", choices=("near", "analogy"), help="neighbours of a word, or a sum of words")
     add("words", nargs="+", metavar="WORD", help="dad, or princess - girl + boy")
     add("--count", type=int, default=10, metavar="N", help="answers to show (default: 10)")
@@ -119,7 +119,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"near: one word is expected, not {' '.join(args.words)!r}")
     if args.count < 1:
         raise UsageError(f"--count: a number from 1 up is expected, not {args.count}")
-    saved = checkpoint.load(args.model)
+    saved = load_any(args.model)
     embedding = Embedding(saved.params["embedding.weight"], saved.tokenizer)
     terms = parse_terms(args.words) if args.what == "analogy" else [(1, args.words[0])]
     for _, word in terms:
