@@ -21,6 +21,7 @@ from bpe.formats import load
 from bpe.untrusted import one_line
 
 WRONG_CALL = 2
+TOKENIZER = "its file, of any known format, or a folder with one"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_train)
 
     command = commands.add_parser("encode", help="print the ids of a text")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="text (default: standard input)")
     command.add_argument("--allow-special", action="store_true", help="special tokens become ids")
     command.add_argument(
@@ -84,12 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_encode)
 
     command = commands.add_parser("decode", help="print the text of ids")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="ids (default: standard input)")
     command.set_defaults(run=_decode)
 
     command = commands.add_parser("convert", help="write a tokenizer in another format")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("out", type=Path, help="file (gpt2: vocab.json, merges.txt beside it)")
     command.add_argument(
         "--to", dest="format", choices=WRITERS, default="json", help="default: %(default)s"
@@ -97,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("info", help="describe a tokenizer")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("--data", metavar="FILE", help="measure it on this text")
     command.add_argument("--longest", type=int, default=10, metavar="N", help="tokens to show")
     command.set_defaults(run=_info)

@@ -208,16 +208,22 @@ def _dispatch(args: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
-    module = importlib.import_module(f"tinygpt.{COMMANDS[name][0]}")
+    module, parser = parser_of(name)
+    return int(module.main(parser.parse(rest)) or 0)
+
+
+def parser_of(command: str) -> tuple[Any, Parser]:
+    """The module that does a command's work, and what parses its arguments."""
+    module = importlib.import_module(f"tinygpt.{COMMANDS[command][0]}")
     parser = Parser(
-        prog=f"tinygpt {name}",
+        prog=f"tinygpt {command}",
         description=module.__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="errors with their traceback")
-    return int(module.main(parser.parse(rest)) or 0)
+    return module, parser
 
 
 def describe(error: BaseException) -> str:

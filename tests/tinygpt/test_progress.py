@@ -8,7 +8,7 @@ from tinygpt import progress
 def test_a_file_gets_lines_without_returns_or_padding(capsys, monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    with progress.bar(20, "step", initial=2) as bar:
+    with progress.bar(20, "steps", initial=2) as bar:
         for _ in range(10):
             bar.set_postfix_str("loss 1.5", refresh=False)
             bar.update()
@@ -16,8 +16,8 @@ def test_a_file_gets_lines_without_returns_or_padding(capsys, monkeypatch):
     assert told.isprintable() is False and "\r" not in told
     lines = told.splitlines()
     assert 3 <= len(lines) <= 6 and told.endswith("\n")
-    assert lines[0].startswith("5 of 20 step (25%), 00:")
-    assert lines[-1].startswith("12 of 20 step (60%), ") and lines[-1].endswith(", loss 1.5")
+    assert lines[0].startswith("5 of 20 steps (25%), 00:")
+    assert lines[-1].startswith("12 of 20 steps (60%), ") and lines[-1].endswith(", loss 1.5")
     assert all(line == line.strip() for line in lines)
 
 

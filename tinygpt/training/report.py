@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tinygpt.data.streams import Dataset
-from tinygpt.machine import megabytes
+from tinygpt.machine import cores, megabytes
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
+from tinygpt.model.recipes import duration
 from tinygpt.model.transformer import count
 
 
@@ -36,7 +37,8 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     total = c.max_iters * tokens
     known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
     before = (
-        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time"
+        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step that were the best "
+        "here"
         if known
         else ""
     )
@@ -117,19 +119,10 @@ class StepTimes:
         """Tokens a second."""
         return self.config.tokens_per_step / self.median()
 
-    def remember(self) -> None:
-        """Keep a recipe's time on this machine, for `tinygpt recipes`."""
-        if len(self.all) > self.FIRST:
+    def remember(self, threads: int) -> None:
+        """Keep a recipe's time on all of this machine, for `tinygpt recipes`."""
+        if len(self.all) > self.FIRST and threads == cores():
             recipes.remember_time(self.config, self.median())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in readable form."""
-    seconds = round(seconds)
-    if seconds < 90:
-        return f"{seconds} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def perplexity(loss: float) -> float:
@@ -138,5 +131,5 @@ def perplexity(loss: float) -> float:
 
 
 def number(value: float) -> str:
-    """A quantity to two places, and in four digits where that would be a long one."""
-    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.4g}"
+    """A quantity in four digits or a little more: 6.30, 1,058, 3.142e+07."""
+    return f"{value:,.{2 if abs(value) < 1000 else 0}f}" if abs(value) < 1e6 else f"{value:.4g}"

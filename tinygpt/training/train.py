@@ -320,7 +320,7 @@ class Run:
             threads=self.trainer.workers.threads,
         )
         times = StepTimes(c)
-        steps = bar(c.max_iters, "step", initial=min(self.step, c.max_iters))
+        steps = bar(c.max_iters, "steps", initial=min(self.step, c.max_iters))
         with steps, signals() as received:
             while self.step < c.max_iters:
                 if not self.shown:
@@ -428,7 +428,7 @@ class Run:
     def finish(self, times: StepTimes) -> int:
         """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
-        times.remember()
+        times.remember(self.trainer.workers.threads)
         tell(
             f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
