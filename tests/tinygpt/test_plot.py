@@ -171,6 +171,14 @@ def test_a_model_file_is_drawn_as_the_run_in_which_it_lies(run, monkeypatch, cap
     assert told.out.startswith("embedding_map") and "no curves" in told.err
 
 
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_what_attention_cannot_see_is_what_is_grey(saved, window):
+    c = saved.config.replace(windows=(window,))
+    ids = np.array([saved.tokenizer.encode(TEXT)[:12]])
+    maps = checkpoint.Saved(c, saved.tokenizer, saved.params).model().attention_maps(ids)
+    np.testing.assert_array_equal(plot.unseen(12, window), maps[0, 0, 0] == 0)
+
+
 @pytest.mark.parametrize("lines", [[], ['{"event": "start"}']])
 def test_a_log_without_steps_is_an_error(run, lines):
     write_log(run, lines)

@@ -109,6 +109,20 @@ def test_the_command(words, tokenizer, tmp_path, capsys):
     assert lines[0] == f'{words[1]}: " {words[1]}"'
 
 
+def test_a_head_of_its_own_is_what_knows_the_words(tokenizer):
+    config = Config(vocab_size=tokenizer.vocab_size, n_layer=1, d_model=8, n_head=2, d_ff=8)
+    for head, name in (("untied", "head.weight"), ("tied", "embedding.weight")):
+        model = GPT(config.replace(head=head))
+        params = {name: p.numpy() for name, p in model.named_parameters()}
+        saved = checkpoint.Saved(model.config, tokenizer, params)
+        np.testing.assert_array_equal(Embedding.of(saved).rows, params[name])
+        np.testing.assert_array_equal(
+            Embedding.of(saved, "embedding").rows, params["embedding.weight"]
+        )
+    with pytest.raises(UsageError, match="no head of its own"):
+        Embedding.of(saved, "head")
+
+
 def test_wrong_calls():
     parser = argparse.ArgumentParser()
     probe.add_arguments(parser)
