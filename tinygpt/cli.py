@@ -27,7 +27,7 @@ COMMANDS = {
     "generate": ("generate", "write text with a trained model"),
     "eval": ("inspection.evaluate", "loss, perplexity and bits per byte of a model on a text"),
     "recipes": ("model.recipes", "list the recipes, or show one"),
-    "probe": ("inspection.probe", "neighbours and analogies in a model's embedding"),
+    "probe": ("inspection.probe", "neighbours of a word, and analogies, as a model sees them"),
     "plot": ("inspection.plot", "pictures of a run: curves, attention, weights"),
     "compare": ("inspection.compare", "curves and perplexities of several runs"),
     "bench": ("training.bench", "what this machine does: tokens a second, share of its peak"),
@@ -36,6 +36,20 @@ COMMANDS = {
     "import": ("formats.import_command", "make a model file of a model from elsewhere"),
     "data fetch": ("data.fetch", "download a published data set"),
     "data prepare": ("data.prepare", "turn texts into token files"),
+}
+
+
+# What commands are called in other programs, or without their first word.
+ELSEWHERE = {
+    "resume": "train --resume",
+    "sample": "generate",
+    "chat": "generate",
+    "run": "generate",
+    "evaluate": "eval",
+    "convert": "export",
+    "fetch": "data fetch",
+    "download": "data fetch",
+    "prepare": "data prepare",
 }
 
 
@@ -205,7 +219,8 @@ def _dispatch(args: list[str]) -> int:
     if name not in COMMANDS or not _exists(name):
         if args[0] == "data":
             raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        near = [ELSEWHERE[name]] if name in ELSEWHERE else None
+        near = near or difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
     module, parser = parser_of(name)

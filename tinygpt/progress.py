@@ -75,7 +75,7 @@ class Lines:
                 self.n,
                 self.total,
                 now - self.started,
-                prefix=self.desc,
+                prefix=f"{self.desc}: " if self.desc else "",
                 unit=self.unit,
                 unit_scale=self.scale,
                 initial=self.initial,
@@ -88,5 +88,5 @@ class Lines:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.leave:
+        if self.leave and self.n > self.initial:
             self._write()

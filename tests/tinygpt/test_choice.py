@@ -152,7 +152,7 @@ def test_hints_lead_on(capsys, line, message):
 def test_what_was_settled_when_data_was_prepared_is_not_asked_for_again(tmp_path):
     write_stories(tmp_path)
     prepare([tmp_path / "mine.txt"], tmp_path / "p", options=Options(vocab_size=270), processes=1)
-    with pytest.raises(cli.UsageError, match="prepared with a vocabulary of 270, not of 300"):
+    with pytest.raises(cli.UsageError, match="data in p has a vocabulary of 270, not of 300"):
         chosen("--data p --vocab-size 300")
     with pytest.raises(cli.UsageError, match="tokenizer: settled when p was prepared"):
         chosen("--data p --set tokenizer=char")

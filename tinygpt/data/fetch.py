@@ -263,7 +263,10 @@ def _network_advice(url: str, part: Path, problem: Exception | str, remote: Remo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt data fetch``."""
-    parser.add_argument("name", choices=sorted(DATASETS), help="the data set to download")
+    names = sorted(DATASETS)
+    parser.add_argument(
+        "name", choices=names, metavar=" | ".join(names), help="the data set to download"
+    )
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
     parser.add_argument(
         "--only", choices=("train", "valid"), help="download just this file (default: both)"

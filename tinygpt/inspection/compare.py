@@ -65,9 +65,9 @@ def read(folder: Path) -> RunLog:
 
     Raises Error, in one line, if it is none or has no validation yet.
     """
-    folder = folder.parent if folder.is_file() else folder
+    given, folder = folder, folder.parent if folder.is_file() else folder
     if not (folder / "config.json").is_file():
-        raise Error(f"{folder}: not a run's folder (there is no config.json)")
+        raise Error(f"{given}: not a run's folder, or a file in one (there is no config.json)")
     _, valid = read_log(folder)
     if not valid:
         raise Error(f"{folder}: the run has no validation yet; nothing can be compared")
@@ -98,12 +98,14 @@ def table(runs: list[RunLog]) -> str:
 
 
 def settings(runs: list[RunLog]) -> str:
-    """The fields of the configurations that differ, a line each; "" if none does."""
+    """What differs of the settings that are no columns, a line each; "" if nothing does."""
+    columns = ("name", "data", "tokenizer", "vocab_size")
     configs = [run.config.to_dict() for run in runs]
     rows = [
         (key, *(plain(c[key]) for c in configs))
         for key in configs[0]
-        if any(c[key] != configs[0][key] for c in configs)
+        if not (key in columns or key.endswith("_interval"))
+        and any(c[key] != configs[0][key] for c in configs)
     ]
     return markdown([("setting", *(run.name for run in runs)), *rows], names=1) if rows else ""
 

@@ -178,7 +178,7 @@ def check_prepared(c: Config, values: Mapping[str, Any]) -> None:
         size = bpe.load(Path(c.data) / "tokenizer.json").vocab_size
         if size != c.vocab_size:
             raise UsageError(
-                f"vocab_size: {c.data} was prepared with a vocabulary of {size:,}, not of "
+                f"vocab_size: the data in {c.data} has a vocabulary of {size:,}, not of "
                 f"{c.vocab_size:,}; leave it out, or prepare the text again with --vocab-size"
             )
     for key in ("tokenizer", "reduced_from", "valid_fraction", "max_documents"):

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from minitensor import kernels
 from tinygpt.data.streams import Dataset
 from tinygpt.machine import cores, megabytes
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.model.recipes import duration
 from tinygpt.model.transformer import count
+
+PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program and its libraries
 
 
 def say(line: str) -> None:
@@ -51,8 +54,8 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
         f"head {c.head}",
-        f"data: {c.data}: {len(dataset.train):,} tokens of {dataset.documents['train']:,} documents"
-        f" to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        f"data: {c.data}: {len(dataset.train):,} tokens of {documents(dataset.documents['train'])} "
+        f"to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
         *(
             [
                 f"data: the first {used:,} of {used + dataset.left_out:,} documents; "
@@ -66,6 +69,11 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
         f"run folder {out}",
     ]
+
+
+def documents(count: int) -> str:
+    """So many documents."""
+    return f"{count:,} document{'s' * (count != 1)}"
 
 
 def plain(value: Any) -> str:
@@ -83,7 +91,7 @@ def memory(c: Config, threads: int) -> int:
     shard = max(c.shard_tokens, c.context) * token * size * 2  # values and their gradients
     waiting = math.log2(max(1, c.tokens_per_step // max(c.shard_tokens, c.context)))
     copies = 3 + threads + waiting  # of the weights' size; sums of the tree wait for their pairs
-    return int(sum(count(c)) * size * copies) + threads * shard + 180_000_000
+    return int(sum(count(c)) * size * copies) + threads * shard + PROGRAM[kernels.backend()]
 
 
 class StepTimes:
@@ -131,5 +139,6 @@ def perplexity(loss: float) -> float:
 
 
 def number(value: float) -> str:
-    """A quantity in four digits or a little more: 6.30, 1,058, 3.142e+07."""
-    return f"{value:,.{2 if abs(value) < 1000 else 0}f}" if abs(value) < 1e6 else f"{value:.4g}"
+    """A quantity in three to six digits: 6.30, 294.3, 1,058, 3.142e+07."""
+    places = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:,.{places}f}" if abs(value) < 1e6 else f"{value:.4g}"
