@@ -220,7 +220,7 @@ def _dispatch(args: list[str]) -> int:
         if args[0] == "data":
             raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
         near = [ELSEWHERE[name]] if name in ELSEWHERE else None
-        near = near or difflib.get_close_matches(name, COMMANDS, n=1)
+        near = near or difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
     module, parser = parser_of(name)

@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("resume", 2, "unknown command 'resume'; did you mean 'train --resume'?"),
         ("compare setup.py", 1, "setup.py: not a run's folder, or a file in one"),
         ("data fetch", 2, "required: shakespeare | tinystories"),
+        ("--verison", 2, "did you mean '--version'?"),
         ("data", 2, "expected fetch or prepare"),
         ("recipes nano", 2, "unknown recipe 'nano'"),
     ],

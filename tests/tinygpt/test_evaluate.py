@@ -91,6 +91,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
     assert cli.main([*args, "--json", "--batch_size", "2", "--threads=1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert f"{result['loss']:.4f}" in table
+    assert evaluate._text(evaluate.Path("stories")) == evaluate._text(None)
     assert cli.main([*args, "--stride", "17"]) == 2
     assert "exceeds the model's context of 16" in capsys.readouterr().err
 

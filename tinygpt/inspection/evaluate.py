@@ -197,7 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _text(path: Path | None) -> str:
-    if path is not None:
+    if path is not None and str(path) != "stories":
         return streams.read_text(path)
     from tinygpt.data import stories
 

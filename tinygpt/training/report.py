@@ -80,6 +80,8 @@ def plain(value: Any) -> str:
     """A setting as one would write it after ``--set key=``."""
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
