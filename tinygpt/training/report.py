@@ -89,11 +89,12 @@ def memory(c: Config, threads: int) -> int:
     """Estimated bytes of a run: weights, moments, gradients on their way, each thread's shard."""
     size = np.dtype(c.dtype).itemsize
     qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
-    token = c.n_layer * (7 * c.d_model + qkv + 3 * c.d_ff) + 2 * c.vocab_size
-    shard = max(c.shard_tokens, c.context) * token * size * 2  # values and their gradients
+    # What a layer keeps of a token for its backward, and half as much that comes and goes in it.
+    token = 1.5 * c.n_layer * (c.d_model + qkv + c.d_ff)
+    shard = max(c.shard_tokens, c.context) * token * size
     waiting = math.log2(max(1, c.tokens_per_step // max(c.shard_tokens, c.context)))
     copies = 3 + threads + waiting  # of the weights' size; sums of the tree wait for their pairs
-    return int(sum(count(c)) * size * copies) + threads * shard + PROGRAM[kernels.backend()]
+    return int(sum(count(c)) * size * copies + threads * shard) + PROGRAM[kernels.backend()]
 
 
 class StepTimes:
