@@ -114,8 +114,9 @@ class BPETokenizer(Tokenizer, kind="bpe"):
             counts, merges, tie_break=tie_break, min_frequency=min_frequency, progress=progress
         )
         if len(vocab) < 256 + merges:
+            often = f" that occur {min_frequency} times or more" if min_frequency > 1 else ""
             warnings.warn(
-                f"the text ran out of pairs that occur {min_frequency} times or more: "
+                f"the text ran out of pairs{often}: "
                 f"{len(vocab) + len(specials)} tokens instead of {vocab_size}",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""The command `bpe`: train, encode, decode, info."""
+"""The command `bpe`: train, encode, decode, convert, info."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bpe.formats import load
 from bpe.untrusted import one_line
 
 WRONG_CALL = 2
+TOKENIZER = "its file, of any known format, or a folder with one"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,9 +33,26 @@ class _Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file, flush=True)
 
 
+class _Version(argparse.Action):
+    """Print the version of the distribution that this package came with; found out only if asked
+    for, which takes longer than importing the package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("tinygpt")
+        except metadata.PackageNotFoundError:
+            version = "of a folder that is not installed"
+        print(f"bpe {version}", flush=True)
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bpe", description="Byte-level BPE tokenizers: train, use, look at them.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    add = parser.add_argument
+    add("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     # What is not given is not there, and left to the kind: its `train` says what it takes.
@@ -58,18 +76,29 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_train)
 
     command = commands.add_parser("encode", help="print the ids of a text")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="text (default: standard input)")
     command.add_argument("--allow-special", action="store_true", help="special tokens become ids")
+    command.add_argument(
+        "--show", action="store_true", help="print the pieces instead: coloured, or with | between"
+    )
     command.set_defaults(run=_encode)
 
     command = commands.add_parser("decode", help="print the text of ids")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="ids (default: standard input)")
     command.set_defaults(run=_decode)
 
+    command = commands.add_parser("convert", help="write a tokenizer in another format")
+    command.add_argument("tokenizer", help=TOKENIZER)
+    command.add_argument("out", type=Path, help="file (gpt2: vocab.json, merges.txt beside it)")
+    command.add_argument(
+        "--to", dest="format", choices=WRITERS, default="json", help="default: %(default)s"
+    )
+    command.set_defaults(run=_convert)
+
     command = commands.add_parser("info", help="describe a tokenizer")
-    command.add_argument("tokenizer")
+    command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("--data", metavar="FILE", help="measure it on this text")
     command.add_argument("--longest", type=int, default=10, metavar="N", help="tokens to show")
     command.set_defaults(run=_info)
@@ -163,11 +192,34 @@ def _encode(options: argparse.Namespace) -> None:
     allowed = "all" if options.allow_special else ()
     tokenizer = load(options.tokenizer)
     ids = tokenizer.encode_iterable(_blocks(options.file), allowed_special=allowed)
+    if options.show:
+        _show(tokenizer, ids)
+        return
     separator = ""
     while part := list(islice(ids, 10_000)):
         sys.stdout.write(separator + " ".join(map(str, part)))
         separator = " "
     print()
+
+
+def _show(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
+    """Print the text cut into its tokens; bytes that are no character of their own as \\xNN."""
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    for number, id in enumerate(ids):
+        piece = names.get(id) or tokenizer.token_bytes(id).decode("utf-8", "backslashreplace")
+        if colours:  # the background ends with its line, or it would run on to the right
+            lines = (f"\x1b[3{number % 6 + 1};7m{line}\x1b[0m" for line in piece.split("\n"))
+            sys.stdout.write("\n".join(lines))
+        else:
+            sys.stdout.write("|" * (number > 0) + piece)
+    print()
+
+
+def _convert(options: argparse.Namespace) -> None:
+    tokenizer = load(options.tokenizer)
+    tokenizer.save(options.out, options.format)
+    _say(f"{tokenizer.vocab_size} ids written to {options.out}")
 
 
 def _decode(options: argparse.Namespace) -> None:

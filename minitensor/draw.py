@@ -20,6 +20,7 @@ from minitensor.tape import Array, Node, walk
 from minitensor.tensor import Tensor
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 150, 54, 40, 18, 12
+CHARACTER = 8  # at most, of the bold ones that names are written in, on average
 COLOURS = {"leaf": "#e8f0fe", "op": "#ffffff", "result": "#e6f4ea"}
 
 
@@ -144,14 +145,16 @@ def _layout(nodes: list[Node]) -> tuple[list[list[Stop]], list[tuple[Stop, Stop]
 def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
     columns, links = _layout(nodes)
     heights = [[HEIGHT if isinstance(stop, Node) else 0 for stop in c] for c in columns]
+    longest = max(len(line) for lines in labels.values() for line in lines)
+    box = max(WIDTH, CHARACTER * longest + MARGIN)  # as wide as the longest name wants it
     tallest = max(sum(h) + GAP_Y * (len(h) - 1) for h in heights)
     at: dict[Stop, tuple[int, int]] = {}  # left edge and middle
     for x, (c, h) in enumerate(zip(columns, heights, strict=True)):
         y = MARGIN + (tallest - sum(h) - GAP_Y * (len(h) - 1)) // 2
         for stop, height in zip(c, h, strict=True):
-            at[stop] = MARGIN + x * (WIDTH + GAP_X), y + height // 2
+            at[stop] = MARGIN + x * (box + GAP_X), y + height // 2
             y += height + GAP_Y
-    width = 2 * MARGIN + len(columns) * (WIDTH + GAP_X) - GAP_X
+    width = 2 * MARGIN + len(columns) * (box + GAP_X) - GAP_X
     height = 2 * MARGIN + tallest
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -163,7 +166,7 @@ def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
         (x1, y1), (x2, y2), bend = at[a], at[b], GAP_X // 2
         through = f"{x1},{y1} L" if not isinstance(a, Node) else ""
         tip = ' marker-end="url(#tip)"' if isinstance(b, Node) else ""
-        x1 += WIDTH
+        x1 += box
         out.append(
             f'<path d="M{through}{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}" '
             f'fill="none" stroke="#5f6368"{tip}/>'
@@ -171,13 +174,13 @@ def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
     for node in nodes:
         x, y = at[node][0], at[node][1] - HEIGHT // 2
         out.append(
-            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            f'<rect x="{x}" y="{y}" width="{box}" height="{HEIGHT}" rx="6" '
             f'fill="{_kind(node, result)}" stroke="#5f6368"/>'
         )
         for i, line in enumerate(labels[node]):
             weight = ' font-weight="bold"' if i == 0 else ""
             out.append(
-                f'<text x="{x + WIDTH // 2}" y="{y + 16 + 15 * i}" text-anchor="middle"'
+                f'<text x="{x + box // 2}" y="{y + 16 + 15 * i}" text-anchor="middle"'
                 f"{weight}>{html.escape(line)}</text>"
             )
     return "\n".join([*out, "</svg>", ""])

@@ -24,7 +24,7 @@ BPE = [
 ]
 # The rooms of `tinygpt`. Modules of one row may import each other, but not in a circle.
 TINYGPT = [
-    ["archive", "files", "machine"],
+    ["archive", "files", "machine", "progress"],
     ["data", "model"],
     ["formats"],
     ["training", "inspection", "generate"],

@@ -27,7 +27,7 @@ COMMANDS = {
     "generate": ("generate", "write text with a trained model"),
     "eval": ("inspection.evaluate", "loss, perplexity and bits per byte of a model on a text"),
     "recipes": ("model.recipes", "list the recipes, or show one"),
-    "probe": ("inspection.probe", "neighbours and analogies in a model's embedding"),
+    "probe": ("inspection.probe", "neighbours of a word, and analogies, as a model sees them"),
     "plot": ("inspection.plot", "pictures of a run: curves, attention, weights"),
     "compare": ("inspection.compare", "curves and perplexities of several runs"),
     "bench": ("training.bench", "what this machine does: tokens a second, share of its peak"),
@@ -36,6 +36,20 @@ COMMANDS = {
     "import": ("formats.import_command", "make a model file of a model from elsewhere"),
     "data fetch": ("data.fetch", "download a published data set"),
     "data prepare": ("data.prepare", "turn texts into token files"),
+}
+
+
+# What commands are called in other programs, or without their first word.
+ELSEWHERE = {
+    "resume": "train --resume",
+    "sample": "generate",
+    "chat": "generate",
+    "run": "generate",
+    "evaluate": "eval",
+    "convert": "export",
+    "fetch": "data fetch",
+    "download": "data fetch",
+    "prepare": "data prepare",
 }
 
 
@@ -51,9 +65,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`; an unknown option is an error that names the nearest one."""
-        args, extra = self.parse_known_args([dashes(a) for a in argv])
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        words = [dashes(a) for a in argv]
+        if "--set" in known:
+            from tinygpt.model.config import TYPES
+
+            fields = {f"--{field.replace('_', '-')}" for field in TYPES}
+            words = assignments(words, fields.difference(known))
+            known += fields
+        args, extra = self.parse_known_args(words)
         if extra:
-            known = [option for option in self._option_string_actions if option.startswith("--")]
             near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             kind = "option" if extra[0].startswith("-") else "argument"
@@ -67,6 +88,23 @@ def dashes(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def assignments(words: list[str], fields: set[str]) -> list[str]:
+    """`words` with the options in `fields` as what they stand for: ``--n-layer 3`` (or with ``=``)
+    is ``--set n_layer=3``.
+    """
+    result, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in fields:
+            value = value if equals else next(rest, "--")
+            if value.startswith("--"):
+                raise UsageError(f"{name}: expected a value, as in {name} VALUE")
+            result += ["--set", f"{name[2:].replace('-', '_')}={value}"]
+        else:
+            result.append(word)
+    return result
 
 
 def overview() -> str:
@@ -181,19 +219,26 @@ def _dispatch(args: list[str]) -> int:
     if name not in COMMANDS or not _exists(name):
         if args[0] == "data":
             raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        near = [ELSEWHERE[name]] if name in ELSEWHERE else None
+        near = near or difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
-    module = importlib.import_module(f"tinygpt.{COMMANDS[name][0]}")
+    module, parser = parser_of(name)
+    return int(module.main(parser.parse(rest)) or 0)
+
+
+def parser_of(command: str) -> tuple[Any, Parser]:
+    """The module that does a command's work, and what parses its arguments."""
+    module = importlib.import_module(f"tinygpt.{COMMANDS[command][0]}")
     parser = Parser(
-        prog=f"tinygpt {name}",
+        prog=f"tinygpt {command}",
         description=module.__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="errors with their traceback")
-    return int(module.main(parser.parse(rest)) or 0)
+    return module, parser
 
 
 def describe(error: BaseException) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minitensor import kernels
 from tinygpt import Error, UsageError
 from tinygpt.model.sample import check, generate_many, prompt_ids
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt generate``."""
     add = parser.add_argument
-    add("model", type=Path, help="a model file, such as runs/quick/model.npz")
+    add("model", type=Path, help="a run folder or a model file, such as runs/quick/best.npz")
     add("--prompt", default="", metavar="TEXT", help="how the text begins (default: empty)")
     add("--max-new-tokens", type=int, default=500, metavar="N", help="length (default: 500)")
     add(
@@ -64,23 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt generate``."""
-    from tinygpt.formats import checkpoint
+    from tinygpt.formats.exchange import load_any
 
     if args.num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {args.num_samples}")
     temperature = 0.0 if args.greedy else args.temperature
     check(args.max_new_tokens, temperature, args.top_k, args.top_p)
-    saved = checkpoint.load(args.model)
+    saved = load_any(args.model)
     tokenizer = saved.tokenizer
     try:
         prompt = prompt_ids(tokenizer, args.prompt)
     except ValueError as error:
         raise Error(f"--prompt: {error}") from error
-    if kernels.backend() == "numba":
-        from tinygpt.model import decode_kernels  # imports numba
-
-        if not decode_kernels.decode.files():
-            print("tinygpt: compiling kernels, which is done once…", file=sys.stderr, flush=True)
     stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
     pairs = generate_many(
         saved,

@@ -13,6 +13,7 @@ write, and every entry opens with its checksum: a flipped bit would end the proc
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -144,6 +145,15 @@ def _source_hash(fn: Callable[..., Any]) -> str | None:
     return hashlib.sha256(source).hexdigest()
 
 
+@functools.cache
+def _announce() -> None:
+    """Tell once what the wait is for."""
+    with contextlib.suppress(OSError, AttributeError):  # standard error may be full, or closed
+        once = ", which is done once" if FOLDER else ""
+        sys.stderr.write(f"minitensor: compiling kernels{once}…\n")
+        sys.stderr.flush()
+
+
 class _Entries(caching.FunctionCache):
     """numba's cache for one function, with a file for each signature and no index beside them.
 
@@ -171,9 +181,10 @@ class _Entries(caching.FunctionCache):
         try:
             data = path.read_bytes() if path else b""
         except OSError:
-            return None
+            data = b""
         digest, rest = data[: self.DIGEST], data[self.DIGEST :]
         if hashlib.sha256(rest).digest() != digest:
+            _announce()
             return None
         return CompileResult._rebuild(target_context, *pickle.loads(rest))
 

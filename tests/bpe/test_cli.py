@@ -155,3 +155,37 @@ def test_the_module_is_the_command(trained, tmp_path):
     with subprocess.Popen([*call, "decode", str(trained), str(ids)], stdout=subprocess.PIPE) as run:
         run.stdout.close()  # nobody wants the output: no traceback, no error
         assert run.wait(timeout=60) == 0
+
+
+def test_convert_writes_what_the_library_reads(trained, tmp_path, capsys):
+    out = tmp_path / "hf.json"
+    assert main(["convert", str(trained), str(out), "--to", "huggingface"]) == 0
+    assert capsys.readouterr().err == f"bpe: 270 ids written to {out}\n"
+    back, tokenizer = bpe.load(out), bpe.load(trained)
+    assert back.encode(TEXT) == tokenizer.encode(TEXT)
+    assert main(["convert", str(tmp_path / "none.json"), str(out)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_show_cuts_the_text_into_its_tokens(trained, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "some.txt"
+    path.write_text("Once é\nThe end", encoding="utf-8")
+    tokenizer = bpe.load(trained)
+    pieces = [tokenizer.token_bytes(id) for id in tokenizer.encode("Once é\nThe end")]
+    assert main(["encode", str(trained), str(path), "--show"]) == 0
+    told = capsys.readouterr().out
+    shown = [piece.decode("utf-8", "backslashreplace") for piece in pieces]
+    assert told == "|".join(shown) + "\n" and "\\xc3|\\xa9" in told
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["encode", str(trained), str(path), "--show"]) == 0
+    coloured = capsys.readouterr().out
+    assert "|" not in coloured and coloured.count("\x1b[0m") == len(pieces) + 1
+    assert "\n" not in coloured.split("\x1b[3")[1]
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.startswith("bpe ")

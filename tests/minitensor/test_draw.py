@@ -77,3 +77,11 @@ def test_saving_and_refusals(tmp_path):
     for thing in (y, mt.Tensor([1.0])):
         with pytest.raises(RuntimeError, match="draw: this tensor has no graph"):
             mt.draw(thing)
+
+
+def test_a_box_is_as_wide_as_the_longest_name():
+    x = mt.Tensor([1.0, 2.0], requires_grad=True)
+    name = "blocks.11.attention.output_projection.weight"
+    drawing = mt.draw((x * x).sum(), names={name: x})
+    boxes = ET.fromstring(drawing.svg).iter(f"{SVG}rect")
+    assert all(int(box.get("width")) >= 7 * len(name) for box in boxes)

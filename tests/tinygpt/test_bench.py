@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ import minitensor as mt
 from tinygpt.cli import main
 from tinygpt.model import recipes
 from tinygpt.training import bench, profile
+from tinygpt.training.report import memory
 from tinygpt.training.train import Trainer
 
 
@@ -53,3 +57,15 @@ def test_the_profile_counts_what_the_formula_says(tiny, capsys):
     assert counted == pytest.approx(2 * c.tokens_per_step * bench.flops_per_token(c))
     assert costs["feed_forward_sublayer", "forward"].calls == 2 * 2  # steps x layers
     assert "everything else" in capsys.readouterr().out
+
+
+def test_the_estimate_of_memory_is_near_what_was_measured(monkeypatch):
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numba")
+    page = Path(__file__).parents[2] / "benchmarks" / "README.md"
+    rows = re.findall(r"(?m)^\| `([\w.-]+)` \| ([\d,]+) MB \|", page.read_text(encoding="utf-8"))
+    measured = {name: int(mb.replace(",", "")) for name, mb in rows if name in recipes.RECIPES}
+    del measured["neo-41m"]  # measured with fewer tokens a step
+    assert len(measured) >= 4
+    for name, megabytes in measured.items():
+        estimate = memory(bench.one_batch(recipes.get(name)), threads=2) / 1e6
+        assert megabytes / 1.15 < estimate < megabytes * 1.3, name

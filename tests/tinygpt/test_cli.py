@@ -11,7 +11,7 @@ import pytest
 
 import bpe
 from tinygpt import cli, files
-from tinygpt.model import recipes
+from tinygpt.model import config, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,8 +38,12 @@ ROOT = Path(__file__).resolve().parents[2]
         ("train --config none.json", 1, "none.json: No such file"),
         ("train --data none.txt", 1, "none.txt: no such file"),
         ("train --resume", 1, "no run to go on with"),
-        ("eval none.npz", 1, "none.npz: no such model file"),
+        ("eval none.npz", 1, "none.npz: no such file or folder"),
         ("evil", 2, "unknown command 'evil'; did you mean 'eval'?"),
+        ("resume", 2, "unknown command 'resume'; did you mean 'train --resume'?"),
+        ("compare setup.py", 1, "setup.py: not a run's folder, or a file in one"),
+        ("data fetch", 2, "required: shakespeare | tinystories"),
+        ("--verison", 2, "did you mean '--version'?"),
         ("data", 2, "expected fetch or prepare"),
         ("recipes nano", 2, "unknown recipe 'nano'"),
     ],
@@ -180,7 +184,17 @@ def test_the_list_of_recipes_has_their_parameters(capsys):
     assert cli.main(["recipes"]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in recipes.RECIPES)
-    assert "41,026,560" in told and "8,192" in told
+    assert "41,026,560" in told and "100,000" in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_shown_with_a_comment_on_every_field(name, capsys):
+    assert cli.main(["recipes", name]) == 0
+    told = capsys.readouterr().out
+    assert all("  # " in line for line in told.splitlines())
+    assert config.loads(told, ".toml") == recipes.get(name)
+    assert list(config.MEANING) == list(config.TYPES)
 
 
 def test_a_table_of_parameters_has_both_columns(capsys):
@@ -210,6 +224,7 @@ def test_times_are_kept_for_the_recipe_as_it_stands(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path))
     quick = recipes.get("quick")
     recipes.remember_time(quick.replace(seed=5, max_iters=3), 0.1234)
+    recipes.remember_time(quick, 0.5)  # on a busier day
     recipes.remember_time(recipes.get("mini-1m").replace(batch_size=1), 9.0)
     assert recipes.times() == {"quick": 0.1234}
     for damaged in ('{"quick": NaN}', '{"quick": Infinity}', '{"quick": -1}', '{"quick": []}', "["):
@@ -217,4 +232,4 @@ def test_times_are_kept_for_the_recipe_as_it_stands(tmp_path, monkeypatch, capsy
         assert recipes.times() == {}
     recipes.remember_time(quick, 0.1234)
     cli.main(["recipes"])
-    assert "123" in capsys.readouterr().out
+    assert " 2 min " in capsys.readouterr().out

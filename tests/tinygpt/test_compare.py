@@ -45,12 +45,19 @@ def test_the_table_has_the_last_validation_of_each_run(runs, capsys):
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == list(compare.COLUMNS)
     assert cells[2] == [
-        runs[0].as_posix(), "mini-1m", "1,046,656", "100", "409,600", "2.5", "2.0000",
+        runs[0].as_posix(), "mini-1m", "stories", "bpe 3,000", "1,046,656", "100", "409,600",
+        "2.5", "2.0000",
         f"{math.exp(2):.2f}", "1.0000",
     ]  # fmt: skip
-    assert cells[3][6:] == ["1.0000", f"{math.exp(1):.2f}", "1.0000"]
-    assert len({len(line) for line in lines}) == 1
-    assert set(lines[1]) == set("|-: ")
+    assert cells[3][8:] == ["1.0000", f"{math.exp(1):.2f}", "1.0000"]
+    assert lines[4] == ""
+    assert cells[5] == ["setting", *(run.as_posix() for run in runs)]
+    settings = {row[0]: row[1:] for row in cells[7:]}
+    assert settings["norm"] == ["layer", "rms"] and settings["windows"] == ["0", "4,0"]
+    assert settings["norm_bias"] == ["true", "false"] and "n_kv_head" not in settings
+    for part in (lines[:4], lines[5:]):
+        assert len({len(line) for line in part}) == 1
+        assert set(part[1]) == set("|-: ")
 
 
 def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
@@ -69,11 +76,35 @@ def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
     assert call(*runs, "--out", str(runs[0] / "c.png")) == 0
 
 
-def test_different_tokens_are_told(runs, capsys):
+def give(run, c):
+    (run / "config.json").write_text(config.dumps(c, ".json"), encoding="utf-8")
+
+
+def test_different_texts_and_tokens_are_told(runs, capsys):
+    call(*runs, "--table")
+    assert "different texts" in capsys.readouterr().err
+    give(runs[0], recipes.get("quick").replace(vocab_size=512))
     call(*runs, "--table")
     assert "compare their bits per byte" in capsys.readouterr().err
-    call(runs[0], runs[0], "--table")
-    assert capsys.readouterr().err == ""
+    (runs[0] / "model.npz").touch()
+    call(runs[0], runs[0] / "model.npz", "--table")
+    told = capsys.readouterr()
+    assert told.err == "" and "setting" not in told.out
+
+
+def test_perplexity_is_drawn_of_the_same_tokens_only(runs, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    pictures = []
+    monkeypatch.setattr(compare, "save", lambda picture, path: pictures.append(picture))
+    for c in (recipes.get("mini-1m"), recipes.get("quick").replace(n_layer=9)):
+        give(runs[0], c)
+        compare.curves([compare.read(run) for run in runs], tmp_path / "c.png")
+    different, same = pictures
+    assert [axes.get_ylabel() for axes in different.axes if axes.get_ylabel()] == [
+        "validation bits per byte"
+    ]
+    assert "do not compare" in different.get_suptitle() and not same.get_suptitle()
+    assert "validation perplexity" in [axes.get_ylabel() for axes in same.axes]
 
 
 @pytest.mark.slow

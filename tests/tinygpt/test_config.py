@@ -83,7 +83,7 @@ def test_a_file_may_give_some_fields_only(tmp_path):
     ],
 )
 def test_set_parses_by_the_type_of_the_field(assignment, value):
-    c = config.override(Config(), [assignment])
+    c = config.from_dict(config.assigned([assignment]))
     assert getattr(c, assignment.partition("=")[0].replace("-", "_")) == value
 
 
@@ -118,7 +118,7 @@ def test_set_parses_by_the_type_of_the_field(assignment, value):
 )
 def test_errors_teach_in_one_line(assignment, message):
     with pytest.raises(UsageError) as caught:
-        config.override(Config(positions="rope", d_model=256, n_head=2), [assignment])
+        Config(positions="rope", d_model=256, n_head=2).replace(**config.assigned([assignment]))
     assert message in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 

@@ -91,5 +91,15 @@ def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
     assert cli.main([*args, "--json", "--batch_size", "2", "--threads=1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert f"{result['loss']:.4f}" in table
+    assert evaluate._text(evaluate.Path("stories")) == evaluate._text(None)
     assert cli.main([*args, "--stride", "17"]) == 2
     assert "exceeds the model's context of 16" in capsys.readouterr().err
+
+
+def test_a_model_that_is_worse_than_a_guess_is_called_that(model, tokenizer, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    for scale, worse in ((1, False), (30, True)):  # an untrained one guesses; the other is sure
+        params = {name: p * np.float32(scale) for name, p in model.state_dict().items()}
+        checkpoint.save(tmp_path / "model.npz", Saved(model.config, tokenizer, params))
+        assert cli.main(["eval", str(tmp_path), "--data", str(tmp_path / "t.txt")]) == 0
+        assert ("worse here than a guess among all tokens" in capsys.readouterr().out) == worse

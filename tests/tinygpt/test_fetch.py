@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tinygpt import UsageError
 from tinygpt.data import fetch as module
 from tinygpt.data.fetch import DATASETS, FetchError, Remote, fetch, hub_url
 
@@ -203,7 +204,7 @@ def test_nobody_listening_is_one_line_that_names_the_ways_round(get, server):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         server.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(FetchError, match=r"HF_ENDPOINT.*without --data") as error:
+    with pytest.raises(FetchError, match=r"HF_ENDPOINT.*--data stories") as error:
         get(attempts=2)
     assert "\n" not in str(error.value)
 
@@ -252,3 +253,15 @@ def test_the_command_fetches_the_file_it_was_asked_for(server, monkeypatch, tmp_
     assert module.main(args) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "S-valid.txt")
     assert server.asked == [("/datasets/who/what/resolve/main/S-valid.txt", None)]
+
+
+def test_shakespeare_lies_elsewhere_than_on_the_hub(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(module, "fetch", lambda url, target, *_, **__: asked.append(url) or target)
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert module.main(parser.parse_args(["shakespeare", "--out", str(tmp_path)])) == 0
+    assert asked == [DATASETS["shakespeare"][1][0].address]
+    assert capsys.readouterr().out == f"{tmp_path / 'tinyshakespeare.txt'}\n"
+    with pytest.raises(UsageError, match="one file"):
+        module.main(parser.parse_args(["shakespeare", "--only", "train"]))

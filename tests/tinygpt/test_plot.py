@@ -152,6 +152,33 @@ def test_characters_that_the_model_lacks_are_left_out_of_the_default_prompt():
     assert plot.opening("onetwo", 2) == "onetwo"
 
 
+def test_a_model_file_is_drawn_as_the_run_in_which_it_lies(run, monkeypatch, capsys):
+    for name in ("attention_heatmaps", "weight_distributions"):
+        monkeypatch.setattr(plot, name, lambda *args: [])
+    for name in ("training_curves", "embedding_map", "temperatures"):
+        monkeypatch.setattr(plot, name, lambda *args, name=name: f"{name} in {args[-1]}")
+    monkeypatch.setattr(plot, "training_curves", lambda run, name, out: f"curves in {out}")
+    parser = argparse.ArgumentParser()
+    plot.add_arguments(parser)
+    for path in (run, run / "model.npz"):
+        assert plot.main(parser.parse_args([str(path)])) == 0
+        told = capsys.readouterr()
+        assert told.out.startswith(f"curves in {run / 'plots'}\nembedding_map in {run / 'plots'}")
+        assert told.err == ""
+    (run / "log.jsonl").unlink()
+    assert plot.main(parser.parse_args([str(run / "model.npz")])) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("embedding_map") and "no curves" in told.err
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_what_attention_cannot_see_is_what_is_grey(saved, window):
+    c = saved.config.replace(windows=(window,))
+    ids = np.array([saved.tokenizer.encode(TEXT)[:12]])
+    maps = checkpoint.Saved(c, saved.tokenizer, saved.params).model().attention_maps(ids)
+    np.testing.assert_array_equal(plot.unseen(12, window), maps[0, 0, 0] == 0)
+
+
 @pytest.mark.parametrize("lines", [[], ['{"event": "start"}']])
 def test_a_log_without_steps_is_an_error(run, lines):
     write_log(run, lines)
@@ -162,9 +189,9 @@ def test_a_log_without_steps_is_an_error(run, lines):
 def test_a_folder_that_is_no_run(tmp_path):
     parser = argparse.ArgumentParser()
     plot.add_arguments(parser)
-    with pytest.raises(Error, match="a run's folder is expected"):
+    with pytest.raises(Error, match="neither a run folder"):
         plot.main(parser.parse_args([str(tmp_path)]))
-    with pytest.raises(Error, match="not a run's folder"):
+    with pytest.raises(Error, match="nothing: no such file or folder"):
         plot.main(parser.parse_args([str(tmp_path / "nothing")]))
 
 

@@ -96,14 +96,31 @@ def test_a_zero_row_has_cosine_zero(tokenizer):
 def test_the_command(words, tokenizer, tmp_path, capsys):
     config = Config(vocab_size=tokenizer.vocab_size, n_layer=1, d_model=8, n_head=2, d_ff=8)
     params = {name: p.numpy() for name, p in GPT(config).named_parameters()}
-    checkpoint.save(tmp_path / "m.npz", checkpoint.Saved(config, tokenizer, params))
+    checkpoint.save(tmp_path / "model.npz", checkpoint.Saved(config, tokenizer, params))
     parser = argparse.ArgumentParser()
     probe.add_arguments(parser)
-    args = parser.parse_args([str(tmp_path / "m.npz"), *words, "--count", "3"])
+    args = parser.parse_args([str(tmp_path / "model.npz"), *words, "--count", "3"])
     assert probe.main(args) == 0
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert probe.main(parser.parse_args([str(tmp_path), *words, "--count", "3"])) == 0
+    assert capsys.readouterr().out == told  # a run folder stands for its model
+    lines = told.splitlines()
     assert len(lines) == (4 if words[0] == "near" else 6)
     assert lines[0] == f'{words[1]}: " {words[1]}"'
+
+
+def test_a_head_of_its_own_is_what_knows_the_words(tokenizer):
+    config = Config(vocab_size=tokenizer.vocab_size, n_layer=1, d_model=8, n_head=2, d_ff=8)
+    for head, name in (("untied", "head.weight"), ("tied", "embedding.weight")):
+        model = GPT(config.replace(head=head))
+        params = {name: p.numpy() for name, p in model.named_parameters()}
+        saved = checkpoint.Saved(model.config, tokenizer, params)
+        np.testing.assert_array_equal(Embedding.of(saved).rows, params[name])
+        np.testing.assert_array_equal(
+            Embedding.of(saved, "embedding").rows, params["embedding.weight"]
+        )
+    with pytest.raises(UsageError, match="no head of its own"):
+        Embedding.of(saved, "head")
 
 
 def test_wrong_calls():

@@ -284,7 +284,7 @@ def test_wrong_values_are_told_in_a_line(option, message, file, capsys):
 
 def test_a_wrong_file_is_told_in_a_line(tmp_path, capsys):
     status, out, err = run_cli(capsys, tmp_path / "none.npz")
-    assert (status, out) == (1, "") and err.count("\n") == 1 and "no such model file" in err
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "no such file or folder" in err
 
 
 def test_library_calls_check_their_values(model):

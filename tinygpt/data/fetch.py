@@ -2,8 +2,10 @@
 
 ``tinygpt data fetch tinystories`` brings the two TinyStories files (Eldan & Li, 2023,
 arXiv:2305.07759; CDLA-Sharing-1.0) from the Hugging Face hub, or from a mirror that the
-environment variable ``HF_ENDPOINT`` names. Bytes go to ``NAME.part``; only when the checksum
-is right does that become ``NAME``, so a file that is there is a file that is whole.
+environment variable ``HF_ENDPOINT`` names; ``tinygpt data fetch shakespeare`` the 1.1 MB of
+tinyshakespeare (Karpathy, 2015), on which nanoGPT's CPU example learns. Bytes go to ``NAME.part``;
+only when the checksum is right does that become ``NAME``, so a file that is there is a file that is
+whole.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import hashlib
 import http.client
 import os
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from tinygpt import Error
+from tinygpt import Error, UsageError
+from tinygpt.progress import bar
 
 HUB = "https://huggingface.co"
 _BLOCK = 1 << 18
@@ -40,10 +40,23 @@ class Remote:
     name: str
     size: int
     sha256: str
+    address: str = ""  # where it lies, if not on the hub
 
 
 # The sums of the first release come from the hub's own history, those of V2 from third parties.
 DATASETS: dict[str, tuple[str, tuple[Remote, ...]]] = {
+    "shakespeare": (
+        "",
+        (
+            Remote(
+                "tinyshakespeare.txt",
+                1_115_394,
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+                "input.txt",
+            ),
+        ),
+    ),
     "tinystories": (
         "roneneldan/TinyStories",
         (
@@ -150,24 +163,18 @@ def _download(
     if have > remote.size:
         part.unlink()
         have = 0
-    with tqdm(
-        total=remote.size,
-        initial=have,
-        unit="B",
-        unit_scale=True,
-        desc=remote.name,
-        disable=not progress,
-        file=sys.stderr,
-    ) as bar:
+    with bar(
+        remote.size, "B", initial=have, unit_scale=True, desc=remote.name, disable=not progress
+    ) as received:
         failures = 0
         while have < remote.size:
             try:
-                _receive(url, part, remote, timeout, bar)
+                _receive(url, part, remote, timeout, received)
                 problem: Exception | str = "the connection broke off"
             except urllib.error.HTTPError as error:
                 if error.code == 416:  # the server has fewer bytes than lie here: start over
                     part.unlink(missing_ok=True)
-                    bar.reset()
+                    received.reset()
                 elif error.code not in (408, 429) and error.code < 500:
                     raise FetchError(f"{url}: {_http_advice(error)}") from error
                 problem = f"HTTP status {error.code} {error.reason}"
@@ -177,12 +184,12 @@ def _download(
             failures = 0 if now > have else failures + 1
             have = now
             if failures >= attempts:
-                raise FetchError(_network_advice(url, part, problem)) from None
+                raise FetchError(_network_advice(url, part, problem, remote)) from None
             if failures:
                 time.sleep(min(pause * 2 ** (failures - 1), 30.0))
 
 
-def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> None:
+def _receive(url: str, part: Path, remote: Remote, timeout: float, received: Any) -> None:
     """One connection: append what the server sends to ``part``, from where it ends."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "tinygpt", "Accept-Encoding": "identity"}
@@ -200,8 +207,8 @@ def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> 
                 f"{url}: the server offers {start + int(length):,} bytes, expected "
                 f"{remote.size:,}; it is not the published file: try another HF_ENDPOINT"
             )
-        bar.reset()
-        bar.update(start)
+        received.reset()
+        received.update(start)
         with _open_part(part, "ab" if resumes else "wb") as file:
             # read1 returns what one receive brought: a stall costs one timeout, never the block.
             while block := response.read1(_BLOCK):
@@ -209,7 +216,7 @@ def _receive(url: str, part: Path, remote: Remote, timeout: float, bar: Any) -> 
                 if start > remote.size:
                     raise FetchError(f"{url}: the server sent more than {remote.size:,} bytes")
                 _write(file, block, part)
-                bar.update(len(block))
+                received.update(len(block))
 
 
 def _open_part(part: Path, mode: str) -> Any:
@@ -240,7 +247,7 @@ def _http_advice(error: urllib.error.HTTPError) -> str:
     return f"HTTP status {error.code} {error.reason}; check HF_ENDPOINT and the file's name"
 
 
-def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
+def _network_advice(url: str, part: Path, problem: Exception | str, remote: Remote) -> str:
     """One line for a network that failed for good: what happened, and what to do instead."""
     reason = problem.reason if isinstance(problem, urllib.error.URLError) else problem
     if isinstance(reason, socket.gaierror):
@@ -250,12 +257,16 @@ def _network_advice(url: str, part: Path, problem: Exception | str) -> str:
     else:
         what = f"{url}: {getattr(reason, 'strerror', None) or reason}"
     kept = "what came is kept and the same command resumes; " if part.exists() else ""
-    return f"{what} ({kept}HF_ENDPOINT names a mirror; training without --data needs no download)"
+    mirror = "" if remote.address else "HF_ENDPOINT names a mirror; "
+    return f"{what} ({kept}{mirror}the embedded stories, train --data stories, need no download)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt data fetch``."""
-    parser.add_argument("name", choices=sorted(DATASETS), help="the data set to download")
+    names = sorted(DATASETS)
+    parser.add_argument(
+        "name", choices=names, metavar=" | ".join(names), help="the data set to download"
+    )
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
     parser.add_argument(
         "--only", choices=("train", "valid"), help="download just this file (default: both)"
@@ -268,8 +279,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt data fetch``: print each file's path on standard output."""
     repository, files = DATASETS[args.name]
+    if args.only and len(files) == 1:
+        raise UsageError(f"--only: {args.name} is one file, {files[0].name}; leave it out")
     for remote in files:
         if args.only is None or f"-{args.only}." in remote.name:
-            url = hub_url(repository, remote.name)
+            url = remote.address or hub_url(repository, remote.name)
             print(fetch(url, args.out / remote.name, remote, timeout=args.timeout))
     return 0

@@ -48,6 +48,7 @@ from tinygpt.data.streams import read_meta
 from tinygpt.files import alone, replacing, sweep, sync_folder
 from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
+from tinygpt.progress import bar
 
 PIECE = 1 << 22  # bytes
 LEARN = 1 << 27  # bytes of text that a BPE learns from
@@ -429,10 +430,12 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
     def texts(*splits: str) -> Iterator[str]:
         stride = -(-total // LEARN) if splits == ("train",) else 1
         pieces = corpus.pieces[::stride]
-        for piece in tqdm(pieces, desc="reading for the tokenizer", unit=" pieces"):
-            for text, split, _ in corpus.routed(piece, Counter()):
-                if split in splits:
-                    yield text
+        with bar(len(pieces), "pieces", desc="reading for the tokenizer") as read:
+            for piece in pieces:
+                for text, split, _ in corpus.routed(piece, Counter()):
+                    if split in splits:
+                        yield text
+                read.update()
 
     say = partial(tqdm.write, file=sys.stderr)
     sizes = options.vocab_size, options.reduced_from
@@ -587,18 +590,14 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
     """Encode all pieces, join them, and return what meta.json is to hold."""
     total: Counter[str] = Counter()
     numbers = range(len(corpus.pieces))
-    with tqdm(
-        total=sum(p.end - p.start for p in corpus.pieces),
-        unit="B",
-        unit_scale=True,
-        desc="encoding",
-    ) as bar:
+    size = sum(p.end - p.start for p in corpus.pieces)
+    with bar(size, "B", unit_scale=True, desc="encoding") as encoded:
         results = imap(_encoder, (str(work),), numbers, processes)
         for piece, counts in zip(corpus.pieces, results, strict=True):
             if "error" in counts:
                 raise Error(counts["error"])
             total.update(counts)
-            bar.update(piece.end - piece.start)
+            encoded.update(piece.end - piece.start)
     tokenizer = bpe.load(work / "tokenizer.json")
     crc = {}
     for split in SPLITS:
@@ -682,7 +681,9 @@ def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     from tinygpt.model import recipes  # which workers do without
 
-    options = Options() if args.recipe is None else of_recipe(recipes.get(args.recipe))
+    options = Options()
+    if args.recipe:
+        options = of_recipe(recipes.lay(recipes.get(args.recipe), {"data": str(args.sources[0])}))
     given = {name: getattr(args, name) for name in vars(options)}
     options = replace(options, **{k: value for k, value in given.items() if value is not None})
     meta = prepare(

@@ -39,7 +39,8 @@ STORIES = 20_000  # embedded stories unless max_documents says otherwise
 class Dataset:
     """Token streams for training and validation, with what is needed to judge them.
 
-    `tokens` and `bytes` hold, by split, the number of tokens and of UTF-8 bytes of text.
+    `documents` and `bytes` hold, by split, the number of documents and of UTF-8 bytes of text;
+    `left_out` is how many documents of the text `max_documents` did not take.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +50,7 @@ class Dataset:
     bytes: dict[str, int]
     source: str
     sha256: str  # of the source and of what was done to it
+    left_out: int = 0
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """Validation loss as bits per byte of text, comparable across tokenizers."""
@@ -71,8 +73,8 @@ def read_text(path: str | Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise Error(
-            f"{path}: no such file; give a UTF-8 text or a prepared folder, or leave out "
-            "--data for the embedded stories"
+            f"{path}: no such file; give a UTF-8 text, a prepared folder, or 'stories' for the "
+            "embedded ones"
         ) from None
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -126,7 +128,7 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
                 return dataset
         except Error:  # not there, or damaged: made again
             pass
-    train, valid = _read(config, say)
+    train, valid, left_out = _read(config, say)
     trained = tokenizer is None
     if tokenizer is None:
         docs = {"train": train, "valid": valid}
@@ -146,6 +148,7 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
         {"train": documents.text_bytes(train), "valid": documents.text_bytes(valid)},
         config.data,
         _hash(source, tokenizer.sha256),
+        left_out,
     )
     try:
         _store(dataset, _stream_folder(source, tokenizer))
@@ -156,8 +159,8 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
     return dataset
 
 
-def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
-    """The documents to train on and to validate with."""
+def _read(config: Config, say: Say) -> tuple[list[str], list[str], int]:
+    """The documents to train on and to validate with, and how many were left out."""
     if config.data == "stories":
         from tinygpt.data import stories
 
@@ -167,12 +170,12 @@ def _read(config: Config, say: Say) -> tuple[list[str], list[str]]:
         return (
             list(stories.corpus(total - held, split="train")),
             list(stories.corpus(held, split="valid")),
+            0,
         )
     say(f"data: reading {config.data}")
     docs = documents.cut_documents(read_text(config.data))
-    if config.max_documents:
-        docs = docs[: config.max_documents]
-    return documents.split_documents(docs, config.valid_fraction)
+    taken = docs[: config.max_documents or len(docs)]
+    return *documents.split_documents(taken, config.valid_fraction), len(docs) - len(taken)
 
 
 def load_prepared(folder: Path) -> Dataset:
@@ -203,6 +206,7 @@ def load_prepared(folder: Path) -> Dataset:
         {split: meta[split]["bytes"] for split in documents.SPLITS},
         one_line(meta.get("source", str(folder))),
         meta["sha256"],
+        meta.get("left_out", 0),
     )
 
 
@@ -215,15 +219,21 @@ def read_meta(path: Path) -> dict[str, Any]:
     for key in {"source", "sha256", "tokenizer_sha256"} & meta.keys() | {"sha256"}:
         if not isinstance(meta.get(key), str):
             raise ValueError(f"meta.json: {key}: expected text, got {shown(meta.get(key))}")
+    if not _is_count(meta.get("left_out", 0)):
+        raise ValueError(f"meta.json: left_out: expected a count, got {shown(meta['left_out'])}")
     for split in documents.SPLITS:
         about = meta.get(split)
         counts = about if isinstance(about, dict) else {}
         for key in {"documents", "tokens", "bytes", *counts}:
-            if type(counts.get(key)) is not int or not 0 <= counts[key] < 1 << 50:
+            if not _is_count(counts.get(key)):
                 raise ValueError(
                     f"meta.json: {split}.{key}: expected a count, got {shown(counts.get(key))}"
                 )
     return meta
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 50
 
 
 def _open_stream(folder: Path, split: str, about: dict[str, int], vocab_size: int) -> Array:
@@ -263,6 +273,7 @@ def _store(dataset: Dataset, folder: Path) -> None:
         "source": dataset.source,
         "sha256": dataset.sha256,
         "tokenizer_sha256": dataset.tokenizer.sha256,
+        "left_out": dataset.left_out,
     }
     for split, stream in (("train", dataset.train), ("valid", dataset.valid)):
         with replacing(folder / f"{split}.npy") as handle:

@@ -1,8 +1,9 @@
 """Several runs side by side: ``tinygpt compare RUN RUN ...``.
 
-Prints a table (Markdown) of parameters, training and final validation, and draws the validation
-curves over steps, tokens and minutes (extra ``plot``). Perplexity compares runs with the same
-tokenizer only; bits per byte of text compare any.
+Prints a table (Markdown) of data, parameters, training and final validation, another of the
+settings that differ, and draws the validation curves over steps, tokens and minutes (extra
+``plot``). Perplexity compares runs with the same tokenizer only, and is drawn for these alone; bits
+per byte compare any that were validated on the same text.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +20,14 @@ from tinygpt import Error, UsageError
 from tinygpt.inspection.plot import figure, literal, perplexities, plain_log, read_log, save, tidy
 from tinygpt.model import config
 from tinygpt.model.transformer import count
-from tinygpt.training.report import number, perplexity
+from tinygpt.training.report import number, perplexity, plain
 
 Array = np.ndarray
 COLUMNS = (
     "run",
     "recipe",
+    "data",
+    "tokenizer",
     "parameters",
     "steps",
     "tokens",
@@ -43,11 +47,27 @@ class RunLog:
     config: config.Config
     valid: dict[str, Array]
 
+    @property
+    def text(self) -> tuple[Any, ...]:
+        """What its validation text depends on."""
+        c = self.config
+        return c.data, c.valid_fraction, c.max_documents
+
+    @property
+    def tokens(self) -> tuple[Any, ...]:
+        """What its tokens depend on."""
+        c = self.config
+        return c.tokenizer, c.vocab_size, c.reduced_from, *self.text
+
 
 def read(folder: Path) -> RunLog:
-    """Read a run's folder. Raises Error, in one line, if it is none or has no validation yet."""
+    """Read a run's folder, or that in which a model file lies.
+
+    Raises Error, in one line, if it is none or has no validation yet.
+    """
+    given, folder = folder, folder.parent if folder.is_file() else folder
     if not (folder / "config.json").is_file():
-        raise Error(f"{folder}: not a run's folder (there is no config.json)")
+        raise Error(f"{given}: not a run's folder, or a file in one (there is no config.json)")
     _, valid = read_log(folder)
     if not valid:
         raise Error(f"{folder}: the run has no validation yet; nothing can be compared")
@@ -60,6 +80,8 @@ def row(run: RunLog) -> tuple[str, ...]:
     return (
         run.name,
         run.config.name,
+        Path(run.config.data).name,
+        f"{Path(run.config.tokenizer).name} {run.config.vocab_size:,}",
         f"{sum(count(run.config)):,}",
         f"{last['step']:,.0f}",
         f"{last['tokens']:,.0f}",
@@ -72,41 +94,68 @@ def row(run: RunLog) -> tuple[str, ...]:
 
 def table(runs: list[RunLog]) -> str:
     """All runs as a Markdown table whose columns also line up as plain text."""
-    rows = [COLUMNS, *map(row, runs)]
+    return markdown([COLUMNS, *map(row, runs)], names=4)
+
+
+def settings(runs: list[RunLog]) -> str:
+    """What differs of the settings that are no columns, a line each; "" if nothing does."""
+    columns = ("name", "data", "tokenizer", "vocab_size")
+    configs = [run.config.to_dict() for run in runs]
+    rows = [
+        (key, *(plain(c[key]) for c in configs))
+        for key in configs[0]
+        if not (key in columns or key.endswith("_interval"))
+        and any(c[key] != configs[0][key] for c in configs)
+    ]
+    return markdown([("setting", *(run.name for run in runs)), *rows], names=1) if rows else ""
+
+
+def markdown(rows: list[tuple[str, ...]], names: int) -> str:
+    """A table of which the first row is the head, and the first `names` columns go to the left."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = []
     for cells in rows:
         # names to the left, figures to the right
         parts = [
-            f"{cell:{'<' if i < 2 else '>'}{w}}"
+            f"{cell:{'<' if i < names else '>'}{w}}"
             for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
         ]
         lines.append(f"| {' | '.join(parts)} |")
-    rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    rule = ["-" * w if i < names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines.insert(1, f"| {' | '.join(rule)} |")
     return "\n".join(lines)
 
 
 def curves(runs: list[RunLog], path: Path) -> Path:
-    """Draw validation perplexity and bits per byte over steps, tokens and minutes."""
-    picture = figure(14, 8)
-    grid = picture.subplots(2, 3, sharex="col", sharey="row")
+    """Draw validation bits per byte over steps, tokens and minutes, and perplexity, if the runs
+    have the same tokens."""
+    same = len({run.tokens for run in runs}) == 1
+    picture = figure(14, 8 if same else 4.5)
+    grid = picture.subplots(1 + same, 3, sharex="col", sharey="row", squeeze=False)
+    if len({run.text for run in runs}) > 1:
+        picture.suptitle("validated on different texts: the heights do not compare", fontsize=11)
     for column, (key, label, unit) in enumerate(AXES):
-        upper, lower = grid[:, column]
+        upper, lower = grid[0, column], grid[-1, column]
         first = column == 0
-        tidy(upper, f"over {label}", y="validation perplexity" if first else "")
         tidy(lower, x=label, y="validation bits per byte" if first else "")
         for run in runs:
-            x = run.valid[key] / unit
-            upper.plot(
-                x, perplexities(run.valid["valid_loss"]), marker=".", label=literal(run.name)
+            lower.plot(
+                run.valid[key] / unit,
+                run.valid["valid_bits_per_byte"],
+                marker=".",
+                label=literal(run.name),
             )
-            lower.plot(x, run.valid["valid_bits_per_byte"], marker=".")
-        plain_log(upper)
+        if same:
+            tidy(upper, y="validation perplexity" if first else "")
+            for run in runs:
+                x = run.valid[key] / unit
+                upper.plot(x, perplexities(run.valid["valid_loss"]), marker=".")
+            plain_log(upper)
+        upper.set_title(f"over {label}", fontsize=11)
         if key == "tokens":
             lower.xaxis.set_major_formatter(_short)
     picture.legend(
-        *grid[0, 0].get_legend_handles_labels(),
+        *grid[-1, 0].get_legend_handles_labels(),
         loc="outside upper center",
         ncols=min(len(runs), 5),
         frameon=False,
@@ -125,7 +174,7 @@ def _short(value: float, _: int) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt compare``."""
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a model file in one")
     add(
         "--out",
         type=Path,
@@ -142,7 +191,15 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--out: a name that ends in .png is expected, not {args.out}")
     runs = [read(folder) for folder in args.runs]
     print(table(runs))
-    if len({(run.config.tokenizer, run.config.vocab_size) for run in runs}) > 1:
+    if differ := settings(runs):
+        print(f"\n{differ}")
+    if len({run.text for run in runs}) > 1:
+        print(
+            "these runs were validated on different texts, so their figures do not compare; judge "
+            "them on one text with 'tinygpt eval RUN --data TEXT'",
+            file=sys.stderr,
+        )
+    elif len({run.tokens for run in runs}) > 1:
         print(
             "loss and perplexity are per token, and the tokens of these runs differ: compare "
             "their bits per byte",

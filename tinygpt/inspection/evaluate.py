@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 import minitensor as mt
 from tinygpt import Error, UsageError
 from tinygpt.data import documents, streams
-from tinygpt.formats import checkpoint
+from tinygpt.formats.exchange import load_any
 from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
+from tinygpt.progress import bar
 from tinygpt.training.journal import as_json
 from tinygpt.training.report import number
 
@@ -145,25 +144,20 @@ def evaluate_stream(
         raise Error("the text is too short to judge: it needs at least two tokens")
     context = model.config.context
     stride = stride or max(1, context // 2)
-    with tqdm(
-        total=len(windows(len(stream), min(context, len(stream) - 1), stride)),
-        unit="window",
-        file=sys.stderr,
-        disable=not progress,
-        leave=False,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
-    ) as bar:
+    # First, as it is soon done: what compiles kernels here does not spoil the estimate of the rest.
+    part = stream[: BASELINE_TOKENS + 1]
+    fresh = stream_loss(GPT(model.config), part, stride=context, workers=workers)
+    total = len(windows(len(stream), min(context, len(stream) - 1), stride))
+    with bar(total, "windows", disable=not progress, leave=False) as judged:
         nats = stream_loss(
             model,
             stream,
             stride=stride,
             batch_size=batch_size,
             workers=workers,
-            progress=bar.update,
+            progress=judged.update,
         )
     n = len(stream) - 1
-    part = stream[: BASELINE_TOKENS + 1]
-    fresh = stream_loss(GPT(model.config), part, stride=context, workers=workers)
     untrained = score(fresh / (len(part) - 1) * n, n, size)
     uniform = score(math.log(tokenizer.vocab_size) * n, n, size)
     return {
@@ -177,7 +171,7 @@ def evaluate_stream(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt eval``."""
-    parser.add_argument("model", type=Path, help="a model file, such as runs/quick/best.npz")
+    parser.add_argument("model", type=Path, help="a run folder or a model file")
     parser.add_argument(
         "--data",
         type=Path,
@@ -204,7 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _text(path: Path | None) -> str:
-    if path is not None:
+    if path is not None and str(path) != "stories":
         return streams.read_text(path)
     from tinygpt.data import stories
 
@@ -218,7 +212,8 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value < (option != "stride"):
             raise UsageError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
-    model, tokenizer, saved = checkpoint.load_model(args.model)
+    saved = load_any(args.model)
+    model, tokenizer = saved.model(), saved.tokenizer
     if args.stride > model.config.context:
         raise UsageError(
             f"--stride: {args.stride} exceeds the model's context of "
@@ -264,5 +259,10 @@ def main(args: argparse.Namespace) -> int:
     ):
         print(
             f"{name:12}{row['loss']:10.4f}{number(row['perplexity']):>14}{row['bits_per_byte']:16.4f}"
+        )
+    if result["loss"] > result["uniform"]["loss"] + 0.05:  # an untrained one is as good as a guess
+        print(
+            "the model is worse here than a guess among all tokens: the text is unlike the one "
+            "that it learned from"
         )
     return 0

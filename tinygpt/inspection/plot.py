@@ -1,9 +1,9 @@
-"""Pictures of a run: ``tinygpt plot RUN`` (needs the extra ``plot``).
+"""Pictures of a run or a model: ``tinygpt plot RUN`` (needs the extra ``plot``).
 
 training_curves.png       loss of training and validation by step, and perplexity
 attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
 weight_distributions/     histograms of each layer's matrices; spectral norms by layer
-embedding_map.png         the token embeddings in the plane of their two widest directions
+embedding_map.png         tokens in the plane of the two widest directions of their rows
 temperatures.png          the next token's probabilities and a text at 0.5, 0.8, 1.0 and 1.2
 """
 
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 
 from tinygpt import Error
-from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.exchange import load_any
 from tinygpt.inspection.probe import Embedding
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import perplexity
 
 Array = np.ndarray
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog."
+UNSURE = "One day, Tom went to the"  # many words can follow, so the temperature matters
 TEMPERATURES = (0.5, 0.8, 1.0, 1.2)
 TOKENS = 24  # of the prompt, on the axes of an attention map
 LABELS = 600  # tokens that are candidates for a label on the embedding map
@@ -203,7 +204,7 @@ def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> li
     """One picture a layer with a map a head: row by row, where each token looks.
 
     The weights are the model's own (`GPT.attention_maps`), after the softmax: every row adds up to
-    one, and what lies above the diagonal, or left of a local window, is exactly zero.
+    one. What a token cannot see, above the diagonal or left of a local window, is grey.
     """
     ids = prompt_ids(tokenizer, prompt, min(TOKENS, model.config.context))
     maps = model.attention_maps(np.array([ids]))[:, 0]  # (L, H, T, T)
@@ -224,17 +225,24 @@ def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> li
         for axes in grid.flat[heads:]:
             axes.set_visible(False)
         for head, axes in enumerate(grid.flat[:heads]):
-            hidden = np.ma.masked_where(np.triu(np.ones((length, length), bool), 1), weights[head])
+            hidden = np.ma.masked_where(unseen(length, window), weights[head])
             # The square root shows weak attention too; the colour bar has the true numbers.
             image = axes.imshow(hidden, cmap="viridis", norm=_root_norm(), interpolation="nearest")
             axes.set_title(f"head {head}", fontsize=10)
-            axes.set_facecolor("#f1f1f1")
+            axes.set_facecolor("#d5d5d5")
             axes.set_xticks(range(length), labels, rotation=turn, fontsize=7.5)
             axes.set_yticks(range(length), labels, fontsize=7.5)
             axes.tick_params(length=0, labelbottom=head + columns >= heads)
         picture.colorbar(image, ax=grid, shrink=0.6, ticks=[0, 0.05, 0.2, 0.5, 1])
         paths.append(save(picture, out / "attention_heatmaps" / f"layer_{layer}.png"))
     return paths
+
+
+def unseen(length: int, window: int) -> Array:
+    """Which keys (columns) a query (row) does not see: those after it, and, in a local layer, those
+    before the last `window`; (T, T)."""
+    ahead = np.arange(length) - np.arange(length)[:, None]  # column - row
+    return np.asarray((ahead > 0) | ((ahead <= -window) if window else False))
 
 
 def _root_norm() -> Any:
@@ -337,7 +345,7 @@ def embedding_map(saved: Saved, out: Path) -> Path:
     Names come in the order of ids, which is that of learning, words before parts of words; one
     that would cover another is left out.
     """
-    embedding = Embedding(saved.params["embedding.weight"], saved.tokenizer)
+    embedding = Embedding.of(saved)
     ids = list(embedding.tokens)
     points, shares = principal_components(embedding.rows[ids])
     picture = figure(11, 9)
@@ -432,38 +440,44 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt plot``."""
     add = parser.add_argument
-    add("run", type=Path, help="a run's folder, such as runs/quick")
-    add("--out", type=Path, metavar="DIR", help="where the pictures go (default: RUN/plots)")
+    add("run", type=Path, help="a run folder, such as runs/quick, or a model file")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the pictures go (default: RUN/plots, or plots beside the file)",
+    )
     add("--model", type=Path, help="the model to look into (default: RUN/best.npz, or model.npz)")
     add("--prompt", help="the text on which attention is shown (default: a story's beginning)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt plot``: print the path of each picture."""
-    if not args.run.is_dir():
-        raise Error(f"{args.run}: not a run's folder, which holds log.jsonl and model.npz")
-    out = args.out or args.run / "plots"
-    candidates = [args.model] if args.model else [args.run / "best.npz", args.run / "model.npz"]
-    path = next((p for p in candidates if p.is_file()), None)
-    if args.model and path is None:
-        raise Error(f"{args.model}: no such model file")
-    saved = checkpoint.load(path) if path else None
-    name = saved.config.name if saved else args.run.name
-    print(training_curves(args.run, name, out))
-    if saved is None:
+    run = args.run if args.run.is_dir() else args.run.parent
+    out = args.out or run / "plots"
+    logged = (run / "log.jsonl").is_file()
+    best = run / "best.npz"
+    path = args.model or (best if args.run.is_dir() and best.is_file() else args.run)
+    if logged and path == run and not (run / "model.npz").is_file():
+        print(training_curves(run, run.name, out))
         print("tinygpt: no model.npz in the run yet: curves only", file=sys.stderr)
         return 0
+    saved = load_any(path)
+    if logged:
+        print(training_curves(run, saved.config.name, out))
+    else:
+        print("tinygpt: no log.jsonl beside the model: no curves", file=sys.stderr)
     model = saved.model()
-    if args.prompt is None:
-        args.prompt = known(saved.tokenizer, PROMPT)
+    prompt = known(saved.tokenizer, PROMPT) if args.prompt is None else args.prompt
+    unsure = known(saved.tokenizer, UNSURE) if args.prompt is None else opening(args.prompt)
     try:
-        saved.tokenizer.encode(args.prompt)
+        saved.tokenizer.encode(prompt)
     except ValueError as error:
         raise Error(f"--prompt: {error}") from error
-    for picture in attention_heatmaps(model, saved.tokenizer, args.prompt, out):
+    for picture in attention_heatmaps(model, saved.tokenizer, prompt, out):
         print(picture)
     for picture in weight_distributions(saved, out):
         print(picture)
     print(embedding_map(saved, out))
-    print(temperatures(model, saved.tokenizer, opening(args.prompt), out))
+    print(temperatures(model, saved.tokenizer, unsure, out))
     return 0

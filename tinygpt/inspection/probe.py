@@ -1,13 +1,16 @@
-"""Look into a model's embedding: neighbours of a word, and analogies between words.
+"""What a model knows of words: neighbours of a word, and analogies between words.
 
-    tinygpt probe MODEL.npz near dad
-    tinygpt probe MODEL.npz analogy princess - girl + boy
+    tinygpt probe MODEL near dad
+    tinygpt probe MODEL analogy she - girl + boy
 
-Every token is a row of the embedding matrix, and rows are compared by the cosine of the angle
-between them (Mikolov et al., 2013, arXiv:1301.3781). In running text most words follow a space,
-which belongs to their token, so a word is looked up with its space as well as without, and the
-spelling of fewer tokens is taken (with the space if both have as many). A word of several tokens
-is the mean of their rows. The answers are always single tokens.
+Every token is a row of a matrix, and rows are compared by the cosine of the angle between them
+(Mikolov et al., 2013, arXiv:1301.3781). The matrix is the embedding, or the head where that is a
+matrix of its own: its rows are alike for words that can follow the same beginnings, while an
+embedding apart from it may stay near the random rows that it began with, as that of `quick` does.
+
+In running text most words follow a space, which belongs to their token, so a word is looked up with
+its space as well as without, and the spelling of fewer tokens is taken (with the space if both have
+as many). A word of several tokens is the mean of their rows. The answers are always single tokens.
 """
 
 from __future__ import annotations
@@ -21,13 +24,27 @@ from typing import Any
 import numpy as np
 
 from tinygpt import Error, UsageError
-from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.exchange import load_any
 
 Array = np.ndarray
 
 
 class Embedding:
-    """The rows (V, D) of a model's input embedding, with the tokens that they stand for."""
+    """The rows (V, D) of a model's embedding or head, with the tokens that they stand for."""
+
+    @classmethod
+    def of(cls, saved: Saved, rows: str | None = None) -> Embedding:
+        """The rows of the "embedding" or the "head": unless told, those that know the words.
+
+        Raises UsageError for the head where it is no matrix of its own.
+        """
+        rows = rows or ("head" if "head.weight" in saved.params else "embedding")
+        if f"{rows}.weight" not in saved.params:
+            raise UsageError(
+                "--rows: this model has no head of its own, but makes it of its embedding"
+            )
+        return cls(saved.params[f"{rows}.weight"], saved.tokenizer)
 
     def __init__(self, rows: Array, tokenizer: Any) -> None:
         self.rows = rows.astype(np.float64)
@@ -98,7 +115,7 @@ def parse_terms(words: list[str]) -> list[tuple[int, str]]:
     alternate = all(s in ("+", "-") for s in signs) and not {"+", "-"} & set(names)
     if len(names) < 2 or len(signs) != len(names) or not alternate:
         raise UsageError(
-            "analogy: words with + and - between them are expected, as in princess - girl + boy, "
+            "analogy: words with + and - between them are expected, as in she - girl + boy, "
             f"not {' '.join(words)!r}"
         )
     return [(1 if sign == "+" else -1, name) for sign, name in zip(signs, names, strict=True)]
@@ -107,9 +124,14 @@ def parse_terms(words: list[str]) -> list[tuple[int, str]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt probe``."""
     add = parser.add_argument
-    add("model", type=Path, help="a model file, such as runs/quick/model.npz")
+    add("model", type=Path, help="a run folder or a model file, such as runs/quick/best.npz")
     add("what", choices=("near", "analogy"), help="neighbours of a word, or a sum of words")
-    add("words", nargs="+", metavar="WORD", help="dad, or princess - girl + boy")
+    add("words", nargs="+", metavar="WORD", help="dad, or she - girl + boy")
+    add(
+        "--rows",
+        choices=("embedding", "head"),
+        help="the matrix to look into (default: the head if it is one of its own)",
+    )
     add("--count", type=int, default=10, metavar="N", help="answers to show (default: 10)")
 
 
@@ -119,8 +141,8 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"near: one word is expected, not {' '.join(args.words)!r}")
     if args.count < 1:
         raise UsageError(f"--count: a number from 1 up is expected, not {args.count}")
-    saved = checkpoint.load(args.model)
-    embedding = Embedding(saved.params["embedding.weight"], saved.tokenizer)
+    saved = load_any(args.model)
+    embedding = Embedding.of(saved, args.rows)
     terms = parse_terms(args.words) if args.what == "analogy" else [(1, args.words[0])]
     for _, word in terms:
         ids = embedding.spelling(word)

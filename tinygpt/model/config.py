@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a toke
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run but the machine it runs on. See recipes.py for examples."""
+    """Everything that decides a run but the machine it runs on. `MEANING` says what each field is,
+    recipes.py has examples."""
 
     name: str = "custom"
 
@@ -80,7 +82,7 @@ class Config:
     context: int = 128
     n_layer: int = 4
     n_head: int = 4
-    n_kv_head: int = 0  # key/value heads, each shared by n_head / n_kv_head queries; 0: n_head
+    n_kv_head: int = 0
     d_model: int = 128
     d_ff: int = 512
 
@@ -88,22 +90,22 @@ class Config:
     norm: str = "layer"
     norm_eps: float = 1e-5
     norm_bias: bool = True
-    positions: str = "learned"  # alibi: none but a slope on the scores, by head
+    positions: str = "learned"
     rope_theta: float = 10000.0
     ffn: str = "gelu"
-    gate_bias: bool = False  # SwiGLU: a bias on the gate w1 alone
+    gate_bias: bool = False
     qkv_bias: bool = True
     out_bias: bool = True
     ffn_bias: bool = True
-    windows: tuple[int, ...] = (0,)  # by layer, cycled; 0 sees everything before, else the last n
-    scale_attention: bool = True  # divide scores by sqrt(head width)
+    windows: tuple[int, ...] = (0,)
+    scale_attention: bool = True
     head: str = "tied"
     dropout: float = 0.0
     init: str = "gpt2"
 
     # tokenizer
     tokenizer: str = "bpe"
-    reduced_from: int = 0  # "reduced": vocabulary of the BPE whose most frequent tokens are kept
+    reduced_from: int = 0
 
     # optimisation
     optimizer: str = "adamw"
@@ -115,18 +117,18 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
-    weight_decay: float = 0.1  # of tensors of two dimensions or more
-    grad_clip: float = 1.0  # 0: off
-    batch_size: int = 32  # sequences
-    accumulation: int = 1  # batches that one step adds up
-    shard_tokens: int = 512  # tokens that one thread takes at a time
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    batch_size: int = 32
+    accumulation: int = 1
+    shard_tokens: int = 512
 
     # data
-    data: str = "stories"  # the embedded ones, or a path
+    data: str = "stories"
     valid_fraction: float = 0.1
-    max_documents: int = 0  # 0: all (of the embedded stories: 20,000)
+    max_documents: int = 0
 
-    # what is shown and kept, in steps; 0: only at the end
+    # what is shown and kept
     eval_interval: int = 250
     eval_batches: int = 20
     sample_interval: int = 500
@@ -176,6 +178,57 @@ class Config:
         return plain
 
 
+MEANING = {
+    "name": "of the recipe; runs/NAME is the run folder",
+    "vocab_size": "ids of the tokenizer",
+    "context": "tokens that the model sees at most",
+    "n_layer": "blocks, one after the other",
+    "n_head": "attention heads of a layer",
+    "n_kv_head": "key/value heads, shared by queries; 0: n_head",
+    "d_model": "width of the residual stream",
+    "d_ff": "width inside the feed-forward part",
+    "norm": "layer: LayerNorm; rms: RMSNorm",
+    "norm_eps": "added to the variance before its root",
+    "norm_bias": "LayerNorm has a bias",
+    "positions": "of tokens: vectors (the first two), turns, or biases",
+    "rope_theta": "base of rope's wavelengths",
+    "ffn": "of the feed-forward part; gelu_tanh is GPT-2's",
+    "gate_bias": "swiglu: a bias on the gate w1 alone",
+    "qkv_bias": "queries, keys and values have a bias",
+    "out_bias": "attention's output projection has a bias",
+    "ffn_bias": "the feed-forward matrices have a bias",
+    "windows": "by layer, cycled: keys that a query sees; 0: all",
+    "scale_attention": "divide scores by the root of the head width",
+    "head": "the embedding again, a matrix, or a pseudo-inverse",
+    "dropout": "share of values set to zero while training",
+    "init": "of weights; unit: an embedding of N(0, 1)",
+    "tokenizer": "bpe, char, char-plain, reduced, or a file",
+    "reduced_from": "size of the BPE that 'reduced' is taken from",
+    "optimizer": "adamw, or muon with adamw for what is no matrix",
+    "lr": "learning rate after the warmup",
+    "min_lr": "learning rate at the end",
+    "warmup": "steps in which lr rises from 0",
+    "schedule": "how it falls afterwards; wsd: late and linearly",
+    "max_iters": "steps",
+    "beta1": "decay of the mean of gradients",
+    "beta2": "decay of the mean of their squares",
+    "eps": "added to the root of that mean",
+    "weight_decay": "of tensors of two dimensions or more",
+    "grad_clip": "largest norm of all gradients; 0: off",
+    "batch_size": "sequences that are drawn at a time",
+    "accumulation": "batches that one step adds up",
+    "shard_tokens": "tokens that one thread takes at a time",
+    "data": "'stories', a text, or a prepared folder",
+    "valid_fraction": "share of the text that is held out",
+    "max_documents": "the first; 0: all (of the embedded stories 20,000)",
+    "eval_interval": "steps between validations; 0: only at the end",
+    "eval_batches": "batches of a validation",
+    "sample_interval": "steps between samples; 0: only at the end",
+    "checkpoint_interval": "steps between checkpoints; 0: only at the end",
+    "log_interval": "steps between lines of log.jsonl",
+    "seed": "of the weights, the batches and the dropout",
+    "dtype": "of weights and arithmetic",
+}
 TYPES: dict[str, str] = {f.name: str(f.type) for f in dataclasses.fields(Config)}
 
 
@@ -344,27 +397,40 @@ def unknown(what: str, word: str, known: Iterable[str]) -> UsageError:
 
 def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """`base` (or the defaults) with `values` over it. Raises UsageError for an unknown key."""
+    return dataclasses.replace(base or Config(), **fields_of(values))
+
+
+def fields_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` under the names of fields. Raises UsageError for an unknown key."""
     changes = {}
     for key, value in values.items():
         field = str(key).replace("-", "_")
         if field not in TYPES:
             raise unknown("configuration key", str(key), TYPES)
         changes[field] = value
-    return dataclasses.replace(base or Config(), **changes)
+    return changes
 
 
-def override(config: Config, assignments: Iterable[str]) -> Config:
-    """`config` with ``key=value`` texts applied, as given to ``--set``."""
+def assigned(assignments: Iterable[str]) -> dict[str, str]:
+    """The keys and values of ``key=value`` texts, as given to ``--set``."""
     values = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set: expected key=value, got {shown(text)}")
         values[key.strip()] = value.strip()
-    return from_dict(values, config)
+    return values
 
 
 # --------------------------------------------------------------------------------------- files
+
+
+def explained(config: Config) -> str:
+    """`config` as TOML with a comment on every field."""
+    lines = dumps(config, ".toml").splitlines()
+    return "".join(
+        f"{line:32}  # {meaning}\n" for line, meaning in zip(lines, MEANING.values(), strict=True)
+    )
 
 
 def dumps(config: Config, suffix: str) -> str:
@@ -382,6 +448,10 @@ def dumps(config: Config, suffix: str) -> str:
 
 def loads(text: str, suffix: str, base: Config | None = None) -> Config:
     """The configuration in `text`, laid over `base`. Raises UsageError for what is not one."""
+    return from_dict(_values(text, suffix), base)
+
+
+def _values(text: str, suffix: str) -> dict[str, Any]:
     try:
         if len(text) > MAX_FILE:
             raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
@@ -399,22 +469,35 @@ def loads(text: str, suffix: str, base: Config | None = None) -> Config:
         raise UsageError(f"not valid {suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"expected keys with values, got {shown(values)}")
-    return from_dict(values, base)
+    return values
 
 
 def load(path: str | Path, base: Config | None = None) -> Config:
-    """Read a configuration file."""
+    """Read a configuration file, laid over `base`."""
+    with blaming(path):
+        return from_dict(read(path), base)
+
+
+@contextmanager
+def blaming(path: str | Path) -> Iterator[None]:
+    """Name the file in whose values an error lies."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a configuration file, which may be few and are not checked yet."""
     path = Path(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE + 1)
         if len(raw) > MAX_FILE:
             raise UsageError(f"expected a configuration of at most {MAX_FILE:,} bytes, got more")
-        return loads(raw.decode("utf-8"), path.suffix.lower(), base)
+        return _values(raw.decode("utf-8"), path.suffix.lower())
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"not UTF-8 text (byte {error.start})") from error
 
 
 def save(config: Config, path: str | Path) -> None:

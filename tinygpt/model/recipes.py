@@ -9,9 +9,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from tinygpt import Error
-from tinygpt.model.config import Config, unknown
+from bpe.untrusted import shown
+from tinygpt import Error, UsageError
+from tinygpt.model.config import (
+    Config,
+    blaming,
+    dumps,
+    explained,
+    fields_of,
+    from_dict,
+    read,
+    unknown,
+)
 
 # The default: the embedded stories, in about two minutes on two cores. A llama-style block, a
 # context that holds a whole story, and Muon for the matrices. Every other layer sees four tokens
@@ -283,12 +296,83 @@ RECIPES = {
 }
 
 
+DEFAULT = "quick"
+
+PURPOSE = {
+    "quick": "the default: embedded stories",
+    "pinv-0.8m": "TinyStories by characters",
+    "mini-1m": "TinyStories, small",
+    "mini-3m": "TinyStories, medium",
+    "mini-7m": "TinyStories, large",
+    "pretrain-2m": "50,000 TinyStories, big batches",
+    "neo-41m": "TinyStories, as GPT-Neo",
+    "shakespeare-char": "nanoGPT's example for a CPU",
+    "shakespeare-fast": "as good as it, in seconds",
+}
+
+# The text that a recipe was published with, by the name under which `tinygpt data fetch` brings it.
+# Those that are not here are made for the embedded stories.
+TEXTS = {
+    **dict.fromkeys(("shakespeare-char", "shakespeare-fast"), "shakespeare"),
+    **dict.fromkeys(
+        ("pinv-0.8m", "mini-1m", "mini-3m", "mini-7m", "pretrain-2m", "neo-41m"), "tinystories"
+    ),
+}
+
+
 def get(name: str) -> Config:
     """The recipe of this name (``_`` and ``-`` are the same). Raises UsageError."""
     recipe = RECIPES.get(name.replace("_", "-"))
     if recipe is None:
+        if Path(name).exists() or Path(name).suffix == ".txt":
+            raise UsageError(f"unknown recipe {shown(name)}; a text is given with --data")
         raise unknown("recipe", name, RECIPES)
     return recipe
+
+
+def lay(base: Config, values: Mapping[str, Any]) -> Config:
+    """`base` with `values` over it, and with what follows from them where they do not say it.
+
+    The default recipe's number of documents counts embedded stories: of another text all are
+    taken. Where characters take the place of longer tokens, or these of characters, the
+    vocabulary's size is that of no recipe: characters then take what they need.
+    """
+    changes = fields_of(values)
+    follows: dict[str, Any] = {}
+    counts_stories = base.name not in TEXTS and base.max_documents == QUICK.max_documents
+    if base.data == "stories" != changes.get("data", "stories") and counts_stories:
+        follows["max_documents"] = 0
+    kinds = (base.tokenizer, str(changes.get("tokenizer", base.tokenizer)))
+    if len({kind.startswith("char") for kind in kinds}) == 2:
+        follows["vocab_size"] = Config.vocab_size
+    return from_dict({**follows, **changes}, base)
+
+
+def load(path: str | Path, recipe: str | None = None) -> tuple[Config, set[str]]:
+    """The configuration in a file, and the fields that stand in it.
+
+    What does not stand in it is as in `recipe`, or in the recipe that the file names with ``base``
+    or, like the config.json of a run, as its own ``name``; else as in the default one.
+    """
+    with blaming(path):
+        values = read(path)
+        named = values.pop("base", None)
+        if recipe and named and get(str(named)) != get(recipe):
+            raise UsageError(f"base: {shown(named)}, but the recipe asked for is {recipe}")
+        own = str(values.get("name"))
+        c = lay(get(str(recipe or named or (own if own in RECIPES else DEFAULT))), values)
+        return c, set(fields_of(values))
+
+
+def differences(c: Config) -> tuple[str, dict[str, Any]]:
+    """The recipe that `c` is, or is most like, and what it has otherwise: the recipe's values."""
+
+    def from_recipe(recipe: Config) -> dict[str, Any]:
+        mine, its = c.to_dict(), recipe.to_dict()
+        return {k: v for k, v in its.items() if mine[k] != v and k not in ("name", "data")}
+
+    like = RECIPES.get(c.name) or min(RECIPES.values(), key=lambda r: len(from_recipe(r)))
+    return like.name, from_recipe(like)
 
 
 # --------------------------------------------------------------------- times on this machine
@@ -331,7 +415,8 @@ def times() -> dict[str, float]:
 
 
 def remember_time(config: Config, seconds: float) -> None:
-    """Keep the time of a step, if it was a step of the recipe as it stands."""
+    """Keep the time of a step, if it was a step of the recipe as it stands, and the shortest yet:
+    a machine that was busy says little about the next run."""
     from tinygpt.files import cache_folder, replacing, sweep
 
     if not is_recipe(config):
@@ -341,7 +426,9 @@ def remember_time(config: Config, seconds: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, shared=True)
         with replacing(folder / "times.json") as handle:
-            handle.write(json.dumps({**times(), config.name: round(seconds, 5)}).encode())
+            known = times()
+            shortest = min(round(seconds, 5), known.get(config.name, A_DAY))
+            handle.write(json.dumps({**known, config.name: shortest}).encode())
 
 
 # ------------------------------------------------------------------------------- the command
@@ -363,9 +450,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt recipes``."""
-    from tinygpt.model.config import dumps
-
-    if args.name and not args.table:
+    if args.name and not args.table and args.format == "toml":
+        print(explained(get(args.name)), end="")
+    elif args.name and not args.table:
         print(dumps(get(args.name), f".{args.format}"), end="")
     elif args.name:
         print("\n\n".join(table(c) for c in _columns(get(args.name))))
@@ -377,15 +464,24 @@ def main(args: argparse.Namespace) -> int:
 
 
 def listing() -> str:
-    """All recipes: parameters, tokens a step, steps, and the time of a step if it was measured."""
+    """All recipes: parameters, steps, the time here if a step was measured, and what it is for."""
     from tinygpt.model.transformer import count
 
     measured = times()
-    lines = [f"{'recipe':18}{'parameters':>12}{'tokens/step':>13}{'steps':>9}{'ms/step here':>14}"]
+    lines = [f"{'recipe':16}{'parameters':>11}{'steps':>8}{'time here':>12}  what for"]
     for name, c in RECIPES.items():
-        ms = f"{measured[name] * 1e3:,.0f}" if name in measured else "-"
-        lines.append(f"{name:18}{sum(count(c)):12,}{c.tokens_per_step:13,}{c.max_iters:9,}{ms:>14}")
+        time = duration(measured[name] * c.max_iters) if name in measured else "-"
+        lines.append(f"{name:16}{sum(count(c)):11,}{c.max_iters:8,}{time:>12}  {PURPOSE[name]}")
     return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in readable form."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _columns(c: Config) -> list[Config]:

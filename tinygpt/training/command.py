@@ -1,11 +1,21 @@
-"""The command ``tinygpt train``: from its options to a run."""
+"""Train a model, and write it, its log and its samples into a run folder.
+
+    tinygpt train                               the default recipe on the embedded stories
+    tinygpt train --data my.txt                 on a text of your own
+    tinygpt train --data my.txt --n-layer 2     with another setting: docs/reference.md has all
+    tinygpt train shakespeare-fast              a recipe on its own text, once it is fetched
+    tinygpt train --resume                      go on after Ctrl-C or a power cut
+
+From the options to a run is what this module does; the run itself is in train.py.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import minitensor as mt
 from tinygpt import Error, UsageError
@@ -18,7 +28,7 @@ from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.training.compiling import compile_kernels
-from tinygpt.training.folder import check_folder, latest_folder, new_folder
+from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
 from tinygpt.training.report import plan, tell
 from tinygpt.training.train import Run, Trainer
@@ -39,12 +49,12 @@ CHANGEABLE = {
 def add_choice(parser: argparse.ArgumentParser) -> None:
     """Options that choose a configuration."""
     add = parser.add_argument
-    add("recipe", nargs="?", help="one of those that 'tinygpt recipes' lists (default: quick)")
+    add("recipe", nargs="?", help="one that 'tinygpt recipes' lists (default: quick)")
     add(
         "--data",
         metavar="PATH",
         help="a UTF-8 text, or a folder made by 'tinygpt data prepare' "
-        "(default: the embedded stories)",
+        "(default: the recipe's own; 'stories': those that the project makes itself)",
     )
     add("--max-iters", type=int, metavar="N", help="steps")
     add("--seed", type=int, metavar="N", help="of the weights, the batches and the dropout")
@@ -54,9 +64,15 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="assignments",
-        help="change any field of the configuration; may be repeated",
+        help="change any field of the configuration, as --n-layer 3 does too; may be repeated",
     )
-    add("--config", type=Path, metavar="FILE", help="a .json, .toml or .yaml of fields")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a .json, .toml or .yaml of fields; the others are those of RECIPE, or of the one "
+        "that the file names as 'base'",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +93,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
     n_threads = threads(args.threads)
     c, out, saved, newest = resolve(args)
-    check_folder(out)
-    with alone(out, "training"), ready(c, n_threads, saved) as trainer:
+    with made(out), alone(out, "training"), ready(c, n_threads, saved) as trainer:
         sweep(out)
         run = Run(trainer, out)
         run.good = newest
@@ -114,7 +129,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]
     newest one: if not, that one is damaged, and is not to take the place of the one before it.
     """
     if not args.resume:
-        c = chosen(args)
+        c = chosen(args, with_its_text=True)
         return c, new_folder(args.out, c.name), None, True
     if args.config:
         raise UsageError("--config: a run goes on with its own configuration; --resume needs none")
@@ -129,7 +144,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]
     before = saved.config if saved else config.load(out / "config.json")
     if name and before.name != name:
         raise UsageError(f"--resume: the run in {out} is of {before.name}, not of {name}")
-    c = overrides(args, before)
+    c = before.replace(**asked_for(args))
     changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
     if changed - CHANGEABLE:
         raise UsageError(
@@ -139,19 +154,67 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]
     return c, out, saved, not damage
 
 
-def chosen(args: argparse.Namespace) -> Config:
-    """The configuration that the options choose for a new run."""
-    base = recipes.get(args.recipe or "quick")
+def chosen(args: argparse.Namespace, with_its_text: bool = False) -> Config:
+    """The configuration that the options choose for a new run.
+
+    Raises Error, if the recipe's own text is wanted, where that is not here and no other was given.
+    """
     if args.config:
-        base = config.load(args.config, base if args.recipe else None)
-    return overrides(args, base)
+        base, given = recipes.load(args.config, args.recipe)
+    else:
+        base, given = recipes.get(args.recipe or recipes.DEFAULT), set()
+    values = asked_for(args)
+    c = recipes.lay(base, values)
+    if (Path(c.data) / "meta.json").is_file():
+        check_prepared(c, values)
+    if with_its_text and "data" not in given | values.keys():
+        return c.replace(data=own_text(c))
+    return c
 
 
-def overrides(args: argparse.Namespace, c: Config) -> Config:
-    """A configuration with the options of the command over it."""
-    c = config.override(c, args.assignments)
+def asked_for(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that the command's options set."""
+    values = config.fields_of(config.assigned(args.assignments))
     given = {"data": args.data, "max_iters": args.max_iters, "seed": args.seed}
-    return c.replace(**{key: value for key, value in given.items() if value is not None})
+    return values | {key: value for key, value in given.items() if value is not None}
+
+
+def check_prepared(c: Config, values: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option about what was settled when the data was prepared."""
+    if "vocab_size" in values:
+        import bpe
+
+        size = bpe.load(Path(c.data) / "tokenizer.json").vocab_size
+        if size != c.vocab_size:
+            raise UsageError(
+                f"vocab_size: the data in {c.data} has a vocabulary of {size:,}, not of "
+                f"{c.vocab_size:,}; leave it out, or prepare the text again with --vocab-size"
+            )
+    for key in ("tokenizer", "reduced_from", "valid_fraction", "max_documents"):
+        if key in values:
+            raise UsageError(
+                f"{key}: settled when {c.data} was prepared; leave it out, or prepare the text "
+                f"again with --{key.replace('_', '-')}"
+            )
+
+
+def own_text(c: Config) -> str:
+    """The text that a recipe was published with, where `tinygpt data fetch` puts it."""
+    name = recipes.TEXTS.get(c.name)
+    if name is None:
+        return c.data
+    fetch = f"'tinygpt data fetch {name}'"
+    if name == "shakespeare":
+        path = Path("data", "tinyshakespeare.txt")
+        if path.is_file():
+            return str(path)
+        what = f"{path}, which is not here: {fetch} brings it"
+    else:
+        what = (
+            f"TinyStories: {fetch} brings it, 'tinygpt data prepare --recipe {c.name} "
+            "data/TinyStories-train.txt --out prepared' makes tokens of it for --data prepared"
+        )
+    raise Error(f"{c.name} learns from {what}; --data takes any text, or 'stories'")
 
 
 def fit_vocabulary(c: Config, dataset: Dataset) -> Config:

@@ -28,15 +28,10 @@ def compile_kernels(trainer: Trainer) -> None:
 
     model, context = trainer.model.train(), trainer.config.context
     row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
-    cold = not compiling.cached()
+    cold = not compiling.cached() and sys.stderr.isatty()
     with (
-        tqdm(
-            desc="tinygpt: compiling kernels…",
-            unit=" ops",
-            file=sys.stderr,
-            leave=False,
-            disable=not cold,
-        ) as bar,
+        # the line that announces it comes before the bar
+        tqdm(unit=" ops", file=sys.stderr, leave=False, disable=not cold, delay=1e-3) as bar,
         mt.observe(observer),
     ):
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinygpt import Error
@@ -39,8 +41,13 @@ def latest_folder(name: str | None) -> Path:
     return found
 
 
-def check_folder(out: Path) -> None:
-    """Fail before the work, not after it, if the run folder cannot be written."""
+@contextmanager
+def made(out: Path) -> Iterator[None]:
+    """The run folder, which is gone again if nothing was put into it.
+
+    Raises Error before the work, not after it, if it cannot be written.
+    """
+    new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -49,6 +56,12 @@ def check_folder(out: Path) -> None:
         raise Error(
             f"{out}: the run folder cannot be written: {error.strerror or error}"
         ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # that one is not empty
+            for path in new:
+                path.rmdir()
 
 
 def _numbered(name: str) -> Iterator[Path]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from minitensor import kernels
 from tinygpt.data.streams import Dataset
-from tinygpt.machine import megabytes
+from tinygpt.machine import cores, megabytes
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
+from tinygpt.model.recipes import duration
 from tinygpt.model.transformer import count
+
+PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program and its libraries
 
 
 def say(line: str) -> None:
@@ -35,16 +40,30 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     total = c.max_iters * tokens
     known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
     before = (
-        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step of last time"
+        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step that were the best "
+        "here"
         if known
         else ""
     )
+    like, differs = recipes.differences(c)
+    mine = c.to_dict()
+    parts = [f"{key} {plain(mine[key])} (not {plain(value)})" for key, value in differs.items()]
+    used = sum(dataset.documents.values())
     return [
+        *([f"differs from the recipe {like}: {', '.join(parts)}"] if parts else []),
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
         f"head {c.head}",
-        f"data: {c.data}: {len(dataset.train):,} tokens of {dataset.documents['train']:,} documents"
-        f" to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        f"data: {c.data}: {len(dataset.train):,} tokens of {documents(dataset.documents['train'])} "
+        f"to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        *(
+            [
+                f"data: the first {used:,} of {used + dataset.left_out:,} documents; "
+                "--set max_documents=0 takes all"
+            ]
+            if dataset.left_out
+            else []
+        ),
         f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
         f"{total / len(dataset.train):.3g} times the data{before}",
         f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
@@ -52,15 +71,30 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     ]
 
 
+def documents(count: int) -> str:
+    """So many documents."""
+    return f"{count:,} document{'s' * (count != 1)}"
+
+
+def plain(value: Any) -> str:
+    """A setting as one would write it after ``--set key=``."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def memory(c: Config, threads: int) -> int:
     """Estimated bytes of a run: weights, moments, gradients on their way, each thread's shard."""
     size = np.dtype(c.dtype).itemsize
     qkv = (c.n_head + 2 * c.kv_heads) * c.head_dim
-    token = c.n_layer * (7 * c.d_model + qkv + 3 * c.d_ff) + 2 * c.vocab_size
-    shard = max(c.shard_tokens, c.context) * token * size * 2  # values and their gradients
+    # What a layer keeps of a token for its backward, and half as much that comes and goes in it.
+    token = 1.5 * c.n_layer * (c.d_model + qkv + c.d_ff)
+    shard = max(c.shard_tokens, c.context) * token * size
     waiting = math.log2(max(1, c.tokens_per_step // max(c.shard_tokens, c.context)))
     copies = 3 + threads + waiting  # of the weights' size; sums of the tree wait for their pairs
-    return int(sum(count(c)) * size * copies) + threads * shard + 180_000_000
+    return int(sum(count(c)) * size * copies + threads * shard) + PROGRAM[kernels.backend()]
 
 
 class StepTimes:
@@ -96,19 +130,10 @@ class StepTimes:
         """Tokens a second."""
         return self.config.tokens_per_step / self.median()
 
-    def remember(self) -> None:
-        """Keep a recipe's time on this machine, for `tinygpt recipes`."""
-        if len(self.all) > self.FIRST:
+    def remember(self, threads: int) -> None:
+        """Keep a recipe's time on all of this machine, for `tinygpt recipes`."""
+        if len(self.all) > self.FIRST and threads == cores():
             recipes.remember_time(self.config, self.median())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in readable form."""
-    seconds = round(seconds)
-    if seconds < 90:
-        return f"{seconds} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def perplexity(loss: float) -> float:
@@ -117,5 +142,6 @@ def perplexity(loss: float) -> float:
 
 
 def number(value: float) -> str:
-    """A quantity to two places, and in four digits where that would be a long one."""
-    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.4g}"
+    """A quantity in three to six digits: 6.30, 294.3, 1,058, 3.142e+07."""
+    places = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:,.{places}f}" if abs(value) < 1e6 else f"{value:.4g}"

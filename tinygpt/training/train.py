@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import minitensor as mt
 from minitensor import optim
@@ -45,6 +43,7 @@ from tinygpt.machine import asleep, peak_memory
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
+from tinygpt.progress import bar
 from tinygpt.training.journal import Journal, as_json, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
 from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
@@ -310,7 +309,7 @@ class Run:
             raise Error(f"{error}{kept}") from error
 
     def _loop(self) -> int:
-        c, tty = self.config, sys.stderr.isatty()
+        c = self.config
         if self.step >= c.max_iters:
             tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
         self.log(
@@ -321,24 +320,17 @@ class Run:
             threads=self.trainer.workers.threads,
         )
         times = StepTimes(c)
-        bar = tqdm(
-            total=c.max_iters,
-            initial=min(self.step, c.max_iters),
-            unit="step",
-            file=sys.stderr,
-            mininterval=0.2 if tty else 10,
-            dynamic_ncols=tty,
-            smoothing=0.05,
-        )
-        with bar, signals() as received:
+        steps = bar(c.max_iters, "steps", initial=min(self.step, c.max_iters))
+        with steps, signals() as received:
             while self.step < c.max_iters:
                 if not self.shown:
                     self.show()
                     self.shown = True
                     self.due = self.step == 0 or due(self.step, c.checkpoint_interval)
                 loss = self.advance(times)
-                bar.set_postfix_str(f"loss {loss:.3f}, {times.rate():,.0f} tokens/s", refresh=False)
-                bar.update()
+                now = f"loss {loss:.3f}, {times.rate():,.0f} tokens/s"
+                steps.set_postfix_str(now, refresh=False)
+                steps.update()
                 if received and self.step < c.max_iters:
                     return self.stop(received[0])
             if not self.shown:
@@ -436,7 +428,7 @@ class Run:
     def finish(self, times: StepTimes) -> int:
         """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
-        times.remember()
+        times.remember(self.trainer.workers.threads)
         tell(
             f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
