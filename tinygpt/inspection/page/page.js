@@ -58,7 +58,7 @@
 
   /** Round numbers between low and high, some four of them. */
   function ticks(low, high) {
-    const raw = (high - low) / 4 || 1, power = 10 ** Math.floor(Math.log10(raw));
+    const raw = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
     const out = [];
     for (let v = Math.ceil(low / step) * step; v <= high + step / 1e6; v += step) out.push(Math.abs(v) < step / 1e6 ? 0 : v);
@@ -86,12 +86,12 @@
         svg("text", { x: left - 5, y: Y(y) + 4, "text-anchor": "end" }, short(y)));
     }
     for (const x of ticks(x0, x1)) {
-      picture.append(svg("text", { x: X(x), y: H - bottom + 16, "text-anchor": x === x0 ? "start" : "middle" }, short(x)));
+      picture.append(svg("text", { x: X(x), y: H - bottom + 16, "text-anchor": X(x) > W - 30 ? "end" : "middle" }, short(x)));
     }
     picture.append(svg("text", { x: (left + W) / 2, y: H - 3, "text-anchor": "middle" }, xName));
     for (const { x, name } of marks.filter((m) => m.x >= x0 && m.x <= x1)) {
       picture.append(svg("line", { class: "mark", x1: X(x), x2: X(x), y1: top, y2: H - bottom }, svg("title", {}, name)),
-        svg("text", { x: X(x) + 2, y: top + 10 }, name));
+        svg("text", X(x) > W - 60 ? { x: X(x) - 3, y: top + 10, "text-anchor": "end" } : { x: X(x) + 3, y: top + 10 }, name));
     }
     for (const s of series) {
       let path = "", pen = "M";
@@ -391,25 +391,28 @@
   }
 
   function showHeads() {
+    const layers = [];
     colour.hatch = colour("--raised");
-    colour.ground = colour("--line");
-    const { n_layer: L, n_head: H } = model.config, all = [];
+    colour.ground = colour("--ground");
+    const { n_layer: L, n_head: H } = model.config;
     for (let layer = 0; layer < L; layer++) {
+      const all = [];
       for (let head = 0; head < H; head++) {
         const canvas = el("canvas", { "aria-hidden": "true" });
         drawHead(canvas, layer, head, 1);
         const reach = isFinite(model.window(layer)) ? `window ${model.window(layer)}` : "sees all";
         const show = () => {
           Object.assign(state, { layer, head });
-          [...$("heads").children].forEach((b, i) => b.setAttribute("aria-pressed", i === layer * H + head));
+          $("heads").querySelectorAll("button").forEach((b, i) => b.setAttribute("aria-pressed", i === layer * H + head));
           drawLarge();
         };
         const pressed = layer === state.layer && head === state.head;
         all.push(el("button", { type: "button", "aria-pressed": pressed, onclick: show },
           canvas, el("span", { class: "unseen" }, "layer and head "), `${layer}.${head}`, el("span", { class: "unseen" }, `, ${reach}`)));
       }
+      layers.push(el("div", { class: "layer" }, ...all));
     }
-    $("heads").replaceChildren(...all);
+    $("heads").replaceChildren(...layers);
     drawLarge();
   }
 

@@ -263,7 +263,7 @@ def embedding_map(saved: Saved) -> dict[str, Any]:
     return {
         "ids": ids,
         "labels": labels,
-        "points": [_short(point, 3) for point in points],
+        "points": [_short(column, 3) for column in points.T],
         "shares": _short(shares, 3),
     }
 
