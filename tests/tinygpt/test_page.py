@@ -8,6 +8,7 @@ import html.parser
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -130,14 +131,59 @@ def test_text_of_strangers_is_text(tmp_path):
 
 def test_weights_are_written_as_said(tmp_path):
     saved = model()
-    for dtype, bound in (("float32", 0), ("float16", 1e-3)):
+    for dtype, bound in (("float32", 0), ("float16", 2**-11), ("int8", 1 / 254)):
         data = json.loads(read(folder(tmp_path / "run"), dtype=dtype).data)
-        for name, text in data["weights"]["tensors"].items():
-            kind = np.dtype(dtype).newbyteorder("<")
-            array = np.frombuffer(base64.b64decode(text), kind)
-            wanted = saved.params[name].ravel()
-            assert np.abs(array - wanted).max() <= bound * np.abs(wanted).max()
-        assert (data["error"] > 0) == (dtype == "float16")
+        for name, (kind, text) in data["weights"]["tensors"].items():
+            assert kind == (
+                "float32" if saved.params[name].ndim == 1 and dtype == "int8" else dtype
+            )
+            written = np.frombuffer(base64.b64decode(text), np.dtype(kind).newbyteorder("<"))
+            written = written.reshape(saved.params[name].shape).astype(np.float64)
+            if name in data["weights"]["scales"]:
+                scales = base64.b64decode(data["weights"]["scales"][name])
+                written *= np.frombuffer(scales, "<f4")[:, None]
+            most = np.abs(saved.params[name]).max(axis=-1, keepdims=True)
+            assert (np.abs(written - saved.params[name]) <= 1.001 * bound * most).all()
+        assert (data["error"] > 0) == (dtype != "float32")
+
+
+def test_the_first_kind_with_room_is_taken(tmp_path):
+    saved, path = model(), folder(tmp_path / "run")
+    for kind, other in (("float16", 0), ("int8", -3000)):
+        rest = json.loads(read(path, dtype="none").data)
+        limit = len(page.for_script(rest)) + 150_000 + page.weights_size(saved, "float16") + other
+        data = json.loads(read(path, limit=limit + 10).data)
+        assert data["weights"]["dtype"] == kind
+
+
+def test_how_far_weights_moved_is_counted_from_their_start(tmp_path):
+    config = model(
+        norm_bias=False, qkv_bias=False, out_bias=False, ffn_bias=False
+    ).config  # they start at 0
+    params = {name: p.numpy() for name, p in GPT(config.replace(seed=5)).named_parameters()}
+    params["norm.weight"] = params["norm.weight"] * 1.5
+    origin = {"recipe": "small", "step": 40, "seed": 5}
+    rows = page.tensors(Saved(config, model().tokenizer, params, origin)).split("<tr>")
+    moved = [row.rsplit("<td>", 1)[1].partition("<")[0] for row in rows[2:]]
+    assert moved == ["0"] * (len(moved) - 2) + ["0.5", "0"]  # the last is the head
+
+
+def test_a_run_is_watched_to_its_end(tmp_path, monkeypatch, capsys):
+    run, naps = folder(tmp_path / "run"), []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:  # nothing grew before that
+            with (run / "log.jsonl").open("a") as log:
+                log.write('{"event": "end", "step": 40, "seconds": 20}\n')
+
+    monkeypatch.setattr(page.time, "sleep", sleep)
+    out = tmp_path / "page.html"
+    assert cli.main(["page", str(run), "--watch", "--out", str(out)]) == 0
+    assert len(naps) == 2
+    assert capsys.readouterr().out == f"{out}\n" * 2
+    assert "end at step 40" in Reader(out.read_text(encoding="utf-8")).seen
+    assert cli.main(["page", str(run / "model.npz"), "--watch", "--out", str(out)]) == 2
 
 
 def test_singular_values_are_those_of_numpy():
@@ -216,7 +262,7 @@ def test_a_model_that_has_no_room_is_left_out(tmp_path):
     text = page.write(None, Saved(c, base, params))
     assert len(text) < 1_000_000
     found = Reader(text)
-    assert "41,026,560 weights are left out" in found.seen
+    assert "41,026,560 weights are left out: as int8" in found.seen
     assert "weights" not in json.loads(found.data)
 
 
@@ -290,8 +336,9 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
-            more = self.hear.read(1 << 16)
-            assert more, "the browser went away"
+            ready, _, _ = select.select([self.hear], [], [], 60)
+            more = self.hear.read(1 << 16) if ready else b""
+            assert more, "the browser went away, or says nothing for a minute"
             self.buffer += more
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)

@@ -76,9 +76,7 @@ def payload(model: GPT, dtype: str) -> dict:
 
 OPEN = """
 function open({config, weights}) {
-  const entries = Object.entries(weights.tensors);
-  const read = entries.map(([name, data]) => [name, Forward.numbers(data, weights.dtype)]);
-  return new Forward.Model(config, Object.fromEntries(read));
+  return new Forward.Model(config, Forward.unpack(weights));
 }
 """
 
@@ -100,18 +98,18 @@ def test_logits_are_those_of_numpy(name):
     np.testing.assert_allclose(np.array(steps).reshape(expected.shape), expected, atol=1e-4)
 
 
-def test_float16_differs_by_what_the_page_says():
-    model, ids = model_of(CASES["quick"])
-    data = payload(model, "float16")
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
+def test_rounded_weights_differ_by_what_the_page_says(name, dtype):
+    model, ids = model_of(CASES[name])
     params = {name: p.numpy() for name, p in model.named_parameters()}
-    said = page.rounding_error(
-        Saved(model.config, bpe.CharTokenizer("ab"), params), "float16", ids[0].tolist()
-    )
+    saved = Saved(model.config, bpe.CharTokenizer("ab"), params)
+    said = page.rounding_error(saved, dtype, ids[0].tolist())
     with mt.no_grad():
         expected = model(ids).numpy()[0]
     script = f"{OPEN} console.log(JSON.stringify(Array.from(open(given).logits(given.ids))));"
-    logits = np.array(node(script, {**data, "ids": ids[0].tolist()})).reshape(expected.shape)
-    found = np.abs(logits - expected).max()
+    logits = node(script, {**payload(model, dtype), "ids": ids[0].tolist()})
+    found = np.abs(np.reshape(logits, expected.shape) - expected).max()
     assert found > 1e-4
     assert abs(found - said) < 1e-4
 

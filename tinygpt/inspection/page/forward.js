@@ -293,12 +293,32 @@ const Forward = (() => {
     return last;
   }
 
-  /** Base64 of little-endian float16 or float32 numbers as a Float32Array. */
-  function numbers(base64, dtype) {
-    const text = atob(base64), bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    if (dtype === "float32") return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
-    return Float32Array.from({ length: bytes.length / 2 }, (_, i) => half(view.getUint16(2 * i, true)));
+  /** {name: Float32Array} of what the page holds: base64 of little-endian numbers, each tensor with
+      its kind; those of int8 count in the scale of their row. */
+  function unpack({ tensors, scales }) {
+    const entries = Object.entries(tensors).map(([name, [kind, text]]) => {
+      const values = numbers(text, kind);
+      if (scales[name]) {
+        const scale = numbers(scales[name], "float32"), width = values.length / scale.length;
+        for (let i = 0; i < values.length; i++) values[i] *= scale[Math.floor(i / width)];
+      }
+      return [name, values];
+    });
+    return Object.fromEntries(entries);
+  }
+
+  const READERS = {
+    float32: [4, (view, at) => view.getFloat32(at, true)],
+    float16: [2, (view, at) => half(view.getUint16(at, true))],
+    int8: [1, (view, at) => view.getInt8(at)],
+  };
+
+  function numbers(base64, kind) {
+    const text = atob(base64), bytes = new Uint8Array(text.length), [size, read] = READERS[kind];
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    const view = new DataView(bytes.buffer), out = float32(bytes.length / size);
+    for (let i = 0; i < out.length; i++) out[i] = read(view, i * size);
+    return out;
   }
 
   /** The number of a float16's 16 bits: a sign, five bits of exponent, ten of fraction. */
@@ -308,7 +328,7 @@ const Forward = (() => {
     return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -24 * fraction;
   }
 
-  return { Model, ablation, probabilities, draw, softmax, numbers };
+  return { Model, ablation, probabilities, draw, softmax, unpack };
 })();
 
 if (typeof module !== "undefined") module.exports = Forward;

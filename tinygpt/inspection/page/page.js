@@ -286,7 +286,9 @@
     const best = Array.from(plain.keys()).sort((a, b) => logits[b] - logits[a]).slice(0, 15);
     const actual = state.ids[state.at + 1];
     if (actual !== undefined && !best.includes(actual)) best.push(actual);
-    rows($("next"), `After “${label(state.ids[state.at])}”, place ${state.at + 1} of ${state.ids.length}: choose a token to put it there. Left: the model's own probability; right: with temperature, top-k and top-p, which keep ${drawn.reduce((n, p) => n + (p > 0), 0)} of ${V} tokens.`,
+    const kept = drawn.reduce((n, p) => n + (p > 0), 0);
+    $("next-words").textContent = `After “${label(state.ids[state.at])}”, place ${state.at + 1} of ${state.ids.length}: choose a token to put it there. p is the model's own probability; a token is drawn with what temperature, top-k and top-p make of it, which keep ${kept} of ${V} tokens.`;
+    rows($("next"), "The likeliest tokens",
       ["token", "p", "as a bar", "drawn with", "as a bar"],
       best.map((id) => [
         cell(el("button", { type: "button", onclick: () => choose(id) }, label(id)), id === actual ? " ← stands here" : ""),
@@ -452,7 +454,7 @@
     });
     $("measure").addEventListener("click", measure);
     $("restore").addEventListener("click", () => { state.gone.clear(); analyse(); });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { showHeads(); drawMap(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showHeads);
   }
 
   /** Scores of every head that say what it does; those on repeated random tokens are made once. */
@@ -573,22 +575,28 @@
 
   function drawMap() {
     const { points: [xs, ys], labels } = data.map, canvas = $("plane"), pen = canvas.getContext("2d");
+    const ratio = devicePixelRatio || 1, width = canvas.clientWidth, height = Math.max(300, (width * 2) / 3);
+    canvas.width = width * ratio;
+    canvas.height = height * ratio;
+    pen.scale(ratio, ratio);
     const low = [Math.min(...xs), Math.min(...ys)], high = [Math.max(...xs), Math.max(...ys)];
-    const X = (i) => 20 + ((xs[i] - low[0]) / (high[0] - low[0] || 1)) * (canvas.width - 80);
-    const Y = (i) => canvas.height - 20 - ((ys[i] - low[1]) / (high[1] - low[1] || 1)) * (canvas.height - 40);
+    const X = (i) => 10 + ((xs[i] - low[0]) / (high[0] - low[0] || 1)) * (width - 60);
+    const Y = (i) => height - 12 - ((ys[i] - low[1]) / (high[1] - low[1] || 1)) * (height - 24);
     drawMap.nearest = (px, py) => labels.reduce((best, _, i) => (Math.hypot(X(i) - px, Y(i) - py) < Math.hypot(X(best) - px, Y(best) - py) ? i : best), 0);
-    pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.font = "13px system-ui, sans-serif";
+    pen.fillStyle = colour("--quiet");
+    labels.forEach((_, i) => pen.fillRect(X(i) - 1.5, Y(i) - 1.5, 3, 3));
+    // Names where there is room: words before parts of words, and no bytes that are no character.
+    const named = labels.map((_, i) => i).filter((i) => !/^0x/.test(labels[i]));
+    const word = (i) => Number(/^␣\p{L}{2}/u.test(labels[i]));
     const taken = [];
-    labels.forEach((text, i) => {
-      pen.fillStyle = colour("--quiet");
-      pen.fillRect(X(i) - 1.5, Y(i) - 1.5, 3, 3);
-      const width = pen.measureText(text).width, box = [X(i) + 3, Y(i) - 12, X(i) + 3 + width, Y(i) + 4];
-      if (taken.length > 300 || taken.some((o) => o[0] < box[2] && box[0] < o[2] && o[1] < box[3] && box[1] < o[3])) return;
+    pen.fillStyle = colour("--text");
+    for (const i of named.sort((a, b) => word(b) - word(a) || a - b).slice(0, 800)) {
+      const box = [X(i) + 3, Y(i) - 9, X(i) + 3 + pen.measureText(labels[i]).width, Y(i) + 6];
+      if (taken.some((o) => o[0] < box[2] && box[0] < o[2] && o[1] < box[3] && box[1] < o[3])) continue;
       taken.push(box);
-      pen.fillStyle = colour("--text");
-      pen.fillText(text, X(i) + 3, Y(i) + 4);
-    });
+      pen.fillText(labels[i], X(i) + 3, Y(i) + 4);
+    }
     if (mark !== null) {
       pen.strokeStyle = colour("--orange");
       pen.lineWidth = 3;
@@ -621,8 +629,8 @@
     $("map-words").textContent = `Every token is a row of the embedding. The plane holds its two widest directions, with ${percent(shares[0])} and ${percent(shares[1] ?? 0)} of the variance; neighbours are found among all directions, by the cosine a·b / |a||b|.`;
     $("plane").setAttribute("aria-label", `A map of ${labels.length} tokens. The search field above finds one and tells its neighbours.`);
     $("plane").addEventListener("click", (event) => {
-      const box = $("plane").getBoundingClientRect(), scale = $("plane").width / box.width;
-      showNear(drawMap.nearest((event.clientX - box.left) * scale, (event.clientY - box.top) * scale));
+      const box = $("plane").getBoundingClientRect();
+      showNear(drawMap.nearest(event.clientX - box.left, event.clientY - box.top));
     });
     $("find").addEventListener("input", () => {
       const wanted = $("find").value.replaceAll(" ", "␣");
@@ -631,6 +639,8 @@
       if (found < 0) $("near").textContent = `No token holds “${wanted}”.`;
       else showNear(found);
     });
+    addEventListener("resize", drawMap);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
     drawMap();
   }
 
@@ -695,8 +705,8 @@
     present("tokenizer");
     attempt("The tokenizer", startTokenizer);
     if (data.weights) attempt("The model", () => {
-      const read = Object.entries(data.weights.tensors).map(([name, text]) => [name, Forward.numbers(text, data.weights.dtype)]);
-      model = new Forward.Model(data.config, Object.fromEntries(read));
+      model = new Forward.Model(data.config, Forward.unpack(data.weights));
+      const kind = data.weights.dtype;
       data.weights = null; // its text is no longer needed
       V = Math.min(tokenizer.size, data.config.vocab_size);
       state.ids = encode(data.prompt);
@@ -708,7 +718,7 @@
       analyse();
       $("error").hidden = false;
       $("error").textContent = data.error
-        ? `The weights lie in this page as float16. On the prompt that stood here first, no logit is off by more than ${number(data.error)}.`
+        ? `The weights lie in this page as ${kind}, which rounds them. On the prompt that stood here first, no logit is off by more than ${number(data.error)}.`
         : "The weights lie in this page as they are, in float32.";
     });
   }

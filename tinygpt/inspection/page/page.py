@@ -4,7 +4,7 @@ The file needs no network and no server. Its parts: the run's curves, settings a
 with the probabilities of what comes next; attention, the stream and what happens without a part;
 the weights; the tokenizer. What is missing, such as the log of a model from elsewhere, is said.
 
-The weights lie in it as float16, if they have room, with the error that this makes.
+The weights lie in it as float16, or as int8 if that is too large, with the error that this makes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import html
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ LIMIT = 6_000_000  # bytes of a page; a model that is larger stays out of it
 POINTS = 1200  # of a curve: more than a screen has columns
 SAMPLES = 200  # of a run, evenly chosen
 BINS = 40
+PAUSE = 5.0  # seconds between two looks at a log that grows
 SCRIPTS = ("forward.js", "tokenizer.js", "page.js")
 
 
@@ -165,49 +167,89 @@ def read_samples(path: Path, most: int = SAMPLES) -> list[dict[str, Any]]:
 
 
 def weights(saved: Saved, dtype: str) -> dict[str, Any]:
-    """The tensors as base64 of little-endian numbers. A pseudo-inverse head is written as the
-    matrix that it is, for the page has no factorisation."""
+    """The tensors as base64 of little-endian numbers: of float32, float16, or int8.
+
+    As int8 a matrix has a scale for each row, the largest of its numbers over 127; vectors, which
+    are few, stay float32. A pseudo-inverse head is written as the matrix that it is, for the page
+    has no factorisation.
+    """
+    tensors, scales = {}, {}
+    for name, a in page_arrays(saved).items():
+        kind = _kind(a, dtype)
+        if kind == "int8":
+            scale = row_scales(a)
+            scales[name] = _base64(scale, "float32")
+            a = np.rint(a / scale)
+        tensors[name] = [kind, _base64(a, kind)]
+    return {"dtype": dtype, "tensors": tensors, "scales": scales}
+
+
+def page_arrays(saved: Saved) -> dict[str, Array]:
+    """The arrays that the page's model takes."""
     arrays = dict(saved.params)
     if saved.config.head == "pinv":
         with mt.no_grad():
             arrays["head.weight"] = mt.pinv(mt.Tensor(arrays["embedding.weight"])).T.numpy()
+    return arrays
+
+
+def row_scales(a: Array) -> Array:
+    """What the numbers of each row of a matrix (N, M) are counted in as int8, (N, 1)."""
+    most = np.abs(a).max(axis=1, keepdims=True)
+    return np.where(most > 0, most / 127, 1).astype(np.float32)
+
+
+def _kind(a: Array, dtype: str) -> str:
+    return "float32" if dtype == "int8" and a.ndim < 2 else dtype
+
+
+def _base64(a: Array, dtype: str) -> str:
     kind = np.dtype(dtype).newbyteorder("<")
-    return {
-        "dtype": dtype,
-        "tensors": {
-            name: base64.b64encode(np.ascontiguousarray(a, kind).tobytes()).decode()
-            for name, a in arrays.items()
-        },
-    }
+    return base64.b64encode(np.ascontiguousarray(a, kind).tobytes()).decode()
+
+
+def rounded(a: Array, dtype: str) -> Array:
+    """`a` as it comes out of `weights`."""
+    kind = _kind(a, dtype)
+    if kind == "int8":
+        scale = row_scales(a)
+        return np.asarray(np.rint(a / scale) * scale, a.dtype)
+    return a.astype(kind).astype(a.dtype)
 
 
 def weights_size(saved: Saved, dtype: str) -> int:
-    """Characters that `weights` takes in the page."""
+    """Characters that `weights` takes in the page, within a percent or so."""
     c = saved.config
-    numbers = sum(count(c)) + (c.vocab_size * c.d_model if c.head == "pinv" else 0)
-    return numbers * np.dtype(dtype).itemsize * 4 // 3
+    matrices, vectors = count(c)
+    if c.head == "pinv":
+        matrices += c.vocab_size * c.d_model
+    size = np.dtype(dtype).itemsize
+    return (matrices * size + vectors * max(size, 4)) * 4 // 3
 
 
 def rounding_error(saved: Saved, dtype: str, ids: list[int]) -> float:
     """The largest difference that `weights` in `dtype` make to a logit on `ids`."""
-    rounded = {name: a.astype(dtype).astype(a.dtype) for name, a in saved.params.items()}
+    arrays = {name: rounded(a, dtype) for name, a in page_arrays(saved).items()}
+    exact, other, tokens = saved.model(), GPT(saved.config), np.array([ids])
+    head = arrays.get("head.weight", arrays["embedding.weight"])
+    other.load_state_dict({name: arrays[name] for name in saved.params})
+    other.eval()
     with mt.no_grad():
-        exact, other = saved.model(), GPT(saved.config)
-        other.load_state_dict(rounded)
-        other.eval()
-        head = exact.head_weight().numpy()  # of a pseudo-inverse, as `weights` writes it
-        if saved.config.head == "pinv":
-            rounded_head = mt.Tensor(head.astype(dtype).astype(head.dtype))
-        else:
-            rounded_head = other.head_weight()
-        tokens = np.array([ids])
-        difference = exact(tokens).numpy() - other(tokens, head=rounded_head).numpy()
+        difference = exact(tokens).numpy() - other(tokens, head=mt.Tensor(head)).numpy()
     return float(np.abs(difference).max())
+
+
+def start(saved: Saved) -> dict[str, Array]:
+    """The weights with which the model began to learn; none for one that was not trained here."""
+    if not {"recipe", "seed", "step"} <= saved.provenance.keys():
+        return {}
+    c = saved.config.replace(seed=saved.provenance["seed"])
+    return {name: p.numpy() for name, p in GPT(c).named_parameters()}
 
 
 def tensors(saved: Saved) -> str:
     """A table of all tensors, with their histograms and the singular values of the matrices."""
-    rows = []
+    rows, first = [], start(saved)
     for name, a in saved.params.items():
         wide = a.astype(np.float64)
         low, high = np.percentile(wide, [0.1, 99.9])
@@ -217,9 +259,19 @@ def tensors(saved: Saved) -> str:
         values = singular_values(wide) if a.ndim == 2 else np.empty(0)
         cells.append(f"{values[0]:.4g}" if len(values) else "")
         cells.append(Markup(line(values)) if len(values) else "")
+        cells.append(_moved(wide, first[name]) if first else "")
         rows.append(cells)
-    head = ("tensor", "shape", "mean", "deviation", "norm", "histogram", "largest σ", "all σ")
+    head = (
+        *("tensor", "shape", "mean", "deviation", "norm", "histogram", "largest σ", "all σ"),
+        "moved",
+    )
     return table("Tensors", head, rows)
+
+
+def _moved(now: Array, first: Array) -> str:
+    """How far a tensor is from its start, in lengths of that."""
+    length = np.linalg.norm(first)
+    return f"{np.linalg.norm(now - first) / length:.3g}" if length else ""
 
 
 def singular_values(matrix: Array) -> Array:
@@ -397,10 +449,11 @@ def write(
     saved: Saved | None,
     others: Sequence[Run] = (),
     prompt: str | None = None,
-    dtype: str = "float16",
+    dtype: str | None = None,
     limit: int = LIMIT,
 ) -> str:
-    """The page, as text. `dtype` is that of the weights, or "none"."""
+    """The page, as text. `dtype` is that of the weights, or "none"; if not given, the first of
+    float16 and int8 for which there is room."""
     missing = list(run.missing) if run else ["This is a model without a run: there are no curves."]
     data: dict[str, Any] = {"runs": [_columns(r) for r in (run, *others) if r]}
     c = saved.config if saved else run.config if run else None
@@ -416,18 +469,22 @@ def write(
             "prompt": text,
             "map": embedding_map(saved),
         }
-        room = limit - len(for_script(data)) - 150_000  # for scripts and tables
         if dtype == "none":
             missing.append("The weights were left out on request, so the model does not run here.")
-        elif weights_size(saved, dtype) > room:
-            missing.append(
-                f"The model's {sum(count(saved.config)):,} weights are left out: as {dtype} they "
-                f"would make the page larger than {limit / 1e6:.3g} MB. What needs them does not "
-                "run here."
-            )
         else:
-            data["weights"] = weights(saved, dtype)
-            data["error"] = 0.0 if dtype == "float32" else rounding_error(saved, dtype, ids)
+            room = limit - len(for_script(data)) - 150_000  # for scripts and tables
+            dtypes = [dtype] if dtype else ["float16", "int8"]
+            fitting = next((d for d in dtypes if weights_size(saved, d) <= room), None)
+            if fitting is None:
+                missing.append(
+                    f"The model's {sum(count(saved.config)):,} weights are left out: as "
+                    f"{dtypes[-1]} they would make the page larger than {limit / 1e6:.3g} MB. What "
+                    "needs them does not run here."
+                )
+            else:
+                data["weights"] = weights(saved, fitting)
+                exact = fitting == "float32"
+                data["error"] = 0.0 if exact else rounding_error(saved, fitting, ids)
     else:
         missing.append("There is no model yet: the run was stopped before it saved one.")
     name = run.name if run else c.name if c else "model"
@@ -488,10 +545,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("page.html"), metavar="FILE", help="default: page.html")
     add(
         "--weights",
-        choices=("float16", "float32", "none"),
-        default="float16",
-        help="how the weights are written (default: float16)",
+        choices=("float16", "int8", "float32", "none"),
+        help="how the weights are written (default: float16, or int8 if they have no room else)",
     )
+    add("--watch", action="store_true", help="write the page again as the run goes on")
 
 
 def find(path: Path) -> tuple[Run | None, Saved | None]:
@@ -507,9 +564,29 @@ def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt page``: print the path of the page."""
     if args.out.is_dir():
         raise UsageError(f"--out: expected a file, such as page.html, got the folder {args.out}")
-    run, saved = find(args.run)
-    page = write(run, saved, [read_run(p) for p in args.compare], args.prompt, args.weights)
-    with replacing(args.out) as handle:
-        handle.write(page.encode("utf-8", "replace"))
-    print(args.out)
-    return 0
+    if args.watch and not args.run.is_dir():
+        raise UsageError(f"--watch: expected the folder of a run, got {args.run}")
+    while True:
+        size = log_size(args.run)
+        run, saved = find(args.run)
+        page = write(run, saved, list(map(read_run, args.compare)), args.prompt, args.weights)
+        with replacing(args.out) as handle:
+            handle.write(page.encode("utf-8", "replace"))
+        print(args.out, flush=True)
+        if not args.watch or (run and ended(run)):
+            return 0
+        while log_size(args.run) == size:
+            time.sleep(PAUSE)
+
+
+def log_size(path: Path) -> int | None:
+    """Bytes of a run's log; None where there is none."""
+    try:
+        return (path / "log.jsonl").stat().st_size
+    except OSError:
+        return None
+
+
+def ended(run: Run) -> bool:
+    """Whether a run came to its end or was stopped, and no process went on with it."""
+    return bool(run.events) and run.events[-1]["event"] in ("stop", "end")
