@@ -46,10 +46,16 @@ setup(
         "tinygpt.data",
         "tinygpt.formats",
         "tinygpt.inspection",
+        "tinygpt.inspection.page",
         "tinygpt.model",
         "tinygpt.training",
     ],
-    package_data={"minitensor": ["py.typed"], "bpe": ["py.typed"], "tinygpt": ["py.typed"]},
+    package_data={
+        "minitensor": ["py.typed"],
+        "bpe": ["py.typed"],
+        "tinygpt": ["py.typed"],
+        "tinygpt.inspection.page": ["*.html", "*.css", "*.js"],
+    },
     # numpy and numba are bounded to versions that work together: numba refuses a newer numpy.
     install_requires=[
         "numpy>=2.0,<2.5",

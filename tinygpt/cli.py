@@ -29,6 +29,7 @@ COMMANDS = {
     "recipes": ("model.recipes", "list the recipes, or show one"),
     "probe": ("inspection.probe", "neighbours of a word, and analogies, as a model sees them"),
     "plot": ("inspection.plot", "pictures of a run: curves, attention, weights"),
+    "page": ("inspection.page.page", "one HTML file of a run, with the model alive in it"),
     "compare": ("inspection.compare", "curves and perplexities of several runs"),
     "bench": ("training.bench", "what this machine does: tokens a second, share of its peak"),
     "profile": ("training.profile", "where the time of a training step goes, op by op"),
