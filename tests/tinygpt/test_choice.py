@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_base_names_the_recipe_that_a_file_goes_over(tmp_path):
         with pytest.raises(cli.UsageError, match="json: ") as caught:
             chosen(line)
         assert message in str(caught.value) or "unknown recipe 'mini'" in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["a" * 5000, "a\0b", 3, ["quick"], {"a": 1}, "\ud800"])
+def test_a_base_that_is_no_name_is_one_line(tmp_path, base):
+    (tmp_path / "c.json").write_text(json.dumps({"base": base}), encoding="utf-8")
+    with pytest.raises(cli.UsageError, match=r"^c\.json: unknown recipe|^c\.json: not valid JSON"):
+        chosen("--config c.json")
 
 
 def test_a_runs_config_json_is_of_the_recipe_that_it_names(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -324,7 +325,7 @@ def get(name: str) -> Config:
     """The recipe of this name (``_`` and ``-`` are the same). Raises UsageError."""
     recipe = RECIPES.get(name.replace("_", "-"))
     if recipe is None:
-        if Path(name).exists() or Path(name).suffix == ".txt":
+        if os.path.exists(name) or name.endswith(".txt"):  # False for what no file can be called
             raise UsageError(f"unknown recipe {shown(name)}; a text is given with --data")
         raise unknown("recipe", name, RECIPES)
     return recipe
