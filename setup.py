@@ -53,7 +53,7 @@ setup(
     package_data={
         "minitensor": ["py.typed"],
         "bpe": ["py.typed"],
-        "tinygpt": ["py.typed"],
+        "tinygpt": ["py.typed", "box.npz"],
         "tinygpt.inspection.page": ["*.html", "*.css", "*.js"],
     },
     # numpy and numba are bounded to versions that work together: numba refuses a newer numpy.

@@ -21,7 +21,7 @@ from bpe.formats import load
 from bpe.untrusted import one_line
 
 WRONG_CALL = 2
-TOKENIZER = "its file, of any known format, or a folder with one"
+TOKENIZER = "its file, of any known format, a folder with one, or a model file"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Tokenizer files: the package's own JSON, and those of Hugging Face, tiktoken and llama2.c.
+"""Tokenizer files: the package's own JSON, those of others, and the tokenizers inside models.
 
 Nothing in a file is believed. Everything that does not add up is a `TokenizerError` that names
 the file, the place and the reason in one line; sizes are checked before memory is spent on them.
@@ -20,6 +20,7 @@ from bpe.checks import json_object
 from bpe.errors import TokenizerError
 from bpe.files import read_file, write_file
 from bpe.huggingface import from_gpt2, from_huggingface, write_gpt2, write_huggingface
+from bpe.modelfile import is_model, tokenizer_fields
 from bpe.ranks import from_llama2c, from_tiktoken, write_llama2c, write_tiktoken
 
 
@@ -32,9 +33,9 @@ def load(
     """Read a tokenizer: a file of any known format, told by its content, or a folder with one.
 
     Known are this package's JSON, Hugging Face's `tokenizer.json`, `vocab.json` with `merges.txt`
-    beside it, tiktoken's ranks, and llama2.c's `tokenizer.bin`. `pattern` and `special_tokens`
-    complete the formats that do not hold them: `vocab.json` and tiktoken's (GPT-2's pattern is
-    assumed), and `tokenizer.bin` (no splitting is).
+    beside it, tiktoken's ranks, llama2.c's `tokenizer.bin`, and the tokenizer inside a model file
+    (`.npz`). `pattern` and `special_tokens` complete the formats that do not hold them:
+    `vocab.json` and tiktoken's (GPT-2's pattern is assumed), and `tokenizer.bin` (no splitting is).
     """
     path = Path(path)
     if path.is_dir():
@@ -43,11 +44,12 @@ def load(
         if not found:
             raise TokenizerError(f"{path}: a folder without {', '.join(names)}")
         path = found[0]
-    data = read_file(path)
+    model = path.is_file() and is_model(path)  # a pipe could not be read twice
+    data = b"" if model else read_file(path)  # of a model, only the beginning will be read
     given = {"pattern": pattern, "special_tokens": special_tokens}
     options = {key: value for key, value in given.items() if value is not None}
     try:
-        return _reader(path, data)(**options)
+        return from_dict(tokenizer_fields(path)) if model else _reader(path, data)(**options)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error
 

@@ -56,11 +56,18 @@ EXPECTED = {
         "same bits: True",
         r"it writes:\s+Once upon a time",
     ],
+    "11_from_python": [
+        r"<run of quick in .*: 300 of 300 steps, loss 6\.00\d → ",
+        "the callback saw 5 validations",
+        r"it writes:\s+Once upon a time",
+        r"attention \(2, 4, \d+, \d+\): every row sums to 1: True",
+    ],
 }
 FILES = {
     "01_scalar_graph_by_hand": ["graph.svg"],
     "04_two_moons": ["two_moons.png"],
     "10_train_and_generate": ["model.npz"],
+    "11_from_python": ["copy.npz"],
 }
 
 # A block of Python in a page, and the block of text right below it.
@@ -192,8 +199,9 @@ def test_every_rung_of_the_sublayer_is_right():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer", "pytorch"])
-def test_the_code_of_a_page_prints_what_stands_below_it(page):
+@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer", "pytorch", "python"])
+def test_the_code_of_a_page_prints_what_stands_below_it(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path))
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(PRINTS, text, flags=re.DOTALL)
     namespace: dict[str, object] = {}

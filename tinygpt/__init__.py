@@ -1,7 +1,8 @@
 """Small language models on a plain CPU: configuration, training, evaluation and generation.
 
 Built on `minitensor` (gradients) and `bpe` (tokenizers). Importing this package is cheap: what
-needs NumPy or numba is imported by the module that uses it, and `load` when it is first used.
+needs NumPy or numba is imported by the module that uses it; `load` and `train` come with the first
+use.
 """
 
 from typing import Any
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from tinygpt import language_model
 
         return getattr(language_model, name)
+    if name in ("Run", "train"):
+        from tinygpt import run
+
+        return getattr(run, name)
     raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")

@@ -19,12 +19,20 @@ from tinygpt.model.sample import check, generate_many, prompt_ids
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
+    from tinygpt.formats.checkpoint import Saved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt generate``."""
     add = parser.add_argument
-    add("model", type=Path, help="a run folder or a model file, such as runs/quick/best.npz")
+    add(
+        "model",
+        type=Path,
+        nargs="?",
+        help="a run folder or a model file, such as runs/quick/best.npz (default: the small one "
+        "that comes with tinygpt)",
+    )
+    add("--interactive", "-i", action="store_true", help="type beginnings; /? there tells more")
     add("--prompt", default="", metavar="TEXT", help="how the text begins (default: empty)")
     add("--max-new-tokens", type=int, default=500, metavar="N", help="length (default: 500)")
     add(
@@ -63,14 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt generate``."""
+    from tinygpt.formats import box
     from tinygpt.formats.exchange import load_any
 
     if args.num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {args.num_samples}")
     temperature = 0.0 if args.greedy else args.temperature
     check(args.max_new_tokens, temperature, args.top_k, args.top_p)
-    saved = load_any(args.model)
+    saved = load_any(args.model) if args.model else box.load()
     tokenizer = saved.tokenizer
+    if args.interactive:
+        return converse(args, saved, temperature)
     try:
         prompt = prompt_ids(tokenizer, args.prompt)
     except ValueError as error:
@@ -90,6 +101,17 @@ def main(args: argparse.Namespace) -> int:
     )
     stream(pairs, tokenizer, args.prompt, args.num_samples)
     return 0
+
+
+def converse(args: argparse.Namespace, saved: Saved, temperature: float) -> int:
+    """Answer what is typed, beginning with the settings of the command."""
+    from tinygpt.interactive import Session, Settings
+
+    if args.prompt or args.num_samples != 1:
+        option = "--prompt" if args.prompt else "--num-samples"
+        raise UsageError(f"{option}: not with --interactive, where beginnings are typed")
+    settings = Settings(temperature, args.top_k, args.top_p, args.seed, args.max_new_tokens)
+    return Session(saved, settings, args.past_context, args.ignore_eot).run()
 
 
 def stream(

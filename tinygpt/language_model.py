@@ -19,7 +19,7 @@ import numpy as np
 
 import minitensor as mt
 from tinygpt import UsageError
-from tinygpt.formats import checkpoint
+from tinygpt.formats import box, checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import WRITERS, load_any
 from tinygpt.model.config import Config
@@ -33,13 +33,14 @@ Array = np.ndarray
 Text = str | Sequence[int]  # a text, or its tokens
 
 
-def load(path: str | Path) -> LanguageModel:
+def load(path: str | Path | None = None) -> LanguageModel:
     """The model at `path`: a model.npz, a run folder, a folder of Hugging Face (GPT-2, GPT-Neo or
     Llama, as safetensors), a llama2.c .bin with its tokenizer.bin, or a safetensors file of ours.
+    Without a path it is the one that comes with the package.
 
     Raises tinygpt.Error, in one line, for anything else.
     """
-    return LanguageModel(load_any(path))
+    return LanguageModel(box.load() if path is None else load_any(path))
 
 
 class LanguageModel:

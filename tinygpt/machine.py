@@ -48,6 +48,14 @@ def peak_memory() -> str:
     return megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
+def installed_memory() -> int:
+    """Bytes of memory that this machine has; 0 where the platform does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
 def megabytes(n: float) -> str:
     """Bytes in readable form."""
     return f"{n / 1e6:,.0f} MB"

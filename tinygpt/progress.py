@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, elsewhere a plain line now and then.
+"""Progress on standard error: a bar on a terminal and in a notebook, elsewhere a line now and then.
 
 A file or a pipe gets no carriage returns and no padding, so that grep and tail can read it.
 """
@@ -20,9 +20,12 @@ def bar(total: int, unit: str, **options: Any) -> Any:
 
     `options` are tqdm's: desc, initial, leave, disable, unit_scale.
     """
-    if not sys.stderr.isatty():
+    kind: Any = tqdm
+    if "ipykernel" in sys.modules:  # a notebook shows a widget, if it has them
+        from tqdm.auto import tqdm as kind
+    elif not sys.stderr.isatty():
         return Lines(total, unit, **options)
-    return tqdm(
+    return kind(
         total=total,
         unit=unit,
         file=sys.stderr,

@@ -126,10 +126,10 @@ def test_a_recipe_without_its_text_is_an_error_that_says_where_it_comes_from(cap
 def test_a_recipe_finds_its_text_where_fetch_puts_it(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tinyshakespeare.txt").write_text("To be", encoding="utf-8")
-    c, *_ = command.resolve(options("shakespeare-fast"))
+    c = command.resolve(options("shakespeare-fast")).config
     assert c.data == "data/tinyshakespeare.txt"
     for line in ("shakespeare-fast --data stories", "pinv-0.8m --set data=stories", "quick"):
-        assert command.resolve(options(line))[0].data == "stories"
+        assert command.resolve(options(line)).config.data == "stories"
 
 
 def test_fields_are_options():

@@ -81,6 +81,7 @@ def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json",
+        "tokenizer.json",
         "log.jsonl",
         "samples.txt",
         "model.npz",

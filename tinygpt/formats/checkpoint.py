@@ -1,8 +1,9 @@
 """Model files and training checkpoints: `.npz`, readable with ``numpy.load`` and no pickle.
 
-Entries: ``param/<name>`` arrays; ``meta``, a JSON object as UTF-8 bytes, with the configuration,
-the tokenizer and where the weights come from. A checkpoint adds ``optim/<name>`` arrays and
-``meta["training"]``. So one file is enough to generate, evaluate or go on.
+Entries: ``param/<name>`` arrays, of the configuration's type or float16; ``meta``, a JSON object as
+UTF-8 bytes, with the configuration, the tokenizer and where the weights come from. A checkpoint
+adds ``optim/<name>`` arrays and ``meta["training"]``. So one file is enough to generate, evaluate
+or go on.
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def provenance(c: Config, tokenizer: Tokenizer, step: int, data_sha256: str) -> 
     }
 
 
-def save(path: str | Path, saved: Saved, keep: bool = False) -> None:
-    """Write a model file atomically; `keep` leaves the previous one beside it as ``.bak``."""
+def save(path: str | Path, saved: Saved, keep: bool = False, dtype: str | None = None) -> None:
+    """Write a model file atomically; `keep` leaves the previous one beside it as ``.bak``.
+
+    `dtype` "float16" stores the weights in half the room; read, they are of the configuration's.
+    """
     meta = {
         "format": FORMAT,
         "version": VERSION,
@@ -83,7 +87,7 @@ def save(path: str | Path, saved: Saved, keep: bool = False) -> None:
         meta["training"] = saved.training
     text = json.dumps(meta, ensure_ascii=False).encode("utf-8")
     arrays = {"meta": np.frombuffer(text, dtype=np.uint8)}
-    arrays |= {f"param/{name}": value for name, value in saved.params.items()}
+    arrays |= {f"param/{name}": v.astype(dtype or v.dtype) for name, v in saved.params.items()}
     arrays |= {f"optim/{name}": value for name, value in saved.optim.items()}
     with replacing(path, keep) as handle:
         np.savez(handle, **arrays)  # type: ignore[arg-type]
@@ -130,7 +134,7 @@ def _read(file: IO[bytes], path: str) -> Saved:
             f"{c.vocab_size:,}"
         )
     _check_members(path, c, members, array_names(training.get("optimizer")))
-    arrays = {name: _numbers(file, path, m) for name, m in members.items()}
+    arrays = {name: _numbers(file, path, m, c.dtype) for name, m in members.items()}
     params, optim = (_strip(arrays, prefix) for prefix in ("param/", "optim/"))
     return Saved(c, tokenizer, params, provenance, optim, training)
 
@@ -225,19 +229,20 @@ def _check_members(path: str, c: Config, members: Mapping[str, Stored], moments:
     for name, stored in members.items():
         if name not in known:
             raise Error(f"{path}: the model file holds {shown(name)}, for which nothing in it asks")
-        if stored.dtype.newbyteorder("=") != np.dtype(c.dtype):
+        half = name.startswith("param/") and stored.dtype == np.float16
+        if stored.dtype.newbyteorder("=") != np.dtype(c.dtype) and not half:
             raise Error(f"{path}: {name!r}: expected numbers of {c.dtype}, got {stored.dtype}")
 
 
-def _numbers(file: IO[bytes], path: str, stored: Stored) -> Array:
-    """The array of a member, in this machine's order of bytes. Error if one is not finite."""
+def _numbers(file: IO[bytes], path: str, stored: Stored, dtype: str) -> Array:
+    """The array of a member as `dtype`. Error if a number is not finite."""
     array = archive.read(file, stored)
     if not np.isfinite(array).all():
         raise Error(
             f"{path}: {stored.name!r} holds numbers that are not finite: the run had diverged; "
             "take an earlier checkpoint of it"
         )
-    return np.require(array, array.dtype.newbyteorder("="), "C")
+    return np.require(array, dtype, "C")
 
 
 def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:

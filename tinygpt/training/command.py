@@ -12,8 +12,9 @@ From the options to a run is what this module does; the run itself is in train.p
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from tinygpt.data.streams import Dataset
 from tinygpt.files import alone, sweep
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.exchange import load_any
 from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
+from tinygpt.training import finetune
 from tinygpt.training.compiling import compile_kernels
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
@@ -44,6 +47,7 @@ CHANGEABLE = {
     "checkpoint_interval",
     "log_interval",
 }
+CHECK = "--check: judges what a run forgets that began with --from MODEL; this one does not"
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +86,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE, numbered)")
     add("--resume", action="store_true", help="go on with the run in --out, or the latest one")
     add(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="start from a model: a model file, a run folder, or what 'tinygpt import' reads",
+    )
+    add(
+        "--check",
+        type=Path,
+        metavar="TEXT",
+        help="with --from: a text that the model knows, judged before and after",
+    )
+    add(
         "--threads",
         type=int,
         metavar="N",
@@ -89,33 +105,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass
+class Job:
+    """A run to be made, or to be gone on with."""
+
+    config: Config
+    out: Path
+    saved: Saved | None = None  # its checkpoint, or a model to start from: one without training
+    newest: bool = True  # if not, the newest checkpoint is damaged, and must not be kept beside
+    fit: Callable[[Config, Dataset], Config] | None = None  # what the data decides
+    check: Path | None = None  # a text that the model to start from knows
+
+
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
     n_threads = threads(args.threads)
-    c, out, saved, newest = resolve(args)
-    with made(out), alone(out, "training"), ready(c, n_threads, saved) as trainer:
+    return perform(resolve(args), n_threads)
+
+
+def perform(
+    job: Job, threads: int, callback: Callable[[dict[str, Any]], Any] = lambda record: None
+) -> int:
+    """Make the run, or go on with it. Returns the exit status.
+
+    `callback` is given each record of the log; if it answers True or "stop", the run stops.
+    """
+    saved, out = job.saved, job.out
+    if saved and not saved.training:
+        finetune.foretell(job.config, threads)
+    with made(out), alone(out, "training"), ready(job.config, threads, saved, job.fit) as trainer:
         sweep(out)
         run = Run(trainer, out)
-        run.good = newest
-        if saved:
+        run.good, run.callback = job.newest, callback
+        if saved and saved.training:
             run.restore(saved)
             tell(f"going on from step {run.step:,}")
+        elif saved:
+            finetune.tell_unknown(trainer.dataset)
+            run.start_from(saved, finetune.origin(saved))
+            saved.params.clear()  # the model has them now; a large one needs the room
+        if job.check and not run.origin:
+            raise UsageError(CHECK)
         run.open()
         try:
             for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
                 tell(line)
-            return run.loop()
+            return finetune.watched(run, job.check) if run.origin else run.loop()
         finally:
             run.close()
 
 
 @contextmanager
-def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Trainer]:
-    """A trainer with its data, its threads and its compiled kernels."""
-    dataset = streams.load(c, tell, saved.tokenizer if saved else None)
-    if saved and dataset.tokenizer != saved.tokenizer:
-        raise Error(f"{c.data}: not prepared with the tokenizer of this run, so not its data")
-    c = fit_vocabulary(c, dataset)
+def ready(
+    c: Config,
+    threads: int,
+    saved: Saved | None = None,
+    fit: Callable[[Config, Dataset], Config] | None = None,
+) -> Iterator[Trainer]:
+    """A trainer with its data, its threads and its compiled kernels.
+
+    With `saved` the data is read with its tokenizer. `fit` gives the configuration what the data
+    decides: without it and without `saved`, the size of the vocabulary.
+    """
+    dataset = _dataset(c, saved)
+    if fit is not None or saved is None:
+        c = (fit or fit_vocabulary)(c, dataset)
     with mt.Workers(threads) as workers:
         if not workers.blas_limited:
             tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
@@ -124,17 +178,68 @@ def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Train
         yield trainer
 
 
-def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]:
-    """The configuration, the run folder, the checkpoint to go on from, and whether that is the
-    newest one: if not, that one is damaged, and is not to take the place of the one before it.
-    """
-    if not args.resume:
-        c = chosen(args, with_its_text=True)
-        return c, new_folder(args.out, c.name), None, True
-    if args.config:
-        raise UsageError("--config: a run goes on with its own configuration; --resume needs none")
-    name = recipes.get(args.recipe).name if args.recipe else None
-    out = args.out or latest_folder(name)
+def _dataset(c: Config, saved: Saved | None) -> Dataset:
+    from bpe import TokenizerError
+
+    try:
+        dataset = streams.load(c, tell, saved.tokenizer if saved else None)
+    except TokenizerError as error:
+        if saved is None:
+            raise
+        raise Error(
+            f"{c.data}: {error}; a model of other characters cannot learn it: change the text, or "
+            "train without --from"
+        ) from error
+    if saved and dataset.tokenizer != saved.tokenizer:
+        raise Error(f"{c.data}: not prepared with the tokenizer of this run, so not its data")
+    return dataset
+
+
+def resolve(args: argparse.Namespace) -> Job:
+    """What the options ask for."""
+    if args.resume:
+        if args.config:
+            raise UsageError(
+                "--config: a run goes on with its own configuration; --resume needs none"
+            )
+        if args.start is not None:
+            raise UsageError("--from: a run goes on with its own weights; --resume needs no others")
+        name = recipes.get(args.recipe).name if args.recipe else None
+        return going_on(args.out, name, asked_for(args), args.check)
+    if args.start is not None:
+        if args.recipe or args.config:
+            given = repr(args.recipe) if args.recipe else "--config"
+            raise UsageError(f"--from: the model brings its configuration; leave out {given}")
+        return starting_from(args.start, asked_for(args), args.out, args.check)
+    if args.check:
+        raise UsageError(CHECK)
+    c = chosen(args, with_its_text=True)
+    return Job(c, new_folder(args.out, c.name))
+
+
+def starting_from(
+    model: str | Path, changes: Mapping[str, Any], out: Path | None, check: Path | None = None
+) -> Job:
+    """A new run with the weights of a model: whatever `load_any` reads."""
+    read = load_any(model)
+    saved = Saved(read.config, read.tokenizer, read.params, read.provenance)
+    c = finetune.configuration(saved, changes)
+    if check is not None:
+        streams.read_text(check)  # fails now, not after the work
+    return Job(
+        c,
+        new_folder(out, c.name),
+        saved,
+        fit=lambda c, dataset: finetune.fit(c, dataset, changes.keys()),
+        check=check,
+    )
+
+
+def going_on(
+    out: Path | None, name: str | None, changes: Mapping[str, Any], check: Path | None = None
+) -> Job:
+    """The run in `out`, or the latest one (of the recipe `name`)."""
+    out = out or latest_folder(name)
     if not (out / "config.json").is_file():
         raise Error(f"{out}: no run to go on with (there is no config.json)")
     damage: list[str] = []
@@ -144,14 +249,14 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path, Saved | None, bool]
     before = saved.config if saved else config.load(out / "config.json")
     if name and before.name != name:
         raise UsageError(f"--resume: the run in {out} is of {before.name}, not of {name}")
-    c = before.replace(**asked_for(args))
+    c = before.replace(**changes)
     changed = {key for key, value in c.to_dict().items() if before.to_dict()[key] != value}
     if changed - CHANGEABLE:
         raise UsageError(
             f"--resume: {min(changed - CHANGEABLE)} cannot be changed in a run that "
             "has begun; start a new one with another --out"
         )
-    return c, out, saved, not damage
+    return Job(c, out, saved, newest=not damage, check=check)
 
 
 def chosen(args: argparse.Namespace, with_its_text: bool = False) -> Config:
@@ -163,11 +268,17 @@ def chosen(args: argparse.Namespace, with_its_text: bool = False) -> Config:
         base, given = recipes.load(args.config, args.recipe)
     else:
         base, given = recipes.get(args.recipe or recipes.DEFAULT), set()
-    values = asked_for(args)
+    return configured(base, asked_for(args), given, with_its_text)
+
+
+def configured(
+    base: Config, values: Mapping[str, Any], given: Collection[str], with_its_text: bool
+) -> Config:
+    """`base` with `values` over it; the fields `given` are not the recipe's own."""
     c = recipes.lay(base, values)
     if (Path(c.data) / "meta.json").is_file():
         check_prepared(c, values)
-    if with_its_text and "data" not in given | values.keys():
+    if with_its_text and "data" not in {*given, *values}:
         return c.replace(data=own_text(c))
     return c
 

@@ -4,13 +4,14 @@ A step cuts its sequences into shards of `shard_tokens` tokens. Threads take sha
 are added in a fixed order, so the bits of a run depend on its configuration and data alone, not on
 the number of threads or on where it was interrupted. More accumulation is more shards.
 
-The run folder: config.json · log.jsonl · samples.txt · model.npz (last) · best.npz (lowest
-validation loss) · checkpoint.npz (with which a run goes on) and its predecessor. A line of
+The run folder: config.json · tokenizer.json · log.jsonl · samples.txt · model.npz (last) · best.npz
+(lowest validation loss) · checkpoint.npz (with which a run goes on) and its predecessor. A line of
 log.jsonl is one of
 
     {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
+    {"event": "check", "step", "old_loss", "seconds"}                 of what --from MODEL knew
     {"event": "pause", "step", "paused", "seconds"}                   the machine slept, say
     {"event": "stop" | "end", "step", "seconds"}
 
@@ -20,9 +21,11 @@ null for what is not finite.
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,14 +151,14 @@ class Trainer:
         return sum_up(self.workers.map(loss, shards)) / (len(begin) * length)
 
     def sample(self, step: int) -> str:
-        """A text from the empty prompt, as long as the context."""
+        """A text from the empty prompt, of at most two contexts and 1,024 tokens."""
         from tinygpt.model.sample import sample_text
 
         c = self.config
         return sample_text(
             self.model.eval(),
             self.dataset.tokenizer,
-            max_new_tokens=c.context * 2,
+            max_new_tokens=min(c.context * 2, 1024),
             seed=mt.fold(c.seed, step) & 0x7FFFFFFF,
         )
 
@@ -193,8 +196,20 @@ class Run:
         self.good = True  # whether the checkpoint in the folder, if any, is worth keeping
         self.sizes = dict.fromkeys(GROWING, 0)  # what the checkpoint knows of these files
         self.journals: dict[str, Journal] = {}
+        self.origin: list[dict[str, Any]] = []  # the models that the weights come from, last first
+        self.callback: Callable[[dict[str, Any]], Any] = lambda record: None
+        self.stopping = False  # whether the callback asked for the end
 
     # ---- files
+
+    def start_from(self, saved: Saved, origin: list[dict[str, Any]]) -> None:
+        """Begin with the weights of a model, before `open`.
+
+        They are put on disk at once: a run that is killed then goes on from them, not from others.
+        """
+        self.trainer.model.load_state_dict(saved.params)
+        self.origin = origin
+        self.save()
 
     def restore(self, saved: Saved) -> None:
         """Go on from a checkpoint; `open` cuts off what was logged after it."""
@@ -208,11 +223,14 @@ class Run:
         unpack_optimizer(self.trainer.optimizer, saved.optim, t["optimizer"])
         self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
         self.best = math.inf if t["best"] is None else t["best"]
+        self.origin = saved.provenance.get("from", [])
         for name in GROWING:  # and no other name: a checkpoint may come from anywhere
             self.sizes[name] = t["sizes"].get(name, 0)
 
     def open(self) -> None:
-        """Write the configuration, and open log and samples, as long as the checkpoint says."""
+        """Write what describes the run; open log and samples, as long as the checkpoint says."""
+        with replacing(self.out / "tokenizer.json") as handle:
+            handle.write(json.dumps(self.dataset.tokenizer.to_dict(), ensure_ascii=False).encode())
         with replacing(self.out / "config.json") as handle:
             handle.write(config.dumps(self.config, ".json").encode())
         for name in GROWING:
@@ -238,8 +256,11 @@ class Run:
             journal.close()
 
     def log(self, **record: Any) -> None:
-        """One line of log.jsonl, on its way to disk at once."""
+        """One line of log.jsonl, on its way to disk at once; the callback may ask for the end."""
         self.journals["log.jsonl"].append(as_json(record) + "\n")
+        answer = self.callback(record)
+        truth = isinstance(answer, (bool, np.bool_)) and bool(answer)
+        self.stopping |= truth or (isinstance(answer, str) and answer == "stop")
 
     def snapshot(self, training: bool) -> Saved:
         """What a model file or a checkpoint holds at this moment.
@@ -248,12 +269,10 @@ class Run:
         """
         c, dataset = self.config, self.dataset
         params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
-        saved = Saved(
-            c,
-            dataset.tokenizer,
-            params,
-            checkpoint.provenance(c, dataset.tokenizer, self.step, dataset.sha256),
-        )
+        about = checkpoint.provenance(c, dataset.tokenizer, self.step, dataset.sha256)
+        if self.origin:
+            about["from"] = self.origin
+        saved = Saved(c, dataset.tokenizer, params, about)
         if training:
             saved.optim, state = pack_optimizer(self.trainer.optimizer)
             saved.training = {
@@ -331,8 +350,8 @@ class Run:
                 now = f"loss {loss:.3f}, {times.rate():,.0f} tokens/s"
                 steps.set_postfix_str(now, refresh=False)
                 steps.update()
-                if received and self.step < c.max_iters:
-                    return self.stop(received[0])
+                if self.step < c.max_iters and (received or self.stopping):
+                    return self.stop(received[0] if received else 0)
             if not self.shown:
                 self.show()
                 self.shown = True
@@ -416,14 +435,18 @@ class Run:
             say(f"--- a sample at step {step:,} ---\n{text.strip()}\n---")
 
     def stop(self, number: int) -> int:
-        """Save after a signal, and say how to go on."""
+        """Save after a signal, or 0 for the callback's wish, and say how to go on.
+
+        Returns the exit status.
+        """
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
         self.save()
         tell(
-            f"stopped by {signal.Signals(number).name} and saved at step {self.step:,}; "
+            f"stopped by {signal.Signals(number).name if number else 'the callback'} and saved at "
+            f"step {self.step:,}; "
             f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}"
         )
-        return 128 + number
+        return 128 + number if number else 0
 
     def finish(self, times: StepTimes) -> int:
         """Log the end, and say where the model is."""
@@ -446,9 +469,13 @@ def due(step: int, interval: int) -> bool:
 def signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once.
 
-    It raises KeyboardInterrupt, whose argument is the signal's number.
+    It raises KeyboardInterrupt, whose argument is the signal's number. Only a process's main thread
+    can do so; in others nothing is collected.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def handler(number: int, frame: Any) -> None:
         if received:
