@@ -267,7 +267,7 @@ def _across(
             if other == ranks.rank:
                 ranks.send(small.waiting.pop((level, index + 1)), owner)
             elif owner == ranks.rank:
-                arrived = [np.empty_like(a) for a in like[bucket]]
+                arrived = [np.empty(a.shape, a.dtype) for a in like[bucket]]
                 ranks.receive(arrived, other)
                 small.put(index // 2, add(small.waiting.pop((level, index)), arrived), level + 1)
         if ranks.rank == 0:
@@ -351,7 +351,7 @@ def value_and_grad(
         tree.waiting[key] = [np.array([value]), *map(np.ascontiguousarray, grads)]
     total = _across(ranks, tree, [np.empty(1), *(t.data for t in wanted)], add_together)
     if total is None:
-        total = [np.empty(1), *(np.empty_like(p.data) for p in parameters)]
+        total = [np.empty(1), *(np.empty(p.shape, p.dtype) for p in parameters)]
     else:
         total = [total[0], *finish(total[1:])]
     ranks.broadcast(total)

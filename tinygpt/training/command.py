@@ -12,10 +12,13 @@ From the options to a run is what this module does; the run itself is in train.p
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import minitensor as mt
 from tinygpt import Error, UsageError
@@ -27,11 +30,13 @@ from tinygpt.formats.checkpoint import Saved
 from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
+from tinygpt.training import ranks
 from tinygpt.training.compiling import compile_kernels
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
+from tinygpt.training.ranks import World
 from tinygpt.training.report import plan, tell
-from tinygpt.training.train import Run, Trainer
+from tinygpt.training.train import Run, Trainer, cut, follow, kept
 
 # What may be changed when a run goes on: none of it touches the bits of a step.
 CHANGEABLE = {
@@ -85,15 +90,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="threads (default: all processors); they do not change the result",
+        help="threads of each process (default: all processors); they do not change the result",
+    )
+    add(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=ranks.PATIENCE,
+        help="under mpiexec: end the run when a rank gives no sign of life for so long "
+        "(default: %(default)g)",
     )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
-    n_threads = threads(args.threads)
+    if not args.patience > ranks.BEAT * 2:
+        raise UsageError(f"--patience: expected more than {ranks.BEAT * 2:g}, got {args.patience}")
+    with ranks.world(args.patience) as world:
+        if world is None:
+            return lead(args, threads(args.threads))
+        n_threads = world.threads() if args.threads is None else threads(args.threads)
+        world.compare({**ranks.software(), **asked(args)})
+        return (follow_rank_0 if world.rank else lead)(args, n_threads, world)
+
+
+def asked(args: argparse.Namespace) -> dict[str, str]:
+    """The options that all ranks have to share, by their name in an error."""
+    own = ("out", "threads", "debug")
+    options = {name: value for name, value in vars(args).items() if name not in own}
+    if args.config:
+        options["config"] = hashlib.sha256(args.config.read_bytes()).hexdigest()[:16]
+    return {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
+
+
+def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int:
+    """Train on a rank that writes nothing: rank 0 says with which configuration, and from where."""
+    c, out, saved = world.share(None)
+    world.kept = lambda: kept(out)
+    with ready(c, n_threads, saved, world) as trainer:
+        if saved:
+            trainer.restore(saved)
+        compare_start(trainer, world)
+        return follow(trainer, saved.training["step"] if saved else 0)
+
+
+def compare_start(trainer: Trainer, world: World) -> None:
+    """Raise Error unless all ranks begin with the same data and weights."""
+    world.compare({f"{trainer.config.data} (its SHA-256)": trainer.dataset.sha256})
+    world.compare_weights(0, [p.data for p in trainer.parameters])
+
+
+def lead(args: argparse.Namespace, n_threads: int, world: World | None = None) -> int:
+    """Train as the process that writes the run folder, be it alone or rank 0 of several."""
     c, out, saved, newest = resolve(args)
-    with made(out), alone(out, "training"), ready(c, n_threads, saved) as trainer:
+    if world:
+        world.kept = lambda: kept(out)
+        world.share((c, out, saved))
+    with made(out), alone(out, "training"), ready(c, n_threads, saved, world) as trainer:
         sweep(out)
         run = Run(trainer, out)
         run.good = newest
@@ -102,25 +155,35 @@ def main(args: argparse.Namespace) -> int:
             tell(f"going on from step {run.step:,}")
         run.open()
         try:
+            if world:
+                compare_start(trainer, world)
             for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
                 tell(line)
+            if world:
+                shards = len(cut(np.empty(c.sequences_per_step), c))
+                for line in world.plan(shards):
+                    tell(line)
             return run.loop()
         finally:
             run.close()
 
 
 @contextmanager
-def ready(c: Config, threads: int, saved: Saved | None = None) -> Iterator[Trainer]:
+def ready(
+    c: Config, threads: int, saved: Saved | None = None, world: World | None = None
+) -> Iterator[Trainer]:
     """A trainer with its data, its threads and its compiled kernels."""
-    dataset = streams.load(c, tell, saved.tokenizer if saved else None)
+    with world.in_turn() if world else nullcontext():
+        dataset = streams.load(c, tell, saved.tokenizer if saved else None)
     if saved and dataset.tokenizer != saved.tokenizer:
         raise Error(f"{c.data}: not prepared with the tokenizer of this run, so not its data")
     c = fit_vocabulary(c, dataset)
     with mt.Workers(threads) as workers:
         if not workers.blas_limited:
             tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
-        trainer = Trainer(c, dataset, workers)
-        compile_kernels(trainer)
+        trainer = Trainer(c, dataset, workers, world)
+        with world.in_turn() if world else nullcontext():
+            compile_kernels(trainer)
         yield trainer
 
 

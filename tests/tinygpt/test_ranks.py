@@ -1,0 +1,246 @@
+"""One run on several processes: the same bits, and one end for all. With a real MPI where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tinygpt import Error
+from tinygpt.formats import checkpoint
+from tinygpt.model import config
+from tinygpt.training import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+needs_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="needs mpi4py and mpiexec: pip install 'tinygpt[mpi]'",
+)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+def tinygpt(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tinygpt", *arguments]
+
+
+def start(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> subprocess.Popen:
+    """Train on n ranks, without MPI if n is 0; `last` is what the last rank is told besides."""
+    train = tinygpt("train", "--out", str(out), "--threads", "1", *options)
+    command = [str(MPIEXEC), "-n", str(n), *train]
+    if last:
+        command = [str(MPIEXEC), "-n", str(n - 1), *train, ":", "-n", "1", *train, *last]
+    return launch(command if n else train)
+
+
+def launch(command: list[str], **environment: str) -> subprocess.Popen:
+    kernels = {"MINITENSOR_KERNELS": "numpy", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **kernels, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """The exit status, and all that was said."""
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[int, str]:
+    return ended(start(n, out, *options, last=last))
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        log = out / "log.jsonl"
+        if log.exists() and f'{{"step": {step}, "loss"' in log.read_text("utf-8"):
+            return
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}")
+
+
+def process_of(rank: int, launcher: subprocess.Popen) -> int:
+    """The process of a rank, from what its launcher's descendants have in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone, or somebody else's
+            continue
+        if f"PMI_RANK={rank}".encode() in variables and launcher.pid in ancestors(int(folder.name)):
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text("utf-8")
+        except OSError:
+            break
+        process = int(stat.rpartition(")")[2].split()[1])
+        found.append(process)
+    return found
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny) -> Path:
+    """Five shards a step, which no number of ranks but one and five divides."""
+    config.save(tiny.replace(batch_size=5, shard_tokens=16, max_iters=8), tmp_path / "tiny.json")
+    return tmp_path / "tiny.json"
+
+
+LONG = ("--set", "eval_interval=0", "--set", "sample_interval=0")
+
+
+# ---------------------------------------------------------------------------------- with an MPI
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_run_has_the_same_bits_on_any_number_of_ranks(recipe, tmp_path):
+    for n in range(5):
+        status, said = run(n, tmp_path / str(n), "--config", str(recipe))
+        assert status == 0, said
+        assert said.count("peak memory") == 1  # rank 0 alone tells
+    for name in ("model.npz", "best.npz", "samples.txt", "config.json"):
+        assert len({(tmp_path / str(n) / name).read_bytes() for n in range(5)}) == 1, name
+
+
+@needs_mpi
+@pytest.mark.slow
+@on_linux
+def test_a_killed_run_goes_on_with_another_number_of_ranks(recipe, tmp_path):
+    new = ("--config", str(recipe), *LONG, "--set", "schedule=constant", "--max-iters")
+    process = start(3, tmp_path / "cut", *new, "100000")
+    wait_for_step(process, tmp_path / "cut", 5)
+    os.kill(process_of(1, process), signal.SIGKILL)
+    assert ended(process)[0] != 0
+    first = checkpoint.load(tmp_path / "cut" / "checkpoint.npz").training["step"]
+    process = start(2, tmp_path / "cut", "--resume")
+    wait_for_step(process, tmp_path / "cut", first + 9)
+    process.send_signal(signal.SIGINT)
+    status, said = ended(process)
+    assert status == 128 + signal.SIGINT and "saved at step" in said, said
+    second = checkpoint.load(tmp_path / "cut" / "checkpoint.npz").training["step"]
+    assert second > first + 9
+    end = str(second + 5)
+    for n, name, options in [(4, "cut", ("--resume", "--max-iters")), (0, "whole", new)]:
+        status, said = run(n, tmp_path / name, *options, end)
+        assert status == 0, said
+    whole, cut = (checkpoint.load(tmp_path / name / "model.npz") for name in ("whole", "cut"))
+    assert {k: v.tobytes() for k, v in whole.params.items()} == {
+        k: v.tobytes() for k, v in cut.params.items()
+    }
+
+
+@needs_mpi
+@pytest.mark.slow
+@on_linux
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_ends_the_run(recipe, tmp_path, rank):
+    process = start(
+        3, tmp_path / "run", "--config", str(recipe), *LONG, "--max-iters", "100000",
+        "--patience", "4",
+    )  # fmt: skip
+    wait_for_step(process, tmp_path / "run", 3)
+    os.kill(process_of(rank, process), signal.SIGSTOP)
+    begin = time.monotonic()
+    status, said = ended(process)
+    assert status != 0 and time.monotonic() - begin < 30
+    (line,) = [line for line in said.splitlines() if "no sign of life" in line]
+    assert f"rank {rank} (" in line and "the last good checkpoint, of step" in line
+    checkpoint.load(tmp_path / "run" / "checkpoint.npz")
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_ranks_that_were_told_different_things_are_refused(recipe, tmp_path):
+    for last, what in [
+        (("--seed", "7"), "--seed: rank 1"),
+        (("--data", str(ROOT / "README.md")), "--data: rank 1"),
+    ]:
+        status, said = run(2, tmp_path / "run", "--config", str(recipe), last=last)
+        assert status == 2, said
+        assert said.count("tinygpt: error:") == 1 and what in said
+        assert not (tmp_path / "run").exists()
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    status, said = run(2, tmp_path / "file", "--config", str(recipe))
+    assert status == 1, said
+    assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
+
+
+# ------------------------------------------------------------------------------------ without one
+
+
+def test_without_mpi4py_one_line_says_what_to_install(recipe, tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError('mpi4py')", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = tinygpt("train", "--config", str(recipe), "--out", str(tmp_path / "run"))
+    for name in ranks.SIZES:
+        status, said = ended(launch(command, **{name: "2", "PYTHONPATH": path}))
+        assert status == 1
+        assert said == (
+            "tinygpt: error: started by mpiexec, but mpi4py is missing: install both with: "
+            "pip install 'tinygpt[mpi]'\n"
+        )
+
+
+def test_an_mpi_of_another_kind_is_told(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.delenv("PMI_SIZE", raising=False)
+    alone = SimpleNamespace(
+        COMM_WORLD=SimpleNamespace(size=1), Get_library_version=lambda: "MPICH Version: 5.0\n…"
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=alone))
+    with pytest.raises(Error, match=r"started 4 processes.*\(MPICH Version: 5.0\) sees 1"):
+        ranks.world().__enter__()
+
+
+def test_importing_tinygpt_does_not_import_mpi():
+    code = (
+        "import sys, pkgutil, importlib, tinygpt\n"
+        "for m in pkgutil.walk_packages(tinygpt.__path__, 'tinygpt.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        "sys.exit('mpi4py' in sys.modules)"
+    )
+    assert ended(launch([sys.executable, "-c", code], PMI_SIZE="2")) == (0, "")
+
+
+def test_those_who_have_other_weights_than_most_are_named():
+    assert ranks.strangers([b"a", b"a", b"a"]) == []
+    assert ranks.strangers([b"a", b"b"]) == [1]
+    assert ranks.strangers([b"a", b"b", b"b"]) == [0]
+    assert ranks.strangers([b"b", b"a", b"b", b"c"]) == [1, 3]
+
+
+def test_the_hash_of_weights_is_of_their_numbers_in_their_order():
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert ranks.weights_hash([a]) == ranks.weights_hash([np.asfortranarray(a)])
+    assert ranks.weights_hash([a]) != ranks.weights_hash([a + np.float32(1e-6)])
+    assert ranks.weights_hash([a[:1], a[1:]]) != ranks.weights_hash([a[1:], a[:1]])
