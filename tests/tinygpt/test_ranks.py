@@ -195,6 +195,45 @@ def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
     assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
 
 
+# A command whose last rank does something wrong at step 5.
+WRONG = """
+import sys
+from mpi4py import MPI
+from tinygpt import cli
+from tinygpt.training import train
+
+plain = train.Trainer.step
+
+def step(self, number):
+    result = plain(self, number)
+    if number == 5 and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+        {what}
+    return result
+
+train.Trainer.step = step
+sys.exit(cli.command())
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what, told",
+    [
+        ("self.parameters[0].data[0, 0] += 1e-6", "step 6: the weights of rank 2 ("),
+        ("raise MemoryError('no more')", "MemoryError: no more; the last good checkpoint, of step"),
+    ],
+)
+def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
+    (tmp_path / "wrong.py").write_text(WRONG.format(what=what), encoding="utf-8")
+    options = ["--config", str(recipe), "--out", str(tmp_path / "run"), "--threads", "1"]
+    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), "train"]
+    status, said = ended(launch([*command, *options], PYTHONPATH=str(ROOT)))
+    assert status == 1, said
+    (line,) = [line for line in said.splitlines() if "tinygpt: error:" in line]
+    assert told in line and "rank 2 (" in line and "; the last good checkpoint, of step 4" in line
+
+
 # ------------------------------------------------------------------------------------ without one
 
 

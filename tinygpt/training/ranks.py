@@ -256,8 +256,10 @@ def world(patience: float = PATIENCE) -> Iterator[World | None]:
             ranks.close()
     except BaseException as error:
         ranks.fail(_status(error))
-        if ranks.rank and isinstance(error, Error):
-            raise type(error)(f"{ranks.name(ranks.rank)}: {error}{ranks.kept()}") from error
+        if ranks.rank and isinstance(error, Exception):
+            kind = UsageError if isinstance(error, UsageError) else Error
+            what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
+            raise kind(f"{ranks.name(ranks.rank)}: {what}{ranks.kept()}") from error
         raise
 
 
