@@ -40,6 +40,7 @@ Array = np.ndarray
 PATIENCE = 20.0  # seconds
 BEAT = 1.0  # seconds between two signs of life
 SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
+LAST_WORDS = 1.0  # seconds in which the launcher can pass on what was said; then it is lost
 LATER = 5.0  # seconds that the other ranks let rank 0 tell an error, which may be theirs too
 # Which processes there are, in the words of the launchers: PMI (MPICH, Intel, Microsoft, Slurm),
 # Open MPI, PMIx (which does not tell how many).
@@ -168,9 +169,16 @@ class World:
 
     def fail(self, status: int) -> None:
         """Let the command tell its error; MPI then ends all processes with this status."""
-        atexit.register(self._mpi.COMM_WORLD.Abort, status)  # before mpi4py's own, which waits
+        atexit.register(self._abort, status)  # comes before mpi4py's own, which waits for all
         if self.rank:
             time.sleep(LATER)
+
+    def _abort(self, status: int) -> NoReturn:
+        time.sleep(LAST_WORDS)
+        try:
+            self._mpi.COMM_WORLD.Abort(status)
+        finally:  # should MPI come back from it
+            os._exit(status)
 
     def _keep_watch(self) -> None:
         """Send signs of life and look for them: all to rank 0, and rank 0 to all.
@@ -221,10 +229,7 @@ class World:
             file=self._errors,
             flush=True,
         )
-        try:
-            self._mpi.COMM_WORLD.Abort(1)
-        finally:  # should MPI come back from it
-            os._exit(1)
+        self._abort(1)
 
 
 def _processors() -> tuple[int, ...]:
