@@ -213,6 +213,7 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    exact: bool  # whether sums go up the tree; if not, `add_up` makes them
 
     def send(self, arrays: Sequence[Array], to: int) -> None:
         """Send arrays, which will not be written to any more, without waiting until they are
@@ -223,6 +224,9 @@ class Ranks(Protocol):
 
     def broadcast(self, arrays: Sequence[Array]) -> None:
         """Write the arrays of rank 0 in place of those of all others; every rank calls it."""
+
+    def add_up(self, arrays: Sequence[Array]) -> None:
+        """Write the sums over all ranks in place, added in any order; every rank calls it."""
 
 
 BUCKET = 1 << 20  # numbers that travel together: while some are on their way, others are added
@@ -276,6 +280,16 @@ def _across(
     return total if ranks.rank == 0 else None
 
 
+def _at_once(ranks: Ranks, tree: _Tree, like: Sequence[Array]) -> list[Array]:
+    """The total, on every rank, in an order that is not the tree's between them."""
+    total = [np.zeros(a.shape, a.dtype) for a in like]
+    for _, arrays in sorted(tree.waiting.items()):
+        for a, b in zip(total, arrays, strict=True):
+            a += b
+    ranks.add_up(total)
+    return total
+
+
 def _buckets(arrays: Sequence[Array]) -> list[slice]:
     """Runs of neighbours of at least `BUCKET` numbers, but for the last."""
     ends, size = [0], 0
@@ -305,7 +319,7 @@ def value_and_grad(
     The result does not depend on the number of threads, to the last bit.
 
     With `ranks`, every one of these processes calls with all shards and works on its own `part`;
-    all are given the result, which does not depend on their number either.
+    all are given the result, which does not depend on their number either, if they are `exact`.
     """
     if not shards:
         raise ValueError("value_and_grad: no shards; the batch is empty")
@@ -349,7 +363,11 @@ def value_and_grad(
     workers.map(one, part(len(shards), ranks.rank, ranks.size))
     for key, (value, grads) in tree.waiting.items():  # the loss travels with the gradients
         tree.waiting[key] = [np.array([value]), *map(np.ascontiguousarray, grads)]
-    total = _across(ranks, tree, [np.empty(1), *(t.data for t in wanted)], add_together)
+    like = [np.empty(1), *(t.data for t in wanted)]
+    if not ranks.exact:
+        (loss, *grads) = _at_once(ranks, tree, like)
+        return float(loss[0]), finish(grads)
+    total = _across(ranks, tree, like, add_together)
     if total is None:
         total = [np.empty(1), *(np.empty(p.shape, p.dtype) for p in parameters)]
     else:

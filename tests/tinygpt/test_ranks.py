@@ -169,6 +169,20 @@ def test_ranks_that_were_told_different_things_are_refused(recipe, tmp_path):
 
 @needs_mpi
 @pytest.mark.slow
+def test_the_order_of_mpi_is_told_and_comes_close(recipe, tmp_path):
+    for name, options in [("exact", ()), ("fast", ("--reduce", "fast"))]:
+        status, said = run(3, tmp_path / name, "--config", str(recipe), *options)
+        assert status == 0, said
+        assert ("MPI adds up the gradients in an order of its own" in said) == (name == "fast")
+        start = (tmp_path / name / "log.jsonl").read_text("utf-8").splitlines()[0]
+        assert f'"ranks": 3, "reduce": "{name}"' in start
+    exact, fast = (checkpoint.load(tmp_path / n / "model.npz").params for n in ("exact", "fast"))
+    for name in exact:
+        np.testing.assert_allclose(fast[name], exact[name], atol=1e-3)
+
+
+@needs_mpi
+@pytest.mark.slow
 def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     status, said = run(2, tmp_path / "file", "--config", str(recipe))

@@ -100,13 +100,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="under mpiexec: end the run when a rank gives no sign of life for so long "
         "(default: %(default)g)",
     )
+    add(
+        "--reduce",
+        choices=("exact", "fast"),
+        default="exact",
+        help="under mpiexec: add up gradients to the bits of one process (default), or in the "
+        "order that MPI likes best",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
     if not args.patience > ranks.BEAT * 2:
         raise UsageError(f"--patience: expected more than {ranks.BEAT * 2:g}, got {args.patience}")
-    with ranks.world(args.patience) as world:
+    with ranks.world(args.patience, args.reduce == "exact") as world:
         if world is None:
             return lead(args, threads(args.threads))
         n_threads = world.threads() if args.threads is None else threads(args.threads)

@@ -52,9 +52,9 @@ INSTALL = "install both with: pip install 'tinygpt[mpi]'"
 class World:
     """All ranks, seen from one of them; the `Ranks` of `minitensor.parallel`."""
 
-    def __init__(self, mpi: Any, patience: float):
+    def __init__(self, mpi: Any, patience: float, exact: bool):
         self.rank, self.size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
-        self.patience = patience
+        self.patience, self.exact = patience, exact
         self.kept: Callable[[], str] = lambda: ""  # says where the last good checkpoint is
         self._mpi, self._comm, self._life = mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self._sending: list[tuple[Any, Array]] = []
@@ -80,6 +80,10 @@ class World:
         self._wait([self._comm.Ibcast(a, root=0) for a in arrays])
         self._wait([request for request, _ in self._sending])
         self._sending.clear()
+
+    def add_up(self, arrays: Sequence[Array]) -> None:
+        """Write the sums over all ranks in place, in the order that MPI chooses."""
+        self._wait([self._comm.Iallreduce(self._mpi.IN_PLACE, a) for a in arrays])
 
     def _wait(self, requests: list[Any]) -> None:
         """Wait without MPI's own loop, which would take a whole processor from those at work."""
@@ -154,10 +158,16 @@ class World:
         names = ", ".join(map(self.name, range(self.size)))
         busy = sum(bool(part(shards, rank, self.size)) for rank in range(self.size))
         idle = f"; {self.size - busy} of the ranks have nothing to do" if busy < self.size else ""
-        return [
+        lines = [
             f"{self.size} ranks: {names}",
             f"a step has {shards} shards, at most {len(part(shards, 0, self.size))} a rank{idle}",
         ]
+        if not self.exact:
+            lines.append(
+                "--reduce fast: MPI adds up the gradients in an order of its own: the bits are not "
+                "those of one process, and may be others with another number of ranks"
+            )
+        return lines
 
     # ---- the end
 
@@ -239,7 +249,7 @@ def _processors() -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def world(patience: float = PATIENCE) -> Iterator[World | None]:
+def world(patience: float = PATIENCE, exact: bool = True) -> Iterator[World | None]:
     """The ranks that this process was started with; None if it is alone.
 
     All but rank 0 are silent. An error in the block, on any rank, ends all of them.
@@ -251,7 +261,7 @@ def world(patience: float = PATIENCE) -> Iterator[World | None]:
     if mpi.COMM_WORLD.size == 1:
         yield None
         return
-    ranks = World(mpi, patience)
+    ranks = World(mpi, patience, exact)
     try:
         with contextlib.ExitStack() as stack:
             if ranks.rank:

@@ -8,7 +8,8 @@ The run folder: config.json · log.jsonl · samples.txt · model.npz (last) · b
 validation loss) · checkpoint.npz (with which a run goes on) and its predecessor. A line of
 log.jsonl is one of
 
-    {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}   and "ranks" under MPI
+    {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
+                                          and on several ranks "ranks", "reduce"
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
     {"event": "pause", "step", "paused", "seconds"}                   the machine slept, say
@@ -129,6 +130,12 @@ class Trainer:
         """Raise Error, on all ranks, if their weights are not the same."""
         if self.ranks:
             self.ranks.compare_weights(step, [p.data for p in self.parameters])
+
+    def log_of_ranks(self) -> dict[str, Any]:
+        """What the log says of the ranks when a run starts or goes on."""
+        if not self.ranks:
+            return {}
+        return {"ranks": self.ranks.size, "reduce": "exact" if self.ranks.exact else "fast"}
 
     def stopping(self, received: list[int]) -> int:
         """The signal that ends the run, 0 if there is none: all ranks have to stop together."""
@@ -335,7 +342,7 @@ class Run:
             recipe=c.name,
             parameters=sum(count(c)),
             threads=self.trainer.workers.threads,
-            **({"ranks": self.trainer.ranks.size} if self.trainer.ranks else {}),
+            **self.trainer.log_of_ranks(),
         )
         times = StepTimes(c)
         steps = bar(c.max_iters, "steps", initial=min(self.step, c.max_iters))
