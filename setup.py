@@ -13,6 +13,7 @@ VERSION = re.search(
 PLOT = ["matplotlib>=3.8"]
 YAML = ["PyYAML>=6.0"]
 TOML = ['tomli>=2.0; python_version < "3.11"']  # later Pythons have tomllib
+MPI = ["mpi4py>=4.0", "mpich>=4.2"]  # a system's own MPI does as well as this one
 FORMATS = ["safetensors>=0.4", "gguf>=0.10", "ml_dtypes>=0.4"]
 TEST = [
     "pytest>=8.0",
@@ -69,6 +70,7 @@ setup(
         "yaml": YAML,
         "toml": TOML,
         "formats": FORMATS,
+        "mpi": MPI,
         "all": PLOT + YAML + TOML + FORMATS,
         "test": PLOT + YAML + TOML + FORMATS + TEST,
     },

@@ -5,6 +5,10 @@ a shard's activations stay in a core's own cache, and the memory they take is th
 not of a batch. The gradients of shards 2k and 2k+1 are added, then those of pairs, and so on: the
 order of every addition depends on the number of shards alone, so one thread and sixteen give the
 same bits (and pairwise sums round less than running ones).
+
+Several processes share out the shards in the same way: each has a run of neighbours and adds them
+up as far as they go, and where a sum has its halves on two processes, one sends its half to the
+other. How they send is not known here: see `Ranks`.
 """
 
 from __future__ import annotations
@@ -12,11 +16,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -173,9 +177,10 @@ class _Tree:
         self.n, self.add, self.lock = n, add, threading.Lock()
         self.waiting: dict[tuple[int, int], Any] = {}  # (level, index) -> a sum without its pair
 
-    def put(self, index: int, value: Any) -> None:
-        """Add the value of leaf `index`, and every sum that it completes but the last of all."""
-        level, size = 0, self.n
+    def put(self, index: int, value: Any, level: int = 0) -> None:
+        """Add the value of leaf `index` (or of sum `index` of a higher level), and every sum that
+        it completes but the last of all."""
+        size = -(-self.n >> level)
         while size > 2:
             if index % 2 == 0 and index == size - 1:  # an odd one out goes up alone
                 index, size, level = index // 2, (size + 1) // 2, level + 1
@@ -200,6 +205,102 @@ def _add(left: tuple[float, list[Array]], right: tuple[float, list[Array]]) -> A
     return left[0] + right[0], left[1]
 
 
+class Ranks(Protocol):
+    """Processes that work on one step, each with the same parameters; this is number `rank`.
+
+    Arrays are C-contiguous. What one rank sends to another arrives in the order of sending.
+    """
+
+    rank: int
+    size: int
+    exact: bool  # whether sums go up the tree; if not, `add_up` makes them
+
+    def send(self, arrays: Sequence[Array], to: int) -> None:
+        """Send arrays, which will not be written to any more, without waiting until they are
+        there."""
+
+    def receive(self, arrays: Sequence[Array], source: int) -> None:
+        """Wait for arrays of these shapes and dtypes and write them in place."""
+
+    def broadcast(self, arrays: Sequence[Array]) -> None:
+        """Write the arrays of rank 0 in place of those of all others; every rank calls it."""
+
+    def add_up(self, arrays: Sequence[Array]) -> None:
+        """Write the sums over all ranks in place, added in any order; every rank calls it."""
+
+
+BUCKET = 1 << 20  # numbers that travel together: while some are on their way, others are added
+
+
+def part(shards: int, rank: int, size: int) -> range:
+    """The shards that a rank works on: neighbours, and no rank has more than it must.
+
+    Rounding up leaves the last ranks with less, but gives the others parts that begin where sums
+    of the tree do, so that fewer halves have to travel.
+    """
+    share = -(-shards // size)
+    return range(min(rank * share, shards), min((rank + 1) * share, shards))
+
+
+def _meetings(shards: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """(level, index, owner, other) of each sum, the leaves' first, whose halves `index` and
+    `index` + 1 of that level lie with two ranks. A sum lies with the owner of its first shard."""
+    owners = [rank for rank in range(size) for _ in part(shards, rank, size)]
+    level = 0
+    while len(owners) > 1:
+        for index in range(0, len(owners) - 1, 2):
+            if owners[index] != owners[index + 1]:
+                yield level, index, owners[index], owners[index + 1]
+        owners, level = owners[::2], level + 1
+
+
+def _across(
+    ranks: Ranks, tree: _Tree, like: Sequence[Array], add: Callable[[list[Array], list[Array]], Any]
+) -> list[Array] | None:
+    """Go on adding along the tree where its sums meet between ranks: the total, on rank 0.
+
+    `tree` holds this rank's sums, lists of arrays such as `like`. Bucket by bucket, so that a sum
+    goes up the tree while the next is on its way to it.
+    """
+    meetings = list(_meetings(tree.n, ranks.size))
+    total: list[Array] = []
+    for bucket in _buckets(like):
+        small = _Tree(tree.n, add)
+        small.waiting = {key: value[bucket] for key, value in tree.waiting.items()}
+        for level, index, owner, other in meetings:
+            if other == ranks.rank:
+                ranks.send(small.waiting.pop((level, index + 1)), owner)
+            elif owner == ranks.rank:
+                arrived = [np.empty(a.shape, a.dtype) for a in like[bucket]]
+                ranks.receive(arrived, other)
+                small.put(index // 2, add(small.waiting.pop((level, index)), arrived), level + 1)
+        if ranks.rank == 0:
+            left, *right = small.rest()
+            total += add(left, right[0]) if right else left
+    return total if ranks.rank == 0 else None
+
+
+def _at_once(ranks: Ranks, tree: _Tree, like: Sequence[Array]) -> list[Array]:
+    """The total, on every rank, in an order that is not the tree's between them."""
+    total = [np.zeros(a.shape, a.dtype) for a in like]
+    for _, arrays in sorted(tree.waiting.items()):
+        for a, b in zip(total, arrays, strict=True):
+            a += b
+    ranks.add_up(total)
+    return total
+
+
+def _buckets(arrays: Sequence[Array]) -> list[slice]:
+    """Runs of neighbours of at least `BUCKET` numbers, but for the last."""
+    ends, size = [0], 0
+    for i, a in enumerate(arrays, 1):
+        size += a.size
+        if size >= BUCKET or i == len(arrays):
+            ends.append(i)
+            size = 0
+    return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
+
+
 def value_and_grad(
     loss_fn: Callable[..., Tensor],
     parameters: Sequence[Tensor],
@@ -207,6 +308,7 @@ def value_and_grad(
     *,
     workers: Workers,
     derive: Callable[[], Sequence[Tensor]] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[float, list[Array]]:
     """The sum over shards of ``loss_fn(shard, index, *derived)`` and its gradients.
 
@@ -215,6 +317,9 @@ def value_and_grad(
     that depend on the parameters alone, such as a pseudo-inverse: once a step, not once a shard.
     The shards see them as leaves, and the sum of their gradients goes back through `derive` once.
     The result does not depend on the number of threads, to the last bit.
+
+    With `ranks`, every one of these processes calls with all shards and works on its own `part`;
+    all are given the result, which does not depend on their number either, if they are `exact`.
     """
     if not shards:
         raise ValueError("value_and_grad: no shards; the batch is empty")
@@ -228,20 +333,44 @@ def value_and_grad(
         value = loss.item()
         tree.put(index, (value, grad(loss, wanted, materialize_grads=True)))
 
-    workers.map(one, range(len(shards)))
-    (value, grads), *other = tree.rest()
-    for more, right in other:  # nothing else is left to do: all threads share the last sum
-        value += more
+    def add_together(left: list[Array], right: list[Array]) -> list[Array]:
+        """left += right, shared out to all threads: for when there is nothing else to do."""
         workers.map(
             lambda pair: np.add(*pair, out=pair[0]),
-            zip(grads, right, strict=True),
+            zip(left, right, strict=True),
             lambda pair: pair[0].size,
             2**20,
         )
-    own, through = grads[: len(parameters)], grads[len(parameters) :]
-    if derived:
-        for a, b in zip(
-            own, grad(derived, parameters, through, materialize_grads=True), strict=True
-        ):
-            np.add(a, b, out=a)
-    return value, own
+        return left
+
+    def finish(grads: list[Array]) -> list[Array]:
+        """The gradients of the parameters alone, those of what was derived gone back to them."""
+        own, through = grads[: len(parameters)], grads[len(parameters) :]
+        if derived:
+            back = grad(derived, parameters, through, materialize_grads=True)
+            for a, b in zip(own, back, strict=True):
+                np.add(a, b, out=a)
+        return own
+
+    if ranks is None:
+        workers.map(one, range(len(shards)))
+        (value, grads), *other = tree.rest()
+        for more, right in other:
+            value += more
+            add_together(grads, right)
+        return value, finish(grads)
+
+    workers.map(one, part(len(shards), ranks.rank, ranks.size))
+    for key, (value, grads) in tree.waiting.items():  # the loss travels with the gradients
+        tree.waiting[key] = [np.array([value]), *map(np.ascontiguousarray, grads)]
+    like = [np.empty(1), *(t.data for t in wanted)]
+    if not ranks.exact:
+        (loss, *grads) = _at_once(ranks, tree, like)
+        return float(loss[0]), finish(grads)
+    total = _across(ranks, tree, like, add_together)
+    if total is None:
+        total = [np.empty(1), *(np.empty(p.shape, p.dtype) for p in parameters)]
+    else:
+        total = [total[0], *finish(total[1:])]
+    ranks.broadcast(total)
+    return float(total[0][0]), total[1:]

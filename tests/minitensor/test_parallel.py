@@ -1,13 +1,17 @@
 """Work shared out to threads: nothing is lost, nothing is done twice, and the order is kept."""
 
+import queue
 import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minitensor as mt
+from minitensor import parallel
 from minitensor.parallel import _runs
 
 SIZES = st.lists(st.integers(0, 50), max_size=20)
@@ -56,3 +60,109 @@ def test_threads_do_not_change_a_bit_of_the_gradients(large):
         results.append((value, g))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+# ------------------------------------------------------------------------------ several processes
+
+
+class Letters:
+    """Ranks as threads of this process: what is sent lies in a box for its receiver."""
+
+    def __init__(self, rank, size, boxes):
+        self.rank, self.size, self.boxes, self.exact = rank, size, boxes, True
+        self.sent = 0
+
+    def send(self, arrays, to):
+        assert all(a.flags.c_contiguous for a in arrays)
+        self.sent += 1
+        self.boxes[self.rank, to].put([a.copy() for a in arrays])
+
+    def receive(self, arrays, source):
+        letter = self.boxes[source, self.rank].get(timeout=20)
+        for a, b in zip(arrays, letter, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype and a.flags.c_contiguous
+            a[...] = b
+
+    def broadcast(self, arrays):
+        if self.rank:
+            self.receive(arrays, 0)
+        else:
+            for rank in range(1, self.size):
+                self.send(arrays, rank)
+
+    def add_up(self, arrays):
+        for rank in range(self.size):
+            self.send(arrays, rank)
+        letters = [self.boxes[rank, self.rank].get(timeout=20) for rank in range(self.size)]
+        for a, *others in zip(arrays, *letters, strict=True):
+            a[...] = sum(others)
+
+
+def on_ranks(size, work):
+    """[work(ranks) of each rank], at the same time."""
+    boxes = defaultdict(queue.Queue)
+    ranks = [Letters(rank, size, boxes) for rank in range(size)]
+    with ThreadPoolExecutor(size) as pool:
+        return ranks, list(pool.map(work, ranks))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    with mt.Workers(1) as workers:
+        yield workers
+
+
+def step(count, seed, workers, ranks=None):
+    """A step on `count` shards with gradients of every magnitude, whose sum shows its order."""
+    draw = np.random.default_rng(seed)
+    a = mt.Tensor(draw.normal(size=(3, 4)).astype(np.float32), requires_grad=True)
+    b = mt.Tensor(draw.normal(size=(5,)), requires_grad=True)
+    shards = [np.float32(x) for x in draw.normal(size=count) * 10.0 ** draw.integers(-4, 4, count)]
+
+    def derive():
+        return [(a * a).transpose(1, 0)]  # not in C order, as a pseudo-inverse may be
+
+    def loss(shard, index, a_squared):
+        return (a_squared * shard).sum() * (index + 1) + (b * b * float(shard)).sum() + a.sum()
+
+    return mt.value_and_grad(loss, [a, b], shards, workers=workers, derive=derive, ranks=ranks)
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_ranks_do_not_change_a_bit_of_the_gradients(one_thread, count, size, bucket, seed):
+    value, grads = step(count, seed, one_thread)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "BUCKET", bucket)
+        _, results = on_ranks(size, lambda ranks: step(count, seed, one_thread, ranks))
+    for other_value, other_grads in results:
+        assert other_value == value
+        for mine, other in zip(grads, other_grads, strict=True):
+            assert mine.dtype == other.dtype and mine.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("count, size", [(1, 1), (7, 3), (16, 4), (2, 5)])
+def test_ranks_that_need_not_be_exact_give_the_sum_to_rounding(one_thread, count, size):
+    def work(ranks):
+        ranks.exact = False
+        return step(count, 3, one_thread, ranks)
+
+    value, grads = step(count, 3, one_thread)
+    _, results = on_ranks(size, work)
+    for other_value, other_grads in results:
+        assert other_value == pytest.approx(value, rel=1e-6)
+        for mine, other in zip(grads, other_grads, strict=True):
+            np.testing.assert_allclose(other, mine, rtol=1e-5)
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_every_shard_has_one_rank_and_none_has_more_than_it_must(shards, size):
+    parts = [parallel.part(shards, rank, size) for rank in range(size)]
+    assert [i for run in parts for i in run] == list(range(shards))
+    assert max(map(len, parts)) == -(-shards // size)
+
+
+@pytest.mark.parametrize("shards, size", [(16, 2), (16, 4), (64, 8), (12, 3)])
+def test_parts_that_fit_the_tree_send_one_sum_each(one_thread, shards, size):
+    ranks, _ = on_ranks(size, lambda ranks: step(shards, 0, one_thread, ranks))
+    assert [r.sent for r in ranks[1:]] == [1] * (size - 1)

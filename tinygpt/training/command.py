@@ -12,11 +12,14 @@ From the options to a run is what this module does; the run itself is in train.p
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import minitensor as mt
 from tinygpt import Error, UsageError
@@ -29,12 +32,13 @@ from tinygpt.formats.exchange import load_any
 from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
-from tinygpt.training import finetune
+from tinygpt.training import finetune, ranks
 from tinygpt.training.compiling import compile_kernels
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
+from tinygpt.training.ranks import World
 from tinygpt.training.report import plan, tell
-from tinygpt.training.train import Run, Trainer
+from tinygpt.training.train import Run, Trainer, cut, follow, kept
 
 # What may be changed when a run goes on: none of it touches the bits of a step.
 CHANGEABLE = {
@@ -101,7 +105,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="threads (default: all processors); they do not change the result",
+        help="threads of each process (default: all processors); they do not change the result",
+    )
+    add(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=ranks.PATIENCE,
+        help="under mpiexec: end the run when a rank gives no sign of life for so long "
+        "(default: %(default)g)",
+    )
+    add(
+        "--reduce",
+        choices=("exact", "fast"),
+        default="exact",
+        help="under mpiexec: add up gradients to the bits of one process (default), or in the "
+        "order that MPI likes best",
     )
 
 
@@ -119,21 +138,65 @@ class Job:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt train``."""
-    n_threads = threads(args.threads)
-    return perform(resolve(args), n_threads)
+    if not args.patience > ranks.BEAT * 2:
+        raise UsageError(f"--patience: expected more than {ranks.BEAT * 2:g}, got {args.patience}")
+    with ranks.world(args.patience, args.reduce == "exact") as world:
+        if world is None:
+            return perform(resolve(args), threads(args.threads))
+        if args.start is not None:
+            raise UsageError("--from: expected one process, got several; go on from it on one")
+        n_threads = world.threads() if args.threads is None else threads(args.threads)
+        world.compare({**ranks.software(), **asked(args)})
+        if world.rank:
+            return follow_rank_0(args, n_threads, world)
+        return perform(resolve(args), n_threads, world=world)
+
+
+def asked(args: argparse.Namespace) -> dict[str, str]:
+    """The options that all ranks have to share, by their name in an error."""
+    own = ("out", "threads", "debug")
+    options = {name: value for name, value in vars(args).items() if name not in own}
+    if args.config:
+        options["config"] = hashlib.sha256(args.config.read_bytes()).hexdigest()[:16]
+    return {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
+
+
+def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int:
+    """Train on a rank that writes nothing: rank 0 says with which configuration, and from where."""
+    c, out, saved = world.share(None)
+    world.kept = lambda: kept(out)
+    with ready(c, n_threads, saved, world=world) as trainer:
+        if saved:
+            trainer.restore(saved)
+        compare_start(trainer, world)
+        return follow(trainer, saved.training["step"] if saved else 0)
+
+
+def compare_start(trainer: Trainer, world: World) -> None:
+    """Raise Error unless all ranks begin with the same data and weights."""
+    world.compare({f"{trainer.config.data} (its SHA-256)": trainer.dataset.sha256})
+    world.compare_weights(0, [p.data for p in trainer.parameters])
 
 
 def perform(
-    job: Job, threads: int, callback: Callable[[dict[str, Any]], Any] = lambda record: None
+    job: Job,
+    threads: int,
+    callback: Callable[[dict[str, Any]], Any] = lambda record: None,
+    world: World | None = None,
 ) -> int:
-    """Make the run, or go on with it. Returns the exit status.
+    """Make the run, or go on with it, as the process that writes the run folder, be it alone or
+    rank 0 of several. Returns the exit status.
 
     `callback` is given each record of the log; if it answers True or "stop", the run stops.
     """
     saved, out = job.saved, job.out
+    if world:
+        world.kept = lambda: kept(out)
+        world.share((job.config, out, saved))
     if saved and not saved.training:
         finetune.foretell(job.config, threads)
-    with made(out), alone(out, "training"), ready(job.config, threads, saved, job.fit) as trainer:
+    start = ready(job.config, threads, saved, job.fit, world)
+    with made(out), alone(out, "training"), start as trainer:
         sweep(out)
         run = Run(trainer, out)
         run.good, run.callback = job.newest, callback
@@ -148,8 +211,15 @@ def perform(
             raise UsageError(CHECK)
         run.open()
         try:
+            if world:
+                compare_start(trainer, world)
             for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
                 tell(line)
+            if world:
+                c = trainer.config
+                shards = len(cut(np.empty(c.sequences_per_step), c))
+                for line in world.plan(shards):
+                    tell(line)
             return finetune.watched(run, job.check) if run.origin else run.loop()
         finally:
             run.close()
@@ -161,20 +231,23 @@ def ready(
     threads: int,
     saved: Saved | None = None,
     fit: Callable[[Config, Dataset], Config] | None = None,
+    world: World | None = None,
 ) -> Iterator[Trainer]:
     """A trainer with its data, its threads and its compiled kernels.
 
     With `saved` the data is read with its tokenizer. `fit` gives the configuration what the data
     decides: without it and without `saved`, the size of the vocabulary.
     """
-    dataset = _dataset(c, saved)
+    with world.in_turn() if world else nullcontext():
+        dataset = _dataset(c, saved)
     if fit is not None or saved is None:
         c = (fit or fit_vocabulary)(c, dataset)
     with mt.Workers(threads) as workers:
         if not workers.blas_limited:
             tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
-        trainer = Trainer(c, dataset, workers)
-        compile_kernels(trainer)
+        trainer = Trainer(c, dataset, workers, world)
+        with world.in_turn() if world else nullcontext():
+            compile_kernels(trainer)
         yield trainer
 
 

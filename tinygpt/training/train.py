@@ -9,6 +9,7 @@ The run folder: config.json · tokenizer.json · log.jsonl · samples.txt · mod
 log.jsonl is one of
 
     {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
+                                          and on several ranks "ranks", "reduce"
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
     {"event": "check", "step", "old_loss", "seconds"}                 of what --from MODEL knew
@@ -49,6 +50,7 @@ from tinygpt.model.transformer import GPT, count
 from tinygpt.progress import bar
 from tinygpt.training.journal import Journal, as_json, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
+from tinygpt.training.ranks import World
 from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
 
 Array = np.ndarray
@@ -59,14 +61,19 @@ PAUSE = 30.0  # seconds without work that are logged as a pause
 class Trainer:
     """A model with its optimiser and data, and the step that ties them together."""
 
-    def __init__(self, c: Config, dataset: Dataset, workers: Any):
-        self.config, self.dataset, self.workers = c, dataset, workers
+    def __init__(self, c: Config, dataset: Dataset, workers: Any, ranks: World | None = None):
+        self.config, self.dataset, self.workers, self.ranks = c, dataset, workers, ranks
         self.model = GPT(c)
         self.optimizer = make_optimizer(c, dict(self.model.named_parameters()))
         names = {id(p): name for name, p in self.model.named_parameters()}
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
         self.before_update: Callable[[], None] = lambda: None
+
+    def restore(self, saved: Saved) -> None:
+        """Take over the weights and the optimiser's state of a checkpoint."""
+        self.model.load_state_dict(saved.params)
+        unpack_optimizer(self.optimizer, saved.optim, saved.training["optimizer"])
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
@@ -80,18 +87,23 @@ class Trainer:
         begin = streams.starts(
             c.seed, step, c.sequences_per_step, len(self.dataset.train), c.context
         )
-        rows = streams.rows(self.dataset.train, begin, c.context + 1)
         if not model.training:
             model.train()
 
-        def loss(shard: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
+        def loss(begin: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
+            shard = streams.rows(self.dataset.train, begin, c.context + 1)
             key = mt.fold(c.seed, step, index)
             head = derived[0] if derived else None
             return model.loss(shard[:, :-1], shard[:, 1:], key, head) * (1 / c.tokens_per_step)
 
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
         value, grads = mt.value_and_grad(
-            loss, self.parameters, cut(rows, c), workers=self.workers, derive=derive
+            loss,
+            self.parameters,
+            cut(begin, c),
+            workers=self.workers,
+            derive=derive,
+            ranks=self.ranks,
         )
         return float(value), grads
 
@@ -107,6 +119,8 @@ class Trainer:
             norm = optim.grad_norm(grads, workers=self.workers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Error(self._not_finite(step, loss, grads))
+        if due(step, c.checkpoint_interval):
+            self.compare_ranks(step)
         self.before_update()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
@@ -114,6 +128,22 @@ class Trainer:
         with np.errstate(all="ignore"):  # what overflows is found before it is saved
             self.optimizer.step(grads, scale=scale, workers=self.workers)
         return loss, norm
+
+    def compare_ranks(self, step: int) -> None:
+        """Raise Error, on all ranks, if their weights are not the same."""
+        if self.ranks:
+            self.ranks.compare_weights(step, [p.data for p in self.parameters])
+
+    def log_of_ranks(self) -> dict[str, Any]:
+        """What the log says of the ranks when a run starts or goes on."""
+        if not self.ranks:
+            return {}
+        return {"ranks": self.ranks.size, "reduce": "exact" if self.ranks.exact else "fast"}
+
+    def stopping(self, received: list[int]) -> int:
+        """The signal that ends the run, 0 if there is none: all ranks have to stop together."""
+        number = received[0] if received else 0
+        return self.ranks.most(number) if self.ranks else number
 
     def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
         bad = [f"the weight {name}" for name, p in self.named if not np.isfinite(p.data).all()]
@@ -169,7 +199,8 @@ def sum_up(losses: list[float]) -> float:
 
 
 def cut(rows: Array, c: Config) -> list[Array]:
-    """Whole sequences in equal shards of at most `shard_tokens` tokens (but at least one sequence).
+    """Sequences (or where they begin) in equal shards of at most `shard_tokens` tokens (but at
+    least one sequence).
 
     Their number is even if there are several, so that two threads finish together.
     """
@@ -219,8 +250,7 @@ class Run:
                 f"{self.config.data}: not the data that the run in {self.out} was trained "
                 "on; give that with --data, or start a new run"
             )
-        self.trainer.model.load_state_dict(saved.params)
-        unpack_optimizer(self.trainer.optimizer, saved.optim, t["optimizer"])
+        self.trainer.restore(saved)
         self.step, self.shown, self.seconds = t["step"], t["shown"], t["seconds"]
         self.best = math.inf if t["best"] is None else t["best"]
         self.origin = saved.provenance.get("from", [])
@@ -319,13 +349,7 @@ class Run:
         try:
             return self._loop()
         except Error as error:
-            good = checkpoint.latest_step(self.out / "checkpoint.npz")
-            kept = (
-                ""
-                if good is None
-                else (f"; the last good checkpoint, of step {good}, is in {self.out}")
-            )
-            raise Error(f"{error}{kept}") from error
+            raise Error(f"{error}{kept(self.out)}") from error
 
     def _loop(self) -> int:
         c = self.config
@@ -337,6 +361,7 @@ class Run:
             recipe=c.name,
             parameters=sum(count(c)),
             threads=self.trainer.workers.threads,
+            **self.trainer.log_of_ranks(),
         )
         times = StepTimes(c)
         steps = bar(c.max_iters, "steps", initial=min(self.step, c.max_iters))
@@ -350,11 +375,13 @@ class Run:
                 now = f"loss {loss:.3f}, {times.rate():,.0f} tokens/s"
                 steps.set_postfix_str(now, refresh=False)
                 steps.update()
-                if self.step < c.max_iters and (received or self.stopping):
-                    return self.stop(received[0] if received else 0)
+                by = self.trainer.stopping(received)
+                if self.step < c.max_iters and (by or self.stopping):
+                    return self.stop(by)
             if not self.shown:
                 self.show()
                 self.shown = True
+            self.trainer.compare_ranks(self.step)
             self.save()
         return self.finish(times)
 
@@ -440,6 +467,7 @@ class Run:
         Returns the exit status.
         """
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
+        self.trainer.compare_ranks(self.step)
         self.save()
         tell(
             f"stopped by {signal.Signals(number).name if number else 'the callback'} and saved at "
@@ -451,13 +479,32 @@ class Run:
     def finish(self, times: StepTimes) -> int:
         """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
-        times.remember(self.trainer.workers.threads)
+        if not self.trainer.ranks:
+            times.remember(self.trainer.workers.threads)
         tell(
             f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
             f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}"
         )
         return 0
+
+
+def follow(trainer: Trainer, step: int) -> int:
+    """Do the steps of a run on a rank that writes nothing, until rank 0's `Run` is done."""
+    by = 0
+    with signals() as received:
+        while step < trainer.config.max_iters and not by:
+            trainer.step(step)
+            step += 1
+            by = trainer.stopping(received)
+        trainer.compare_ranks(step)
+    return 128 + by if by and step < trainer.config.max_iters else 0
+
+
+def kept(out: Path) -> str:
+    """What an error says of the last good checkpoint, if there is one."""
+    good = checkpoint.latest_step(out / "checkpoint.npz")
+    return "" if good is None else f"; the last good checkpoint, of step {good}, is in {out}"
 
 
 def due(step: int, interval: int) -> bool:

@@ -1,0 +1,283 @@
+"""One run on several processes: the same bits, and one end for all. With a real MPI where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tinygpt import Error
+from tinygpt.formats import checkpoint
+from tinygpt.model import config
+from tinygpt.training import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+needs_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None,
+    reason="needs mpi4py and mpiexec: pip install 'tinygpt[mpi]'",
+)
+
+
+def tinygpt(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tinygpt", *arguments]
+
+
+def start(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> subprocess.Popen:
+    """Train on n ranks, without MPI if n is 0; `last` is what the last rank is told besides."""
+    train = tinygpt("train", "--out", str(out), "--threads", "1", *options)
+    command = [str(MPIEXEC), "-n", str(n), *train]
+    if last:
+        command = [str(MPIEXEC), "-n", str(n - 1), *train, ":", "-n", "1", *train, *last]
+    return launch(command if n else train, said_by(out))
+
+
+def said_by(out: Path) -> Path:
+    """Where the words of a run lie that is still going on."""
+    return out.with_suffix(".said")
+
+
+def launch(command: list[str], said: Path, **environment: str) -> subprocess.Popen:
+    kernels = {"MINITENSOR_KERNELS": "numpy", "OPENBLAS_NUM_THREADS": "1"}
+    with said.open("wb") as handle:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **kernels, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def ended(process: subprocess.Popen, said: Path) -> tuple[int, str]:
+    """The exit status, and all that was said."""
+    return process.wait(timeout=120), said.read_text("utf-8")
+
+
+def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[int, str]:
+    return ended(start(n, out, *options, last=last), said_by(out))
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        log = out / "log.jsonl"
+        if log.exists() and f'{{"step": {step}, "loss"' in log.read_text("utf-8"):
+            return
+        assert process.poll() is None, said_by(out).read_text("utf-8")
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}")
+
+
+def process_of(rank: int, out: Path) -> int:
+    """The process of a rank, as the run's first lines tell it."""
+    said = said_by(out).read_text("utf-8")
+    return int(re.findall(rf"rank {rank} \(.*?, process (\d+)\)", said)[-1])
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny) -> Path:
+    """Five shards a step, which no number of ranks but one and five divides."""
+    config.save(tiny.replace(batch_size=5, shard_tokens=16, max_iters=8), tmp_path / "tiny.json")
+    return tmp_path / "tiny.json"
+
+
+LONG = ("--set", "eval_interval=0", "--set", "sample_interval=0")
+
+
+# ---------------------------------------------------------------------------------- with an MPI
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_run_has_the_same_bits_on_any_number_of_ranks(recipe, tmp_path):
+    for n in range(5):
+        status, said = run(n, tmp_path / str(n), "--config", str(recipe))
+        assert status == 0, said
+        assert said.count("peak memory") == 1  # rank 0 alone tells
+    for name in ("model.npz", "best.npz", "samples.txt", "config.json"):
+        assert len({(tmp_path / str(n) / name).read_bytes() for n in range(5)}) == 1, name
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_number_of_ranks(recipe, tmp_path):
+    new = ("--config", str(recipe), *LONG, "--set", "schedule=constant", "--max-iters")
+    process = start(3, tmp_path / "cut", *new, "100000")
+    wait_for_step(process, tmp_path / "cut", 5)
+    os.kill(process_of(1, tmp_path / "cut"), signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    first = checkpoint.load(tmp_path / "cut" / "checkpoint.npz").training["step"]
+    process = start(2, tmp_path / "cut", "--resume")
+    wait_for_step(process, tmp_path / "cut", first + 9)
+    process.send_signal(signal.SIGINT)
+    status, said = ended(process, said_by(tmp_path / "cut"))
+    assert status == 128 + signal.SIGINT and "saved at step" in said, said
+    second = checkpoint.load(tmp_path / "cut" / "checkpoint.npz").training["step"]
+    assert second > first + 9
+    end = str(second + 5)
+    for n, name, options in [(4, "cut", ("--resume", "--max-iters")), (0, "whole", new)]:
+        status, said = run(n, tmp_path / name, *options, end)
+        assert status == 0, said
+    whole, cut = (checkpoint.load(tmp_path / name / "model.npz") for name in ("whole", "cut"))
+    assert {k: v.tobytes() for k, v in whole.params.items()} == {
+        k: v.tobytes() for k, v in cut.params.items()
+    }
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_stands_still_ends_the_run(recipe, tmp_path, rank):
+    process = start(
+        3, tmp_path / "run", "--config", str(recipe), *LONG, "--max-iters", "100000",
+        "--patience", "4",
+    )  # fmt: skip
+    wait_for_step(process, tmp_path / "run", 3)
+    os.kill(process_of(rank, tmp_path / "run"), signal.SIGSTOP)
+    begin = time.monotonic()
+    status, said = ended(process, said_by(tmp_path / "run"))
+    assert status != 0 and time.monotonic() - begin < 30
+    (line,) = [line for line in said.splitlines() if "no sign of life" in line]
+    assert f"rank {rank} (" in line and "the last good checkpoint, of step" in line
+    checkpoint.load(tmp_path / "run" / "checkpoint.npz")
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_ranks_that_were_told_different_things_are_refused(recipe, tmp_path):
+    for last, what in [
+        (("--seed", "7"), "--seed: rank 1"),
+        (("--data", str(ROOT / "README.md")), "--data: rank 1"),
+    ]:
+        status, said = run(2, tmp_path / "run", "--config", str(recipe), last=last)
+        assert status == 2, said
+        assert said.count("tinygpt: error:") == 1 and what in said
+        assert not (tmp_path / "run").exists()
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_the_order_of_mpi_is_told_and_comes_close(recipe, tmp_path):
+    for name, options in [("exact", ()), ("fast", ("--reduce", "fast"))]:
+        status, said = run(3, tmp_path / name, "--config", str(recipe), *options)
+        assert status == 0, said
+        assert ("MPI adds up the gradients in an order of its own" in said) == (name == "fast")
+        start = (tmp_path / name / "log.jsonl").read_text("utf-8").splitlines()[0]
+        assert f'"ranks": 3, "reduce": "{name}"' in start
+    exact, fast = (checkpoint.load(tmp_path / n / "model.npz").params for n in ("exact", "fast"))
+    for name in exact:
+        np.testing.assert_allclose(fast[name], exact[name], atol=1e-3)
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    status, said = run(2, tmp_path / "file", "--config", str(recipe))
+    assert status == 1, said
+    assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
+
+
+# A command whose last rank does something wrong at step 5.
+WRONG = """
+import sys
+from mpi4py import MPI
+from tinygpt import cli
+from tinygpt.training import train
+
+plain = train.Trainer.step
+
+def step(self, number):
+    result = plain(self, number)
+    if number == 5 and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+        {what}
+    return result
+
+train.Trainer.step = step
+sys.exit(cli.command())
+"""
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what, told",
+    [
+        ("self.parameters[0].data[0, 0] += 1e-6", "step 6: the weights of rank 2 ("),
+        ("raise MemoryError('no more')", "MemoryError: no more; the last good checkpoint, of step"),
+    ],
+)
+def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
+    (tmp_path / "wrong.py").write_text(WRONG.format(what=what), encoding="utf-8")
+    options = ["--config", str(recipe), "--out", str(tmp_path / "run"), "--threads", "1"]
+    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), "train"]
+    said = tmp_path / "said"
+    status, words = ended(launch([*command, *options], said, PYTHONPATH=str(ROOT)), said)
+    assert status == 1, words
+    (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
+    assert told in line and "rank 2 (" in line and "; the last good checkpoint, of step 4" in line
+
+
+# ------------------------------------------------------------------------------------ without one
+
+
+def test_without_mpi4py_one_line_says_what_to_install(recipe, tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError('mpi4py')", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = tinygpt("train", "--config", str(recipe), "--out", str(tmp_path / "run"))
+    for name in ranks.SIZES:
+        told = tmp_path / "told"
+        status, said = ended(launch(command, told, **{name: "2", "PYTHONPATH": path}), told)
+        assert status == 1
+        assert said == (
+            "tinygpt: error: started by mpiexec, but mpi4py is missing: install both with: "
+            "pip install 'tinygpt[mpi]'\n"
+        )
+
+
+def test_an_mpi_of_another_kind_is_told(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.delenv("PMI_SIZE", raising=False)
+    alone = SimpleNamespace(
+        COMM_WORLD=SimpleNamespace(size=1), Get_library_version=lambda: "MPICH Version: 5.0\n…"
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=alone))
+    with pytest.raises(Error, match=r"started 4 processes.*\(MPICH Version: 5.0\) sees 1"):
+        ranks.world().__enter__()
+
+
+def test_importing_tinygpt_does_not_import_mpi(tmp_path):
+    code = (
+        "import sys, pkgutil, importlib, tinygpt\n"
+        "for m in pkgutil.walk_packages(tinygpt.__path__, 'tinygpt.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        "sys.exit('mpi4py' in sys.modules)"
+    )
+    said = tmp_path / "said"
+    assert ended(launch([sys.executable, "-c", code], said, PMI_SIZE="2"), said) == (0, "")
+
+
+def test_those_who_have_other_weights_than_most_are_named():
+    assert ranks.strangers([b"a", b"a", b"a"]) == []
+    assert ranks.strangers([b"a", b"b"]) == [1]
+    assert ranks.strangers([b"a", b"b", b"b"]) == [0]
+    assert ranks.strangers([b"b", b"a", b"b", b"c"]) == [1, 3]
+
+
+def test_the_hash_of_weights_is_of_their_numbers_in_their_order():
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert ranks.weights_hash([a]) == ranks.weights_hash([np.asfortranarray(a)])
+    assert ranks.weights_hash([a]) != ranks.weights_hash([a + np.float32(1e-6)])
+    assert ranks.weights_hash([a[:1], a[1:]]) != ranks.weights_hash([a[1:], a[:1]])

@@ -1,0 +1,347 @@
+"""One run on several processes, over MPI: what they send each other, and how they end together.
+
+``mpiexec -n N tinygpt train …`` starts N processes, the ranks. All do the same steps on the same
+weights, each on its own part of the shards, and every sum has the order that it has in one process
+(`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
+
+A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
+own: whoever is not heard of for `patience` seconds is named, and MPI ends all processes. An error
+on one rank ends all. The weights are compared before every checkpoint.
+
+MPI is imported by `world`, and by nobody else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+import minitensor
+from minitensor import kernels
+from minitensor.parallel import part
+from tinygpt import Error, UsageError, __version__
+from tinygpt.machine import cores
+
+Array = np.ndarray
+PATIENCE = 20.0  # seconds
+BEAT = 1.0  # seconds between two signs of life
+SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
+LAST_WORDS = 1.0  # seconds in which the launcher can pass on what was said; then it is lost
+LATER = 5.0  # seconds that the other ranks let rank 0 tell an error, which may be theirs too
+# Which processes there are, in the words of the launchers: PMI (MPICH, Intel, Microsoft, Slurm),
+# Open MPI, PMIx (which does not tell how many).
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+INSTALL = "install both with: pip install 'tinygpt[mpi]'"
+
+
+class World:
+    """All ranks, seen from one of them; the `Ranks` of `minitensor.parallel`."""
+
+    def __init__(self, mpi: Any, patience: float, exact: bool):
+        self.rank, self.size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
+        self.patience, self.exact = patience, exact
+        self.kept: Callable[[], str] = lambda: ""  # says where the last good checkpoint is
+        self._mpi, self._comm, self._life = mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
+        self._sending: list[tuple[Any, Array]] = []
+        self._errors = sys.stderr
+        here = (socket.gethostname(), os.getpid(), _processors())
+        self._where = self._comm.allgather(here)
+        self._leaving = threading.Event()
+        self._watch = threading.Thread(target=self._keep_watch, name="signs of life", daemon=True)
+        self._watch.start()
+
+    # ---- a step
+
+    def send(self, arrays: Sequence[Array], to: int) -> None:
+        """Send arrays without waiting; they are kept until they are there."""
+        self._sending += [(self._comm.Isend(a, dest=to), a) for a in arrays]
+
+    def receive(self, arrays: Sequence[Array], source: int) -> None:
+        """Wait for arrays of these shapes and dtypes and write them in place."""
+        self._wait([self._comm.Irecv(a, source=source) for a in arrays])
+
+    def broadcast(self, arrays: Sequence[Array]) -> None:
+        """Write the arrays of rank 0 in place of those of all others."""
+        self._wait([self._comm.Ibcast(a, root=0) for a in arrays])
+        self._wait([request for request, _ in self._sending])
+        self._sending.clear()
+
+    def add_up(self, arrays: Sequence[Array]) -> None:
+        """Write the sums over all ranks in place, in the order that MPI chooses."""
+        self._wait([self._comm.Iallreduce(self._mpi.IN_PLACE, a) for a in arrays])
+
+    def _wait(self, requests: list[Any]) -> None:
+        """Wait without MPI's own loop, which would take a whole processor from those at work."""
+        begin = time.perf_counter()
+        while not self._mpi.Request.Testall(requests):
+            time.sleep(0 if time.perf_counter() - begin < SPIN else SPIN / 10)
+
+    # ---- agreement
+
+    def most(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        mine, largest = np.array([number]), np.zeros(1, np.int64)
+        self._wait([self._comm.Iallreduce(mine, largest, op=self._mpi.MAX)])
+        return int(largest[0])
+
+    def share(self, thing: Any) -> Any:
+        """What rank 0 gives, on every rank."""
+        self.meet()
+        return self._comm.bcast(thing)
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        self._wait([self._comm.Ibarrier()])
+
+    def compare_weights(self, step: int, weights: Sequence[Array]) -> None:
+        """Raise Error, on every rank, naming those whose weights are not those of the others."""
+        mine = np.frombuffer(weights_hash(weights), np.uint8)
+        every = np.empty((self.size, len(mine)), np.uint8)
+        self._wait([self._comm.Iallgather(mine, every)])
+        odd = strangers([row.tobytes() for row in every])
+        if odd:
+            names = " and ".join(map(self.name, odd))
+            raise Error(
+                f"step {step}: the weights of {names} are not those of the other ranks; nothing "
+                "was saved; a processor of another kind, or a faulty one?"
+            )
+
+    def compare(self, facts: dict[str, str]) -> None:
+        """Raise Error, on every rank, at the first fact that a rank does not share with rank 0."""
+        self.meet()
+        first, *others = self._comm.allgather(facts)
+        for rank, theirs in enumerate(others, 1):
+            for what, value in first.items():
+                if theirs[what] != value:
+                    raise UsageError(
+                        f"{what}: {self.name(rank)} has {theirs[what]}, rank 0 has {value}; all "
+                        "ranks of a run need the same"
+                    )
+
+    # ---- who is here
+
+    def name(self, rank: int) -> str:
+        """A rank with its machine and process."""
+        host, process, _ = self._where[rank]
+        return f"rank {rank} ({host}, process {process})"
+
+    def threads(self) -> int:
+        """This rank's share of the processors that it may use with others."""
+        return max(1, cores() // sum(self._where[self.rank][::2] == w[::2] for w in self._where))
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Rank 0 first and then all others, who may find in a cache what it made."""
+        if self.rank:
+            self.meet()
+        yield
+        if not self.rank:
+            self.meet()
+
+    def plan(self, shards: int) -> list[str]:
+        """Who works on what, for a run's first lines."""
+        names = ", ".join(map(self.name, range(self.size)))
+        busy = sum(bool(part(shards, rank, self.size)) for rank in range(self.size))
+        idle = f"; {self.size - busy} of the ranks have nothing to do" if busy < self.size else ""
+        lines = [
+            f"{self.size} ranks: {names}",
+            f"a step has {shards} shards, at most {len(part(shards, 0, self.size))} a rank{idle}",
+        ]
+        if not self.exact:
+            lines.append(
+                "--reduce fast: MPI adds up the gradients in an order of its own: the bits are not "
+                "those of one process, and may be others with another number of ranks"
+            )
+        return lines
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Wait for all others, and end the watch."""
+        self.meet()
+        self._leaving.set()
+        self._watch.join()
+
+    def fail(self, status: int) -> None:
+        """Let the command tell its error; MPI then ends all processes with this status."""
+        atexit.register(self._abort, status)  # comes before mpi4py's own, which waits for all
+        if self.rank:
+            time.sleep(LATER)
+
+    def _abort(self, status: int) -> NoReturn:
+        time.sleep(LAST_WORDS)
+        try:
+            self._mpi.COMM_WORLD.Abort(status)
+        finally:  # should MPI come back from it
+            os._exit(status)
+
+    def _keep_watch(self) -> None:
+        """Send signs of life and look for them: all to rank 0, and rank 0 to all.
+
+        A last one, of 0, says that this rank leaves. Who was stopped himself, as when the machine
+        slept or the whole job was suspended, begins to count anew.
+        """
+        others = [0] if self.rank else list(range(1, self.size))
+        patience = self.patience + (2 * BEAT if self.rank > 1 else 0)  # rank 1 tells of rank 0
+        inbox = {rank: np.ones(1, np.int8) for rank in others}
+        awaited = {rank: self._life.Irecv(inbox[rank], source=rank) for rank in others}
+        sent: dict[int, tuple[Any, Array]] = {}
+        looked = time.monotonic()
+        heard, left = dict.fromkeys(others, looked), set[int]()
+        while len(left) < len(others) or any(not request.Test() for request, _ in sent.values()):
+            leaving = self._leaving.wait(BEAT)
+            if leaving:
+                time.sleep(SPIN)
+            now = time.monotonic()
+            stopped, looked = now - looked > self.patience / 2, now
+            for rank in others:
+                if rank in left:
+                    continue
+                if stopped:
+                    heard[rank] = now
+                while rank not in left and awaited[rank].Test():
+                    heard[rank] = now
+                    if inbox[rank][0]:
+                        awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
+                    else:
+                        left.add(rank)
+                if now - heard[rank] > patience:
+                    self._lost(rank)
+            self._beat(others, sent, leaving)
+
+    def _beat(self, others: list[int], sent: dict[int, tuple[Any, Array]], leaving: bool) -> None:
+        """Send each rank a sign of life, if the one before is on its way; one last when leaving."""
+        for rank in others:
+            request, sign = sent.get(rank, (None, None))
+            if (sign is None or sign[0]) and (request is None or request.Test()):
+                sign = np.array([not leaving], np.int8)
+                sent[rank] = self._life.Isend(sign, dest=rank), sign
+
+    def _lost(self, rank: int) -> NoReturn:
+        print(
+            f"tinygpt: error: {self.name(rank)} has given no sign of life for "
+            f"{self.patience:.0f} s; the run ends on all ranks{self.kept()}",
+            file=self._errors,
+            flush=True,
+        )
+        self._abort(1)
+
+
+def _processors() -> tuple[int, ...]:
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(cores()))
+
+
+@contextlib.contextmanager
+def world(patience: float = PATIENCE, exact: bool = True) -> Iterator[World | None]:
+    """The ranks that this process was started with; None if it is alone.
+
+    All but rank 0 are silent. An error in the block, on any rank, ends all of them.
+    """
+    if not any(name in os.environ for name in (*SIZES, *RANKS)):
+        yield None
+        return
+    mpi = _load_mpi()
+    if mpi.COMM_WORLD.size == 1:
+        yield None
+        return
+    ranks = World(mpi, patience, exact)
+    try:
+        with contextlib.ExitStack() as stack:
+            if ranks.rank:
+                silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stderr(silence))
+            yield ranks
+            ranks.close()
+    except BaseException as error:
+        ranks.fail(_status(error))
+        if ranks.rank and isinstance(error, Exception):
+            kind = UsageError if isinstance(error, UsageError) else Error
+            what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
+            raise kind(f"{ranks.name(ranks.rank)}: {what}{ranks.kept()}") from error
+        raise
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + int(error.args[0] if error.args else signal.SIGINT)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def _load_mpi() -> Any:
+    """mpi4py's MPI, of the kind that started this process, and fit for threads."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        _let_rank_0_tell()
+        what = (
+            "mpi4py is missing"
+            if isinstance(error, ModuleNotFoundError)
+            else f"mpi4py finds no MPI ({error})"
+        )
+        raise Error(f"started by mpiexec, but {what}: {INSTALL}") from error
+    library = MPI.Get_library_version().partition("\n")[0].strip("\0 ")
+    size = MPI.COMM_WORLD.size
+    told = next((int(os.environ[name]) for name in SIZES if name in os.environ), size)
+    if told != size:
+        _let_rank_0_tell()
+        raise Error(
+            f"mpiexec started {told} processes, but mpi4py's MPI ({library}) sees {size}: they "
+            f"are of two kinds; use the mpiexec of that MPI, or {INSTALL}"
+        )
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise Error(f"{library}: made without MPI_THREAD_MULTIPLE, which is needed; {INSTALL}")
+    return MPI
+
+
+def _let_rank_0_tell() -> None:
+    if next((os.environ[name] for name in RANKS if name in os.environ), "0") != "0":
+        time.sleep(LATER)
+
+
+def software() -> dict[str, str]:
+    """What has to be the same on all ranks for the same bits, by its name in an error."""
+    code = hashlib.sha256()
+    packages = Path(minitensor.__file__).parents[1]
+    for name in ("minitensor", "bpe", "tinygpt"):
+        for path in sorted((packages / name).rglob("*.py")):
+            code.update(path.relative_to(packages).as_posix().encode() + path.read_bytes())
+    return {
+        "tinygpt": __version__,
+        "the code (its SHA-256)": code.hexdigest()[:16],
+        "Python": platform.python_version(),
+        "NumPy": np.__version__,
+        "kernels": kernels.backend(),
+        "processor": platform.machine(),
+    }
+
+
+def weights_hash(weights: Sequence[Array]) -> bytes:
+    """SHA-256 of the weights in their order."""
+    digest = hashlib.sha256()
+    for w in weights:
+        digest.update(np.ascontiguousarray(w).data)
+    return digest.digest()
+
+
+def strangers(hashes: Sequence[bytes]) -> list[int]:
+    """The ranks whose hash is not the one that most have (of two as frequent, rank 0's)."""
+    counts = Counter(hashes)
+    usual = max(counts, key=lambda h: (counts[h], h == hashes[0]))
+    return [rank for rank, h in enumerate(hashes) if h != usual]
