@@ -551,7 +551,8 @@
   }
 
   async function measure() {
-    const upTo = state.ids.slice(0, state.at + 1), last = (gone) => logitsOf(upTo, Forward.ablation(gone)).subarray(state.at * V);
+    const upTo = state.ids.slice(0, state.at + 1);
+    const last = (gone) => model.logits(upTo, { look: Forward.ablation(gone), last: true }).subarray(0, V);
     const whole = last([]);
     const target = state.ids[state.at + 1] ?? Array.from(whole.keys()).reduce((a, b) => (whole[b] > whole[a] ? b : a));
     const before = surprise(whole, 0, target), key = effects.key, found = new Map();
