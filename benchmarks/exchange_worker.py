@@ -32,8 +32,14 @@ def hugging_face(job):
 def gguf(job):
     from llama_cpp import Llama
 
-    model = Llama(job["path"], n_ctx=len(job["prompt"]) + job["new"], logits_all=True,
-                  verbose=False)  # fmt: skip
+    model = Llama(
+        job["path"],
+        n_ctx=len(job["prompt"]) + job["new"],
+        logits_all=True,
+        type_k=0,  # float32 keys and values; its default is float16
+        type_v=0,
+        verbose=False,
+    )
     ids = list(job["prompt"])
     model.eval(ids)
     np.save(job["logits"], np.array(model.scores[: len(ids)]))

@@ -141,10 +141,10 @@ def test_in_a_terminal(model):
         process.send_signal(signal.SIGINT)
         wait(b"> ")
         os.write(ours, b"/s 5\n")
-        wait(b"/s 5  ")
-        wait(b"> ")
+        wait(b"/s 5  /n 1000000\r\n> ")
         os.write(ours, b"\x04")
         assert process.wait(120) == 0
     finally:
         process.kill()
+        process.wait()
         os.close(ours)

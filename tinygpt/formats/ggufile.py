@@ -154,6 +154,6 @@ def vocabulary(tokenizer: Any, rows: int) -> list[tuple[str, int]]:
 
 def _merges(tokenizer: Any) -> list[str]:
     if isinstance(tokenizer, bpe.CharTokenizer):
-        return []
+        return [f"{printable(bytes(1))} {printable(bytes(1))}"]  # some are asked for; of no text
     names = [printable(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)]
     return [f"{names[left]} {names[right]}" for left, right in tokenizer.merges]
