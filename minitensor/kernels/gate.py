@@ -496,10 +496,10 @@ class Declaration:
         else:
             kernel = self.numpy
 
-        fits, given = self.fits, len(self.checks)
+        given = len(self.checks)
 
         def gated(*args: Any) -> Any:
-            if len(args) == given and fits(*args):
+            if len(args) == given and self.fits(*args):
                 return kernel(*args)
             return kernel(*self.check(args))
 
