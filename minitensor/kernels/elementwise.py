@@ -100,19 +100,10 @@ def swiglu_backward(g, a, b):
 @inline
 def dropped(x, n, drop, y):
     """y = dropout(x), for x that begins at number n of what is dropped out."""
-    zero = x.dtype.type(0)
+    zero, (threshold, keep, k0, k1) = x.dtype.type(0), drop
     for i in range(x.size):
-        survives = hash32(u32(n + i), drop.k0, drop.k1) >= drop.threshold
-        y[i] = x[i] * drop.keep if survives else x[i] * zero
-
-
-@inline
-def joined(x, branch, n, drop, y):
-    """y = x + dropout(branch), both from number n on."""
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        survives = hash32(u32(n + i), drop.k0, drop.k1) >= drop.threshold
-        y[i] = x[i] + (branch[i] * drop.keep if survives else branch[i] * zero)
+        survives = hash32(u32(n + i), k0, k1) >= threshold
+        y[i] = x[i] * keep if survives else x[i] * zero
 
 
 @jit
@@ -124,6 +115,9 @@ def dropout(x, drop):
 
 @jit
 def dropout_add(x, branch, drop):
-    y = np.empty_like(x)
-    joined(x, branch, 0, drop, y)
+    y, (threshold, keep, k0, k1) = np.empty_like(x), drop
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        survives = hash32(u32(i), k0, k1) >= threshold
+        y[i] = x[i] + (branch[i] * keep if survives else branch[i] * zero)
     return y

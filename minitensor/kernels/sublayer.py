@@ -14,13 +14,12 @@ import numpy as np
 
 from minitensor.kernels import composed
 from minitensor.kernels.bundles import Attend, AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
-from minitensor.kernels.compiling import inline, jit
+from minitensor.kernels.compiling import hash32, inline, jit, u32
 from minitensor.kernels.elementwise import (
     dropped,
     gelu_into,
     gelu_of,
     gelu_slope,
-    joined,
     sigmoid,
     swiglu_into,
 )
@@ -128,12 +127,18 @@ def whole_norm(norm, x):
 
 @inline
 def join(x, y, n, drop):
-    """y = x + dropout(y), for x that begins at number n of its array."""
-    if drop.threshold == 0:
+    """y = x + dropout(y), for x that begins at number n of its array.
+
+    Written out here: with y as the branch and the result of one function, LLVM does not vectorise.
+    """
+    zero, (threshold, keep, k0, k1) = x.dtype.type(0), drop
+    if threshold == 0:
         for i in range(x.size):
             y[i] += x[i]
     else:
-        joined(x, y, n, drop, y)
+        for i in range(x.size):
+            survives = hash32(u32(n + i), k0, k1) >= threshold
+            y[i] = x[i] + (y[i] * keep if survives else y[i] * zero)
 
 
 @inline
