@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         _settle(sys.stdout)
+        _settle(sys.stderr)  # on which argparse tells its errors
 
 
 def _dashes(word: str) -> str:

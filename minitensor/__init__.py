@@ -9,6 +9,8 @@
 Read tape.py, op.py, tensor.py and ops/elementwise.py, in this order: that is how it works.
 """
 
+from typing import Any
+
 from minitensor import nn, ops, optim
 from minitensor.draw import draw
 from minitensor.dtypes import IndexArray
@@ -38,3 +40,9 @@ __all__ = [
     "recording", "registry", "save", "tensor", "value_and_grad",
 ]
 # fmt: on
+
+
+def __getattr__(name: str) -> Any:
+    from minitensor.hints import MODULE, missing
+
+    raise missing("minitensor", name, MODULE)

@@ -122,6 +122,9 @@ class Op:
             out, backward = self.fn(*arrays, *options, **kwargs)
         except (ValueError, IndexError, TypeError, OverflowError) as error:
             text = str(error)
+            for theirs, ours in (("'dim'", "axis"), ("'keepdim'", "keepdims")):
+                if "unexpected keyword" in text and theirs in text:
+                    text = f"the option is called {ours}, as in NumPy, not {theirs}"
             if not text.startswith(f"{self.name}: "):
                 text = f"{self.name}: {text}; got {', '.join(map(describe, arrays))}"
             kinds = (IndexError, TypeError, ValueError)

@@ -482,3 +482,9 @@ def wsd(
     if step < warmup:
         return lr * step / warmup
     return lr + (min_lr - lr) * _progress(step, max(warmup, round(total * (1 - decay))), total)
+
+
+def __getattr__(name: str) -> Any:
+    from minitensor.hints import MODULE, missing
+
+    raise missing("minitensor.optim", name, MODULE)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitensor.dtypes import accept, describe
+from minitensor.hints import TENSOR, missing
 from minitensor.tape import Array, Hook, Node, mode, set_mode, walk
 
 Axis = int | tuple[int, ...] | None
@@ -64,6 +65,9 @@ class Tensor:
         self = object.__new__(cls)
         self._array, self._node, self._version, self.grad = array, None, [0, 0], None
         return self
+
+    def __getattr__(self, name: str) -> Any:  # of names that are nowhere else
+        raise missing("a Tensor", name, TENSOR)
 
     # ------------------------------------------------------------------ what it is
 

@@ -40,7 +40,7 @@ class Worst(NamedTuple):
 
 def gradcheck(
     f: Callable[..., Any],
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Tensor,
     *,
     eps: float = 1e-3,
     tolerance: float = TOLERANCE,
@@ -53,7 +53,7 @@ def gradcheck(
     2 `eps` of the inputs. GradcheckError points at the worst element; with
     ``raise_exception=False`` the result is False instead.
     """
-    worst = furthest(f, inputs, eps, tolerance)
+    worst = furthest(f, [inputs] if isinstance(inputs, Tensor) else inputs, eps, tolerance)
     if worst.error <= tolerance:
         return True
     if raise_exception:

@@ -4,6 +4,8 @@ module.py has what a module is and the containers; layers.py the layers, activat
 `nn.init` is minitensor/init.py.
 """
 
+from typing import Any
+
 from minitensor import init
 from minitensor.nn.layers import (
     GELU,
@@ -35,3 +37,9 @@ __all__ = [
     "init",
 ]
 # fmt: on
+
+
+def __getattr__(name: str) -> Any:
+    from minitensor.hints import MODULE, missing
+
+    raise missing("minitensor.nn", name, MODULE)

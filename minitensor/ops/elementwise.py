@@ -172,6 +172,9 @@ def where(condition: IndexArray, a: Array, b: Array) -> Any:
     The one not chosen gets 0, not 0 times something, so a NaN or infinity there does no harm.
     """
     condition = np.asarray(condition, dtype=bool)
+    if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
+        # Two Python numbers: float32 if either is a float, as of any number that stands alone.
+        a = np.float32(a) if isinstance(a, float) or isinstance(b, float) else a
     return np.where(condition, a, b), (
         None,
         lambda g: np.where(condition, g, 0),

@@ -5,6 +5,7 @@ import pytest
 
 import minitensor as mt
 from minitensor import nn
+from minitensor.hints import MODULE, TENSOR
 
 
 def test_the_example_of_micrograd():
@@ -113,3 +114,33 @@ def test_a_convolution_by_im2col():
         want = (x[b, :, i : i + 3, j : j + 3] * weight[o]).sum()
         assert got[at] == pytest.approx(want)
     assert mt.gradcheck(convolution, [x[:1, :, :4, :4], weight])
+
+
+def test_names_of_pytorch_lead_on():
+    x = mt.tensor([[1.0, 2.0]])
+    for owner, name, words in (
+        (x, "numel", "write x.size"),
+        (x, "float", "astype"),
+        (mt, "manual_seed", "default_rng"),
+        (mt.nn, "Conv2d", "docs/pytorch.md"),
+        (mt.optim, "lr_scheduler", "mt.optim.cosine"),
+    ):
+        with pytest.raises(AttributeError, match=words):
+            getattr(owner, name)
+    assert not hasattr(x, "nowhere") and not hasattr(mt, "nowhere")
+    for theirs, ours in (("dim", "axis"), ("keepdim", "keepdims")):
+        with pytest.raises(TypeError, match=f"the option is called {ours}, as in NumPy"):
+            mt.sum(x, **{theirs: 1})
+    assert mt.gradcheck(mt.exp, mt.tensor([1.0], requires_grad=True, dtype="float64"))
+
+
+def test_every_hint_is_for_a_name_that_is_not_there():
+    x = mt.tensor([1.0])
+    assert not [name for name in TENSOR if hasattr(x, name)]
+    assert not [name for name in MODULE if hasattr(mt, name)]
+
+
+def test_where_of_two_numbers_widens_nothing():
+    x, mask = mt.tensor([1.0, 2.0]), np.array([True, False])
+    assert (x * mt.where(mask, 1.0, 0.0)).dtype == mt.where(mask, 1, 0.5).dtype == np.float32
+    assert mt.where(mask, 1, 0).dtype == np.int64
