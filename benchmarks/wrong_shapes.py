@@ -292,7 +292,10 @@ def alike(a: Any, b: Any, values: bool) -> bool:
 
 
 def tame(x: Any) -> bool:
-    """Whether a value is no number that leaves nothing of others but rounding, or overflows."""
+    """Whether a value is no number that leaves nothing of others but rounding, or overflows; nor an
+    array of integers with one in it, which `spoil` puts there."""
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind not in "iu" or not x.size or float(np.abs(x.astype(float)).max()) < 1e6
     number = isinstance(x, (int, float, np.number)) and not isinstance(x, np.uint32)
     return not number or abs(float(x)) < 1e6
 

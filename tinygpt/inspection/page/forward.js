@@ -103,6 +103,9 @@ const Forward = (() => {
       this.weights = weights;
       this.hd = config.d_model / config.n_head;
       this.kv = config.n_kv_head || config.n_head;
+      if (!["learned", "sinusoidal", "rope", "alibi"].includes(config.positions)) {
+        throw new Error(`positions: ${config.positions} is not known to this page`);
+      }
       if (config.positions === "rope") this.rope = angles(config.context, this.hd, config.rope_theta);
       if (config.positions === "sinusoidal") this.waves = angles(config.context, config.d_model, 10000);
       if (config.positions === "alibi") this.slopes = slopes(config.n_head);
