@@ -5,8 +5,8 @@ and what stands in for it where the weights are too large for that. A backward c
 the activation again, which is cheaper than keeping them.
 
 A sublayer is y = x + dropout(linear(f(linear(norm(x))))), f being attention or an activation. Its
-backward follows that chain from the end: through `leave`, f, and `enter`. In attention there are two
-dropouts: `drop_weights` of the attention weights, and `drop` of the branch before it joins the
+backward follows that chain from the end: through `leave`, f, and `enter`. In attention there are
+two dropouts: `drop_weights` of the attention weights, and `drop` of the branch before it joins the
 stream. What norms, maps, attention and dropout take is bundled in bundles.py.
 """
 
