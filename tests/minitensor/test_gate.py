@@ -211,6 +211,8 @@ def test_a_kernel_is_handed_plain_arrays_and_numbers():
             assert [type(v) for v in out] == [*[np.ndarray] * 3, int, np.float32, bool]
             assert all(v.flags.carray for v in out[:3])
             assert np.array_equal(out[1], w) and np.array_equal(out[2], t)
+    wide = check((x.astype(np.float64), w.astype(np.float64), t, -100, 2.0, True))
+    assert type(wide[4]) is np.float64  # a dtype that is not known yet is not taken for this one
     assert KERNELS["rms_norm"].check((x, f(6), 0))[2] == 0.0  # a bound belongs to what is allowed
     assert type(KERNELS["rms_norm"].check((x, f(6), np.float32(1)))[2]) is float
     assert KERNELS["gelu"].check((f(3).astype(np.float64), True))[0].dtype == np.float64
