@@ -17,6 +17,7 @@ import numpy as np
 import bpe
 from bpe.alphabet import printable
 from tinygpt import Error
+from tinygpt.files import sync_folder
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.families import GPT2, LLAMA
 from tinygpt.formats.huggingface import library, plain_head
@@ -67,7 +68,10 @@ def save_gguf(saved: Saved, out: Path) -> str:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
         os.replace(temporary, out)
+        sync_folder(out.parent)
     except OSError as error:
         raise Error(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
