@@ -137,12 +137,16 @@ def cached() -> bool:
 
 
 def _source_hash(fn: Callable[..., Any]) -> str | None:
-    """The hash of the source that `fn` was written in; None if that was typed at a prompt."""
+    """The hash of the module that `fn` was written in, by name and source; None if that was typed
+    at a prompt, or is in no `sys.modules`, where what is loaded would look for it by its name.
+    """
+    if fn.__module__ not in sys.modules:
+        return None
     try:
         source = fn.__globals__["__loader__"].get_data(fn.__code__.co_filename)
     except (KeyError, AttributeError, OSError):
         return None
-    return hashlib.sha256(source).hexdigest()
+    return hashlib.sha256(fn.__module__.encode() + b"\n" + source).hexdigest()
 
 
 @functools.cache
@@ -186,7 +190,11 @@ class _Entries(caching.FunctionCache):
         if hashlib.sha256(rest).digest() != digest:
             _announce()
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(rest))
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(rest))
+        except ImportError:  # it calls a function of a module that cannot be imported by its name
+            _announce()
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled function; where that fails, it is compiled again the next time."""

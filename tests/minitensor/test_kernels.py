@@ -320,3 +320,26 @@ def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_p
     assert run(source) == ("42 True\n", 1)
     assert run(source) == ("42 True\n", 1)
     assert run(source.replace("2 * x", "3 * x")) == ("63 True\n", 2)
+
+
+def test_a_kernel_of_a_module_that_cannot_be_imported_is_compiled_each_time(tmp_path):
+    """numba finds a function's globals by its module's name; here there is nothing to be found."""
+    file = tmp_path / "elsewhere.py"
+    file.write_text(
+        "from minitensor.kernels.compiling import inline, jit\n\n\n"
+        "@inline\ndef half(x):\n    return x / 2\n\n\n"
+        "@jit\ndef quarter(x):\n    return half(half(x))\n"
+    )
+    code = (
+        "import importlib.util as u\n"
+        f"spec = u.spec_from_file_location('nowhere', {str(file)!r})\n"
+        "module = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.quarter(8.0), len(module.quarter.files()))"
+    )
+    env = {**os.environ, "MINITENSOR_CACHE": str(tmp_path / "cache")}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout == "2.0 0\n", done.stderr
