@@ -13,7 +13,8 @@ import time
 import numpy as np
 
 import minitensor as mt
-from minitensor.kernels import flash
+from minitensor import kernels
+from minitensor.kernels.bundles import Attend, Drop
 from minitensor.kernels.compiling import exp, jit
 
 
@@ -58,9 +59,10 @@ def one_query_at_a_time(q, k, v, scale):
 
 def one_query_a_lane(packed, scale):
     """The kernel, without RoPE, window or dropout: q, k and v are packed in one array."""
-    empty, none = np.empty((0, 0), np.float32), np.uint32(0)
-    rest = (0, True, none, np.float32(1), none, none)
-    return flash.attention(packed, packed.shape[2] // 3, empty, empty, scale, *rest)[0]
+    H, d = packed.shape[2] // 3, packed.shape[3]
+    none = np.uint32(0)
+    attend = Attend(H, H, d, rope=None, scale=scale, window=0, causal=True)
+    return kernels.attention(packed, attend, Drop(none, np.float32(1), none, none))[0]
 
 
 def shortest(calls, repeats=100):

@@ -108,7 +108,7 @@ def large_tiles(a, b, out):
     (M, K), N = a.shape, b.shape[1]
     assert M >= gemm.ROWS
     copies, bias = aligned(K * gemm.up_to(N), a), np.zeros(gemm.up_to(N), a.dtype)
-    gemm.pack(b.reshape(-1), 0, N, False, K, N, copies)
+    gemm.to_panels(b.reshape(-1), 0, N, False, K, N, copies)
     gemm.multiply(a.reshape(-1), 0, K, M, copies, K, bias, out.reshape(-1), 0, N, N, False)
     return out
 

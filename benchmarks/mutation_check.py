@@ -6,7 +6,7 @@ Every function of the ops (and the NumPy kernels, which the numba ones are teste
 as a syntax tree. In its backward code, one place at a time is changed: a sign turned, one term of a
 sum or one factor of a product dropped, a reduction left out, a vjp negated. The mutant takes the
 place of the original and the tests are run on it until one fails. In the checks that every call of
-a kernel goes through (kernels/gate.py), an error is left out, a bound moved by one, or one of
+a kernel goes through (kernels/contract.py), an error is left out, a bound moved by one, or one of
 several conditions dropped. A survivor is a hole in the
 tests, or a change that means nothing; the script lists it and exits with status 1. It takes a
 minute and is run by hand; docs/gradients.md has its result.
@@ -36,7 +36,7 @@ import numpy as np  # noqa: E402
 
 import minitensor as mt  # noqa: E402
 from minitensor import kernels, tape  # noqa: E402
-from minitensor.kernels import gate  # noqa: E402
+from minitensor.kernels import contract  # noqa: E402
 
 MODULES = [
     "ops.elementwise",
@@ -169,8 +169,8 @@ def load(name: str) -> ModuleType:
     return module
 
 
-TEST_OPS, TEST_TORCH, TEST_ERRORS, TEST_TAPE, TEST_NN, TEST_GATE = map(
-    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn", "test_gate")
+TEST_OPS, TEST_TORCH, TEST_ERRORS, TEST_TAPE, TEST_NN, TEST_CONTRACT = map(
+    load, ("test_ops", "test_torch_ops", "test_errors", "test_tape", "test_nn", "test_contract")
 )
 
 
@@ -231,7 +231,7 @@ def swap_in(module: ModuleType, name: str, tree: ast.FunctionDef) -> Callable[[]
         def put(fn: Any) -> None:
             for user in (module, *users):
                 setattr(user, name, fn)
-            if declared is not None:  # behind its gate
+            if declared is not None:  # behind its contract
                 declared.numpy = fn
                 kernels.twin.cache_clear()
                 kernels.forget()
@@ -254,7 +254,6 @@ def ops_of(module: ModuleType, name: str) -> list[str]:
             "cross_entropy": ["cross_entropy", "linear_cross_entropy"],
             "attention": ["attention", "self_attention"],
             "rotate": ["self_attention"],
-            "turned": ["self_attention"],
             "dropout": ["dropout", "dropout_add"],
             "enter": SUBLAYERS,
             "leave": SUBLAYERS,
@@ -302,7 +301,13 @@ def without_broadcast_sums() -> tuple[int, list[str]]:
     return count, alive
 
 
-CHECKS = {"check", "plain", "fit", "fit_formulas", "bound"}  # the methods of gate.py that refuse
+CHECKS = {
+    "check",
+    "plain",
+    "fit",
+    "fit_formulas",
+    "bound",
+}  # the methods of contract.py that refuse
 SWAPPED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 SLOWER = "only decides whether the exact check, which comes after it, is made"
 HARMLESS_CHECKS = {  # (class, method, change) -> why it means nothing
@@ -347,37 +352,37 @@ def broken_checks(method: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDe
 
 
 def refused_as_before() -> bool:
-    """Whether the tests of the gate pass, on the NumPy side."""
+    """Whether the tests of the contracts pass, on the NumPy side."""
     try:
-        for what in TEST_GATE.REFUSED:
-            TEST_GATE.test_both_sides_refuse_what_does_not_fit(what, "numpy")
-        for what in TEST_GATE.EMPTY:
-            TEST_GATE.test_nothing_is_computed_of_nothing(what, "numpy")
-        TEST_GATE.test_what_is_written_is_written_in_place_or_not_at_all("numpy")
-        TEST_GATE.test_a_kernel_is_handed_plain_arrays_and_numbers()
-        TEST_GATE.test_a_declaration_can_be_read()
+        for what in TEST_CONTRACT.REFUSED:
+            TEST_CONTRACT.test_both_sides_refuse_what_does_not_fit(what, "numpy")
+        for what in TEST_CONTRACT.EMPTY:
+            TEST_CONTRACT.test_nothing_is_computed_of_nothing(what, "numpy")
+        TEST_CONTRACT.test_what_is_written_is_written_in_place_or_not_at_all("numpy")
+        TEST_CONTRACT.test_a_kernel_is_handed_plain_arrays_and_numbers()
+        TEST_CONTRACT.test_a_declaration_can_be_read()
     except BaseException:  # pytest.raises does not fail with an Exception
         return False
     return True
 
 
 def without_checks() -> tuple[int, list[str]]:
-    """For each method of the gate that refuses something: one check left out, or moved."""
+    """For each method of contract.py that refuses something: one check left out, or moved."""
     count, alive = 0, []
-    assert refused_as_before(), "the tests of the gate fail without any mutant"
-    for owner in ast.parse(Path(gate.__file__).read_text(encoding="utf-8")).body:
+    assert refused_as_before(), "the tests of the contracts fail without any mutant"
+    for owner in ast.parse(Path(contract.__file__).read_text(encoding="utf-8")).body:
         if not isinstance(owner, ast.ClassDef):
             continue
         for method in owner.body:
             if not isinstance(method, ast.FunctionDef) or method.name not in CHECKS:
                 continue
-            kind = vars(gate)[owner.name]
+            kind = vars(contract)[owner.name]
             original = vars(kind)[method.name]
             for what, mutant in broken_checks(method):
                 if (owner.name, method.name, what) in HARMLESS_CHECKS:
                     continue
                 space: dict[str, Any] = {}
-                exec(compile(ast.Module([mutant], []), "<mutant>", "exec"), vars(gate), space)
+                exec(compile(ast.Module([mutant], []), "<mutant>", "exec"), vars(contract), space)
                 setattr(kind, method.name, space[method.name])
                 try:
                     caught = not refused_as_before()

@@ -64,8 +64,8 @@ def in_blocks(x, scale, up, down, height):
     (N, D), F = x.shape, len(up)
     assert N % height == 0 and height >= gemm.ROWS
     ups, downs = aligned(D * gemm.up_to(F), x), aligned(F * gemm.up_to(D), x)
-    gemm.pack(up.reshape(-1), 0, D, True, D, F, ups)  # the panels of both weights, once
-    gemm.pack(down.reshape(-1), 0, F, True, F, D, downs)
+    gemm.to_panels(up.reshape(-1), 0, D, True, D, F, ups)  # the panels of both weights, once
+    gemm.to_panels(down.reshape(-1), 0, F, True, F, D, downs)
     nothing = zeros(gemm.up_to(max(D, F)), x)
     h, b = aligned(height * D, x), aligned(height * F, x)  # the scratch of a block, used again
     c, y = aligned(height * F, x), aligned(N * D, x)

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import minitensor as mt  # noqa: E402
 from minitensor import kernels  # noqa: E402
-from minitensor.kernels import gate  # noqa: E402
+from minitensor.kernels import contract  # noqa: E402
 
 PAGE = mmap.PAGESIZE
 NOTHING, READ = 0, 1  # what mprotect may allow
@@ -99,26 +99,26 @@ def mapped(x: np.ndarray) -> np.ndarray:
 
 def draw_by(check: Any, rng: Any, sizes: dict[str, Any], dtype: str) -> Any:
     """An argument that fits its declaration."""
-    if isinstance(check, gate.Optional):
+    if isinstance(check, contract.Optional):
         return None if rng.random() < 0.4 else draw_by(check.some, rng, sizes, dtype)
-    if isinstance(check, gate.Bundle):
+    if isinstance(check, contract.Bundle):
         x = check.kind._make([draw_by(field, rng, sizes, dtype) for field in check.fields])
         return x if not hasattr(x, "centred") or x.centred else x._replace(bias=None)
-    if isinstance(check, gate.ArrayOf):
+    if isinstance(check, contract.ArrayOf):
         for _, letter in check.letters:
             sizes.setdefault(letter, int(rng.choice(SIZES[:12] if letter in "BT" else SIZES)))
-        shape = [int(gate.formula(d)(sizes)) for d in check.dims]
-        if isinstance(check, gate.Indices):
+        shape = [int(contract.formula(d)(sizes)) for d in check.dims]
+        if isinstance(check, contract.Indices):
             size = sizes.setdefault(check.size, int(rng.choice(SIZES)))
             ids = rng.integers(0, max(size, 1), shape)
             return np.where(rng.random(shape) < 0.2, sizes.get(check.other, ids), ids)
         return rng.normal(size=shape).astype(dtype)
-    if isinstance(check, gate.Whole):
+    if isinstance(check, contract.Integer):
         low = max(check.low, -3)
         return sizes.setdefault(check.letter, int(low + rng.integers(0, 4)))
-    if isinstance(check, gate.Real):
+    if isinstance(check, contract.Real):
         return float(min(rng.choice([1.0, 1.25, 0.5 + max(check.low, 0)]), check.high - 0.1))
-    if isinstance(check, gate.Bits):
+    if isinstance(check, contract.Uint32):
         return np.uint32(rng.choice([0, 1, 2**30, 2**31, 2**32 - 1]))
     return bool(rng.integers(2))
 
@@ -322,8 +322,8 @@ def one(seed: int, i: int, tally: Counter[str]) -> str:
     if alike(*results, values=what not in INEXACT and all(map(tame, numbers))):
         return ""
     name = what if isinstance(what, str) else f"mt.{what.name}"
-    told = [r if isinstance(r, str) else [gate.described(x) for x in r] for r in results]
-    given = [gate.described(x) for x in arrays_in((tuple(args), tuple(options.items())))]
+    told = [r if isinstance(r, str) else [contract.described(x) for x in r] for r in results]
+    given = [contract.described(x) for x in arrays_in((tuple(args), tuple(options.items())))]
     return f"call {i} of {name}({', '.join(given)}):\n    numpy {told[0]}\n    numba {told[1]}"
 
 

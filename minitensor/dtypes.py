@@ -52,6 +52,18 @@ def operand(x: Any, beside: Iterable[np.dtype[Any]]) -> Any:
     return array
 
 
+def alike(arrays: Iterable[Any]) -> bool:
+    """Whether there are arrays, all of one floating dtype, as nearly always: nothing is to do."""
+    dtype = None
+    for a in arrays:
+        if type(a) is np.ndarray:
+            if dtype is None:
+                dtype = a.dtype
+            elif a.dtype is not dtype and a.dtype != dtype:
+                return False
+    return dtype in FLOATS
+
+
 def promote(
     arrays: list[Any], op: str, names: Sequence[str], chooses: Collection[int], integers: bool
 ) -> None:

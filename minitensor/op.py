@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minitensor.dtypes import FLOATS, PLAIN, describe, operand, promote
+from minitensor.dtypes import PLAIN, alike, describe, operand, promote
 from minitensor.tape import Array, Backward, Node, mode
 from minitensor.tensor import Tensor, owner
 
@@ -113,8 +113,7 @@ class Op:
             ]
         if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
             arrays = [a if a is None else Tensor(a)._array for a in arrays]
-        dtypes = {a.dtype for a in arrays if type(a) is np.ndarray}
-        if len(dtypes) != 1 or self.chooses or not dtypes <= FLOATS:
+        if self.chooses or not alike(arrays):
             promote(arrays, self.name, self.names, self.chooses, self.integers)
         outer, mode.recording = mode.recording, record
         start = time.perf_counter() if mode.observer else 0.0

@@ -2,10 +2,10 @@
 
 ``kernels.rms_norm(...)`` is the numba side, or the NumPy one where the environment says
 ``MINITENSOR_KERNELS=numpy``. The NumPy sides are in reference.py, and in composed.py those that are
-made of other kernels; each with its declaration, against which gate.py checks every call. There is
-no other way into these: ops, optimisers and tests call ``kernels.NAME``. (The compiled decoder of a
-whole GPT is a kernel too, but tinygpt's: tinygpt/model/decode_kernels.py.) numba is imported when a
-kernel is first called, not before. ``help(kernels.linear)`` shows what a kernel takes.
+made of other kernels; each with its declaration, against which contract.py checks every call. There
+is no other way into these: ops, optimisers and tests call ``kernels.NAME``. (The compiled decoder
+of a whole GPT is a kernel too, but tinygpt's: tinygpt/model/decode_kernels.py.) numba is imported
+when a kernel is first called, not before. ``help(kernels.linear)`` shows what a kernel takes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minitensor.kernels.gate import KERNELS
+from minitensor.kernels.contract import KERNELS
 
 
 def backend() -> str:

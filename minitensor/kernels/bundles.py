@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitensor.kernels.gate import bundle
+from minitensor.kernels.contract import bundle
 
 Array = np.ndarray
 
@@ -36,13 +36,13 @@ class Linear(NamedTuple):
     bias: Array | None
 
 
-@bundle(threshold="uint32", keep="number >= 1", k0="uint32", k1="uint32")
+@bundle(threshold="uint32", rescale="number >= 1", k0="uint32", k1="uint32")
 class Drop(NamedTuple):
     """Dropout: 0 where the hash of the place under the key (k0, k1) is below the threshold p 2³²,
-    and what is left is multiplied by `keep` = 1/(1−p)."""
+    and what is left is multiplied by `rescale` = 1/(1−p)."""
 
     threshold: np.uint32
-    keep: Any
+    rescale: Any
     k0: np.uint32
     k1: np.uint32
 

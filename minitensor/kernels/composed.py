@@ -16,7 +16,7 @@ import numpy as np
 
 from minitensor import kernels
 from minitensor.kernels.bundles import Attend, AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
-from minitensor.kernels.gate import kernel
+from minitensor.kernels.contract import kernel
 
 Array = np.ndarray
 Grads = tuple[Array | None, ...]

@@ -100,10 +100,10 @@ def swiglu_backward(g, a, b):
 @inline
 def dropped(x, n, drop, y):
     """y = dropout(x), for x that begins at number n of what is dropped out."""
-    zero, (threshold, keep, k0, k1) = x.dtype.type(0), drop
+    zero, (threshold, rescale, k0, k1) = x.dtype.type(0), drop
     for i in range(x.size):
         survives = hash32(u32(n + i), k0, k1) >= threshold
-        y[i] = x[i] * keep if survives else x[i] * zero
+        y[i] = x[i] * rescale if survives else x[i] * zero
 
 
 @jit
@@ -115,9 +115,9 @@ def dropout(x, drop):
 
 @jit
 def dropout_add(x, branch, drop):
-    y, (threshold, keep, k0, k1) = np.empty_like(x), drop
+    y, (threshold, rescale, k0, k1) = np.empty_like(x), drop
     zero = x.dtype.type(0)
     for i in range(x.size):
         survives = hash32(u32(i), k0, k1) >= threshold
-        y[i] = x[i] + (branch[i] * keep if survives else branch[i] * zero)
+        y[i] = x[i] + (branch[i] * rescale if survives else branch[i] * zero)
     return y

@@ -10,10 +10,11 @@ and undone as gradients are stored; dropout bits come from the counter hash of r
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.kernels.bundles import Attend, Drop
 from minitensor.kernels.compiling import hash32, inline, jit, outlined, u32
 from minitensor.kernels.simd import (
     LANES,
@@ -43,12 +44,12 @@ KEYS = 8  # keys, or columns of a head, that a tile covers
 
 
 @inline
-def one(b, j):
+def splat_at(b, j):
     return splat(b[j])
 
 
 @inline
-def tile(a, i, step, b, j, along, across, count, number=one):
+def tile(a, i, step, b, j, along, across, count, number=splat_at):
     """Σ_t a[i + t step : … + LANES] b[j + t along + n across] for n = 0..7: eight vectors.
 
     With `splat_pair` for `number`, even lanes are multiplied by that b and odd ones by the next.
@@ -202,9 +203,9 @@ def forward(packed, attend, drop):
                     m = splat(minus)
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
-                        edge = ragged(i0, j, T, window, causal)
+                        hides = ragged(i0, j, T, window, causal)
                         for n in range(KEYS):
-                            x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
+                            x = masked(s[n], i0, j + n, T, window, causal, minus) if hides else s[n]
                             m = larger(x, m)
                             store(p, (j + n) * LANES, x)
                     l = zero
@@ -218,7 +219,7 @@ def forward(packed, attend, drop):
                             f = pick(r, splat(drop.threshold), f, zero)
                         store(p, j * LANES, e)
                         store(p, (j + 1) * LANES, f)
-                    inverse = splat(drop.keep) / l  # dropout's factor, once for all keys
+                    inverse = splat(drop.rescale) / l  # dropout's factor, once for all keys
                     for n in range(0, d, KEYS):
                         o = tile(
                             p, start * LANES, LANES, vs, ko + start * D + n, D, 1, stop - start
@@ -233,7 +234,7 @@ def forward(packed, attend, drop):
 
 @outlined
 def backward(g, packed, out, lse, attend, drop):
-    """The gradient of `packed`; dropout's factor `keep` comes in with g, and so with dP and dV."""
+    """The gradient of `packed`; dropout's factor comes in with g, and so with dP and dV."""
     (B, T, _, d), (cos, sin) = packed.shape, attend.rope
     H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
     group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
@@ -260,8 +261,8 @@ def backward(g, packed, out, lse, attend, drop):
             copy_heads(packed, b, c0 * group, c1 * group, table, scale * dt(LOG2E), qs, D, False)
             copy_heads(packed, b, H + c0, H + c1, table, dt(1), ks, D, False)
             copy_heads(packed, b, H + K + c0, H + K + c1, none, dt(1), vs, D, False)
-            copy_heads(g, b, c0 * group, c1 * group, none, drop.keep, gs, D, False)
-            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / drop.keep, os, D, False)
+            copy_heads(g, b, c0 * group, c1 * group, none, drop.rescale, gs, D, False)
+            copy_heads(out, b, c0 * group, c1 * group, none, dt(1) / drop.rescale, os, D, False)
             dks[:] = dvs[:] = 0
             for h in range(c0 * group, c1 * group):
                 h0, h1 = keys_of(b * H + h, drop)
@@ -284,10 +285,10 @@ def backward(g, packed, out, lse, attend, drop):
                     for j in range(start, stop, KEYS):
                         s = tile(qT, 0, LANES, ks, ko + j * D, 1, D, d)
                         dp = tile(gT, 0, LANES, vs, ko + j * D, 1, D, d)
-                        edge = ragged(i0, j, T, window, causal)
+                        hides = ragged(i0, j, T, window, causal)
                         r = iota(u32(0))  # a name for the loop: bits are drawn for two keys
                         for n in range(KEYS):
-                            x = masked(s[n], i0, j + n, T, window, causal, minus) if edge else s[n]
+                            x = masked(s[n], i0, j + n, T, window, causal, minus) if hides else s[n]
                             e = exp2_negative(x - logsum)
                             f, y = e, dp[n]
                             if drop.threshold > 0:
@@ -329,31 +330,32 @@ def backward(g, packed, out, lse, attend, drop):
 
 @jit
 def _attention(packed, attend, drop):
-    return forward(packed, attend, drop)
+    return forward(packed, Attend(*attend), Drop(*drop))
 
 
 @jit
 def _attention_backward(g, packed, out, lse, attend, drop):
-    return backward(g, packed, out, lse, attend, drop)
+    return backward(g, packed, out, lse, Attend(*attend), Drop(*drop))
 
 
 # ------------------------------------------------------------------------ what the ops call
 
 
-def complete(attend: Attend, like: np.ndarray) -> Attend:
-    """As the kernels take it: with empty tables for no RoPE, and 0 for a window that hides nothing
-    (in 32 bits a larger number would become another one)."""
-    rope = attend.rope or Rope(*[np.empty((0, 0), like.dtype)] * 2)
-    window = attend.window if attend.window < like.shape[1] else 0
-    return attend._replace(rope=rope, window=window)
+def plain_attend(attend: Attend, x: np.ndarray) -> tuple[Any, ...]:
+    """As the compiled code takes it: without names (see sublayer.py), with empty tables for no
+    RoPE, and 0 for a window that hides nothing (in 32 bits a larger number would become another
+    one). x is (B, T, ...)."""
+    H, K, d, rope, scale, window, causal = attend
+    tables = (np.empty((0, 0), x.dtype),) * 2 if rope is None else tuple(rope)
+    return H, K, d, tables, scale, window if window < x.shape[1] else 0, causal
 
 
 def attention(packed: np.ndarray, attend: Attend, drop: Drop) -> tuple[np.ndarray, np.ndarray]:
-    return _attention(packed, complete(attend, packed), drop)  # type: ignore[no-any-return]
+    return _attention(packed, plain_attend(attend, packed), tuple(drop))  # type: ignore[no-any-return]
 
 
 def attention_backward(
     g: np.ndarray, packed: np.ndarray, out: np.ndarray, lse: np.ndarray, attend: Attend, drop: Drop
 ) -> np.ndarray:
-    attend = complete(attend, packed)
-    return _attention_backward(g, packed, out, lse, attend, drop)  # type: ignore[no-any-return]
+    args = plain_attend(attend, packed), tuple(drop)
+    return _attention_backward(g, packed, out, lse, *args)  # type: ignore[no-any-return]

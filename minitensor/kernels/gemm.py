@@ -1,6 +1,6 @@
 """Matrix products: x Wᵀ and g W of a linear map (twins: reference.py). The third, gᵀ x, is left to
 BLAS, which is as fast where the operands come from memory; sublayer.py, which has them in cache,
-uses `multiply_turned`.
+uses `multiply_transposed`.
 
 BLAS copies both operands into an order of its own before it multiplies: a sixth of its time at the
 sizes of a small model. Here one is copied, in panels of 2 LANES columns, and `tile` keeps ROWS x 2
@@ -181,12 +181,12 @@ def copy_columns(b, i, step, count, columns, panel, j):
 
 
 @inline
-def pack(b, i, wide, turned, count, columns, panels):
-    """Copy count x columns numbers of b, whose rows are `wide`, into panels; or, if `turned`, of
-    its transpose. Columns missing from the last panel are 0."""
+def to_panels(b, i, wide, transposed, count, columns, panels):
+    """Copy count x columns numbers of b, whose rows are `wide`, or of its transpose, into panels.
+    Columns missing from the last panel are 0. (Books on BLAS call this packing.)"""
     for n in range(0, columns, WIDTH):
         some = min(WIDTH, columns - n)
-        if turned:
+        if transposed:
             copy_columns(b, i + n * wide, wide, count, some, panels, n * count)
         else:
             copy_rows(b, i + n, wide, count, some, panels, n * count)
@@ -228,7 +228,7 @@ def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
 
 
 @outlined
-def multiply_turned(a, i, M, rows, panels, bias, out, N, add):
+def multiply_transposed(a, i, M, rows, panels, bias, out, N, add):
     """out[m, n] = bias[n] + Σ_k a[i + k M + m] panels[k, n], k below `rows`; or added to out.
 
     Columns for a few strips of ROWS rows of aᵀ are copied at a time: so lines of cache are read
@@ -265,8 +265,8 @@ def multiply_turned(a, i, M, rows, panels, bias, out, N, add):
 
 
 @jit
-def _product(a, b, turned, bias, out):
-    """out (M, N) = a (M, K) @ b + bias; b is (K, N), or (N, K) if `turned`.
+def _product(a, b, transposed, bias, out):
+    """out (M, N) = a (M, K) @ b + bias; b is (K, N), or (N, K) if `transposed`.
 
     `out` is finished strip by strip of ROWS rows, so that memory is read and written in order; the
     panels of b, which every strip needs, stay in the L2 cache.
@@ -280,7 +280,8 @@ def _product(a, b, turned, bias, out):
         count = min(depth, K - k)
         for n in range(0, N, width):
             columns = min(width, N - n)
-            pack(b, n * wide + k if turned else k * wide + n, wide, turned, count, columns, panels)
+            first = n * wide + k if transposed else k * wide + n
+            to_panels(b, first, wide, transposed, count, columns, panels)
             for c in range(columns):
                 begin[c] = bias[n + c] if bias.size and k == 0 else 0
             multiply(a, k, K, M, panels, count, begin, out, n, columns, N, k > 0)

@@ -11,7 +11,7 @@ from minitensor.kernels.simd import LANES, exp_negative, larger, load, splat, st
 
 
 @inline
-def across(v, spare):
+def as_array(v, spare):
     """The LANES numbers of a vector as an array."""
     store(spare, 0, v)
     return spare
@@ -34,7 +34,7 @@ def entropy(logits, targets, ignore_index, smoothing, factor):
         for v in range(0, whole, LANES):
             top = larger(load(flat, o + v), top)
         m = row[0]
-        for x in across(top, spare):
+        for x in as_array(top, spare):
             m = x if x > m else m
         for v in range(whole, V):
             m = row[v] if row[v] > m else m
@@ -48,7 +48,7 @@ def entropy(logits, targets, ignore_index, smoothing, factor):
             store(flat, o + v, e)
             sums = sums + e
         total = dt(0)
-        for x in across(sums, spare):
+        for x in as_array(sums, spare):
             total += x
         for v in range(whole, V):
             row[v] = exp(row[v] - m)

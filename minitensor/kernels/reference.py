@@ -2,7 +2,7 @@
 
 Shapes: N rows, D width, B batch, T time, H query heads, K key/value heads, d = D / H, V classes.
 All arrays of a call share one dtype, float32 or float64. What stands above a formula is held
-against every call, of the twin too (see gate.py), and names the file where the twin is.
+against every call, of the twin too (see contract.py), and names the file where the twin is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from minitensor.kernels.bundles import Attend, Drop
-from minitensor.kernels.gate import kernel
+from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.kernels.contract import kernel
 from minitensor.random import attention_bits, hash32
 
 Array = np.ndarray
@@ -136,7 +136,7 @@ def swiglu_backward(g: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def dropout(x: Array, drop: Drop) -> Array:
     """x times 1/(1−p) where the element's hash is at least p 2³², else 0."""
     bits = hash32(np.arange(x.size, dtype=np.uint32), drop.k0, drop.k1)
-    return x * ((bits >= drop.threshold) * x.dtype.type(drop.keep))
+    return x * ((bits >= drop.threshold) * x.dtype.type(drop.rescale))
 
 
 @kernel("elementwise", x="(N)", branch="(N)", drop="Drop")
@@ -148,24 +148,18 @@ def dropout_add(x: Array, branch: Array, drop: Drop) -> Array:
 # ---------------------------------------------------------------------------------- attention
 
 
-def rotate(x: Array, cos: Array, sin: Array, inverse: bool = False) -> Array:
+def rotate(x: Array, rope: Rope | None, inverse: bool = False) -> Array:
     """RoPE (Su et al. 2021) on x (B, T, H, d): pair (x₂ₙ, x₂ₙ₊₁) at time t turns by angle t θₙ.
 
-    cos and sin are (T, d/2); empty ones mean no rotation. The inverse, which is the transpose and
-    so the backward, turns the other way.
+    The inverse, which is the transpose and so the backward, turns the other way.
     """
-    if not cos.size:
+    if rope is None:
         return x
-    c, s = cos[:, None, :], (-sin if inverse else sin)[:, None, :]
+    c, s = rope.cos[:, None, :], (-rope.sin if inverse else rope.sin)[:, None, :]
     a, b = x[..., 0::2], x[..., 1::2]
     out = np.empty_like(x)
     out[..., 0::2], out[..., 1::2] = a * c - b * s, a * s + b * c
     return out
-
-
-def turned(x: Array, attend: Attend, inverse: bool = False) -> Array:
-    """`rotate`, where there is RoPE."""
-    return x if attend.rope is None else rotate(x, *attend.rope, inverse)
 
 
 def attention_weights(q: Array, k: Array, attend: Attend) -> tuple[Array, Array]:
@@ -187,8 +181,8 @@ def attention_weights(q: Array, k: Array, attend: Attend) -> tuple[Array, Array]
 def attention_dropout(shape: tuple[int, ...], drop: Drop, dtype: np.dtype) -> Array | float:
     """Dropout factors (B, H, T, T)."""
     if not drop.threshold:
-        return dtype.type(drop.keep)  # type: ignore[no-any-return]
-    return (attention_bits(shape, drop.k0, drop.k1) >= drop.threshold) * dtype.type(drop.keep)
+        return dtype.type(drop.rescale)  # type: ignore[no-any-return]
+    return (attention_bits(shape, drop.k0, drop.k1) >= drop.threshold) * dtype.type(drop.rescale)
 
 
 def split_heads(packed: Array, attend: Attend) -> list[Array]:
@@ -204,8 +198,8 @@ def attention(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Array]:
     """
     q, k, v = split_heads(packed, attend)
     group = attend.H // attend.K
-    k, v = np.repeat(turned(k, attend), group, axis=2), np.repeat(v, group, axis=2)
-    p, lse = attention_weights(turned(q, attend), k, attend)
+    k, v = np.repeat(rotate(k, attend.rope), group, axis=2), np.repeat(v, group, axis=2)
+    p, lse = attention_weights(rotate(q, attend.rope), k, attend)
     p = p * attention_dropout(p.shape, drop, q.dtype)
     return np.einsum("bhij,bjhd->bihd", p, v), lse
 
@@ -230,7 +224,7 @@ def attention_backward(
     q, k, v = split_heads(packed, attend)
     B, T, K, d = k.shape
     group = attend.H // K
-    qr, kr = turned(q, attend), np.repeat(turned(k, attend), group, axis=2)
+    qr, kr = rotate(q, attend.rope), np.repeat(rotate(k, attend.rope), group, axis=2)
     p, _ = attention_weights(qr, kr, attend)
     m = attention_dropout(p.shape, drop, q.dtype)
     dp = m * np.einsum("bihd,bjhd->bhij", g, np.repeat(v, group, axis=2))
@@ -239,8 +233,8 @@ def attention_backward(
     ds = p * (dp - rows[..., None]) * attend.scale
     grads = np.empty_like(packed)
     dq, dk, dv = split_heads(grads, attend)
-    dq[...] = turned(np.einsum("bhij,bjhd->bihd", ds, kr), attend, inverse=True)
-    dk_heads = turned(np.einsum("bhij,bihd->bjhd", ds, qr), attend, inverse=True)
+    dq[...] = rotate(np.einsum("bhij,bjhd->bihd", ds, kr), attend.rope, inverse=True)
+    dk_heads = rotate(np.einsum("bhij,bihd->bjhd", ds, qr), attend.rope, inverse=True)
     dk[...] = dk_heads.reshape(B, T, K, group, d).sum(axis=3)
     dv[...] = np.einsum("bhij,bihd->bjhd", p * m, g).reshape(B, T, K, group, d).sum(axis=3)
     return grads

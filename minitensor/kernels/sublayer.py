@@ -9,6 +9,7 @@ pays as long as the weights fit in L2; larger ones go through the separate kerne
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,42 +24,43 @@ from minitensor.kernels.elementwise import (
     sigmoid,
     swiglu_into,
 )
-from minitensor.kernels.flash import backward, complete, forward
+from minitensor.kernels.flash import backward, forward, plain_attend
 from minitensor.kernels.gemm import (
     CACHED,
     DEPTH,
     LANES,
     ROWS,
     multiply,
-    multiply_turned,
-    pack,
+    multiply_transposed,
+    to_panels,
     up_to,
 )
 from minitensor.kernels.loss import entropy
 from minitensor.kernels.simd import aligned, zeros
 
 BLOCK = 96  # rows at a time: 200 KB of 512 columns
+SCRATCH = BLOCK + ROWS  # the most rows that a block can have
 
 # ---------------------------------------------------------------------- parts: weights and blocks
 
 
 @inline
-def packed(weight, turned):
+def panels_of(weight, transposed):
     """The panels of a matrix, or of its transpose."""
     rows, columns = weight.shape
-    K, N = (columns, rows) if turned else (rows, columns)
+    K, N = (columns, rows) if transposed else (rows, columns)
     panels = aligned(K * up_to(N), weight)
-    pack(weight.reshape(-1), 0, columns, turned, K, N, panels)
+    to_panels(weight.reshape(-1), 0, columns, transposed, K, N, panels)
     return panels
 
 
 @inline
 def padded(bias, size, like):
     """The bias, or zeros if there is none, up to whole panels, in the dtype of `like`."""
-    full = zeros(up_to(size), like)
+    out = zeros(up_to(size), like)
     for n in range(bias.size):
-        full[n] = bias[n]
-    return full
+        out[n] = bias[n]
+    return out
 
 
 @inline
@@ -121,8 +123,9 @@ def norm_backward(dh, g, x, n, rows, norm, mean, r, dx, dweight, dbias):
 
 @inline
 def whole_norm(norm, x):
-    """The norm with zeros for a bias that is not there."""
-    return Norm(norm.weight, padded(norm.bias, x.shape[1], x), norm.centred, norm.eps)
+    """A norm with zeros for a bias that is not there, its fields named again."""
+    weight, bias, centred, eps = norm
+    return Norm(weight, padded(bias, x.shape[1], x), centred, eps)
 
 
 @inline
@@ -131,14 +134,14 @@ def join(x, y, n, drop):
 
     Written out here: with y as the branch and the result of one function, LLVM does not vectorise.
     """
-    zero, (threshold, keep, k0, k1) = x.dtype.type(0), drop
+    zero, (threshold, rescale, k0, k1) = x.dtype.type(0), drop
     if threshold == 0:
         for i in range(x.size):
             y[i] += x[i]
     else:
         for i in range(x.size):
             survives = hash32(u32(n + i), k0, k1) >= threshold
-            y[i] = x[i] + (y[i] * keep if survives else y[i] * zero)
+            y[i] = x[i] + (y[i] * rescale if survives else y[i] * zero)
 
 
 @inline
@@ -155,21 +158,27 @@ def add_rows(g, n, rows, width, total):
 
 
 @jit
-def _attention(x, heads, norm, qkv, out, attend, drop_weights, drop):
+def _attention(x, norm, qkv, out, batch, attend, drop_weights, drop):
+    qkv, out, attend, drop_weights = (
+        Linear(*qkv),
+        Linear(*out),
+        Attend(*attend),
+        Drop(*drop_weights),
+    )
     (N, D), W = x.shape, len(qkv.weight)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
-    panels, begin, norm = packed(qkv.weight, True), padded(qkv.bias, W, x), whole_norm(norm, x)
-    h = aligned((BLOCK + ROWS) * D, x)
+    panels, begin, norm = panels_of(qkv.weight, True), padded(qkv.bias, W, x), whole_norm(norm, x)
+    h = aligned(SCRATCH * D, x)
     n = 0
     while n < N:
         rows = height(n, N)
         normalise(x, n, rows, norm, mean, r, h.reshape(-1, D))
         multiply(h, 0, D, rows, panels, D, begin, y, n * W, W, W, False)
         n += rows
-    y = y.reshape(heads)
+    y = y.reshape(batch, N // batch, attend.H + 2 * attend.K, attend.d)
     a, lse = forward(y, attend, drop_weights)
     F = out.weight.shape[1]
-    z, panels, begin = aligned(N * D, x), packed(out.weight, True), padded(out.bias, D, x)
+    z, panels, begin = aligned(N * D, x), panels_of(out.weight, True), padded(out.bias, D, x)
     flat, x = a.reshape(-1), x.reshape(-1)
     n = 0
     while n < N:
@@ -183,35 +192,42 @@ def _attention(x, heads, norm, qkv, out, attend, drop_weights, drop):
 
 @jit
 def _attention_backward(g, x, norm, qkv, out, saved, attend, drop_weights, drop):
+    qkv, out, attend, drop_weights = (
+        Linear(*qkv),
+        Linear(*out),
+        Attend(*attend),
+        Drop(*drop_weights),
+    )
+    drop = Drop(*drop)
     (N, D), W, F = x.shape, len(qkv.weight), out.weight.shape[1]
     mean, r, y, a, lse = saved
     dx, dweight, dbias = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dqkv, dqkv_bias = aligned(W * D, x), np.zeros(qkv.bias.size, x.dtype)
     dout, dout_bias = aligned(D * F, x), np.zeros(out.bias.size, x.dtype)
-    qkvs, outs, size = packed(qkv.weight, False), packed(out.weight, False), BLOCK + ROWS
+    qkvs, outs = panels_of(qkv.weight, False), panels_of(out.weight, False)
     nothing, da = zeros(up_to(max(D, F)), x), aligned(N * F, x)
-    panels, h = aligned(size * up_to(max(D, F)), x), aligned(size * D, x)
+    panels, h = aligned(SCRATCH * up_to(max(D, F)), x), aligned(SCRATCH * D, x)
     norm = whole_norm(norm, x)
     flat, flat_a = g.reshape(-1), a.reshape(-1)
-    back = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
+    dbranch = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
     n = 0
     while n < N:
         rows = height(n, N)
         i, j = n * D, (n + rows) * D
         if drop.threshold:
-            dropped(flat[i:j], i, drop, back[i:j])
-        multiply(back, i, D, rows, outs, D, nothing, da, n * F, F, F, False)
-        pack(flat_a, n * F, F, False, rows, F, panels)
-        multiply_turned(back, i, D, rows, panels, nothing, dout, F, n > 0)
-        add_rows(back, n, rows, D, dout_bias)
+            dropped(flat[i:j], i, drop, dbranch[i:j])
+        multiply(dbranch, i, D, rows, outs, D, nothing, da, n * F, F, F, False)
+        to_panels(flat_a, n * F, F, False, rows, F, panels)
+        multiply_transposed(dbranch, i, D, rows, panels, nothing, dout, F, n > 0)
+        add_rows(dbranch, n, rows, D, dout_bias)
         n += rows
     dy = backward(da.reshape(a.shape), y, a, lse, attend, drop_weights).reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
         normalise_again(x, n, rows, norm, mean, r, h.reshape(-1, D))
-        pack(h, 0, D, False, rows, D, panels)
-        multiply_turned(dy, n * W, W, rows, panels, nothing, dqkv, D, n > 0)
+        to_panels(h, 0, D, False, rows, D, panels)
+        multiply_transposed(dy, n * W, W, rows, panels, nothing, dqkv, D, n > 0)
         multiply(dy, n * W, W, rows, qkvs, W, nothing, h, 0, D, D, False)
         norm_backward(h.reshape(-1, D), g, x, n, rows, norm, mean, r, dx, dweight, dbias)
         add_rows(dy, n, rows, W, dqkv_bias)
@@ -254,27 +270,28 @@ def activate_backward(a, b, tanh, c, da, db):
 
 @jit
 def _feed_forward(x, norm, gate, up, down, tanh, drop):
+    gate, up, down = Linear(*gate), Linear(*up), Linear(*down)
     (N, D), F, gated = x.shape, len(up.weight), gate.weight.size > 0
     norm = whole_norm(norm, x)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     a, b = aligned(N * F if gated else 0, x), aligned(N * F, x)
     gates, ups, downs = (
-        packed(gate.weight, True),
-        packed(up.weight, True),
-        packed(down.weight, True),
+        panels_of(gate.weight, True),
+        panels_of(up.weight, True),
+        panels_of(down.weight, True),
     )
     gate_begin, up_begin = padded(gate.bias, F, x), padded(up.bias, F, x)
-    down_begin, size = padded(down.bias, D, x), BLOCK + ROWS
-    h, c, flat = aligned(size * D, x), aligned(size * F, x), x.reshape(-1)
+    down_begin = padded(down.bias, D, x)
+    h, c, flat = aligned(SCRATCH * D, x), aligned(SCRATCH * F, x), x.reshape(-1)
     n = 0
     while n < N:
         rows = height(n, N)
-        i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
+        i, j, first, end = n * D, (n + rows) * D, n * F, (n + rows) * F
         normalise(x, n, rows, norm, mean, r, h.reshape(-1, D))
-        multiply(h, 0, D, rows, ups, D, up_begin, b, begun, F, F, False)
+        multiply(h, 0, D, rows, ups, D, up_begin, b, first, F, F, False)
         if gated:
-            multiply(h, 0, D, rows, gates, D, gate_begin, a, begun, F, F, False)
-        activate(a[begun:end], b[begun:end], tanh, c)
+            multiply(h, 0, D, rows, gates, D, gate_begin, a, first, F, F, False)
+        activate(a[first:end], b[first:end], tanh, c)
         multiply(c, 0, F, rows, downs, F, down_begin, y, i, D, D, False)
         join(flat[i:j], y[i:j], i, drop)
         n += rows
@@ -283,44 +300,45 @@ def _feed_forward(x, norm, gate, up, down, tanh, drop):
 
 @jit
 def _feed_forward_backward(g, x, norm, gate, up, down, saved, tanh, drop):
+    gate, up, down, drop = Linear(*gate), Linear(*up), Linear(*down), Drop(*drop)
     (N, D), F, gated = x.shape, len(up.weight), gate.weight.size > 0
-    norm, mean, r = whole_norm(norm, x), saved.mean, saved.r
-    a, b = saved.gate.reshape(-1), saved.up.reshape(-1)
+    norm, (mean, r, a, b) = whole_norm(norm, x), saved
+    a, b = a.reshape(-1), b.reshape(-1)
     dx, dweight, dbias = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)
     dgate, dgate_bias = aligned(gate.weight.size, x), np.zeros(gate.bias.size, x.dtype)
     dup, dup_bias = aligned(F * D, x), np.zeros(up.bias.size, x.dtype)
     ddown, ddown_bias = aligned(F * D, x), np.zeros(down.bias.size, x.dtype)
     gates, ups, downs = (
-        packed(gate.weight, False),
-        packed(up.weight, False),
-        packed(down.weight, False),
+        panels_of(gate.weight, False),
+        panels_of(up.weight, False),
+        panels_of(down.weight, False),
     )
-    size, nothing = BLOCK + ROWS, zeros(up_to(max(D, F)), x)
-    h, c = aligned(size * D, x), aligned(size * F, x)
-    da, db = aligned(size * F if gated else 0, x), aligned(size * F, x)
-    panels, flat = aligned(size * up_to(max(D, F)), x), g.reshape(-1)
-    back = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
+    nothing = zeros(up_to(max(D, F)), x)
+    h, c = aligned(SCRATCH * D, x), aligned(SCRATCH * F, x)
+    da, db = aligned(SCRATCH * F if gated else 0, x), aligned(SCRATCH * F, x)
+    panels, flat = aligned(SCRATCH * up_to(max(D, F)), x), g.reshape(-1)
+    dbranch = aligned(N * D, x) if drop.threshold else flat  # the gradient of the branch
     n = 0
     while n < N:
         rows = height(n, N)
-        i, j, begun, end = n * D, (n + rows) * D, n * F, (n + rows) * F
+        i, j, first, end = n * D, (n + rows) * D, n * F, (n + rows) * F
         if drop.threshold:
-            dropped(flat[i:j], i, drop, back[i:j])
-        multiply(back, i, D, rows, downs, D, nothing, db, 0, F, F, False)
-        activate_backward(a[begun:end], b[begun:end], tanh, c, da, db)
-        pack(c, 0, F, False, rows, F, panels)
-        multiply_turned(back, i, D, rows, panels, nothing, ddown, F, n > 0)
+            dropped(flat[i:j], i, drop, dbranch[i:j])
+        multiply(dbranch, i, D, rows, downs, D, nothing, db, 0, F, F, False)
+        activate_backward(a[first:end], b[first:end], tanh, c, da, db)
+        to_panels(c, 0, F, False, rows, F, panels)
+        multiply_transposed(dbranch, i, D, rows, panels, nothing, ddown, F, n > 0)
         normalise_again(x, n, rows, norm, mean, r, h.reshape(-1, D))
-        pack(h, 0, D, False, rows, D, panels)
-        multiply_turned(db, 0, F, rows, panels, nothing, dup, D, n > 0)
+        to_panels(h, 0, D, False, rows, D, panels)
+        multiply_transposed(db, 0, F, rows, panels, nothing, dup, D, n > 0)
         multiply(db, 0, F, rows, ups, F, nothing, h, 0, D, D, False)
         if gated:
-            multiply_turned(da, 0, F, rows, panels, nothing, dgate, D, n > 0)
+            multiply_transposed(da, 0, F, rows, panels, nothing, dgate, D, n > 0)
             multiply(da, 0, F, rows, gates, F, nothing, h, 0, D, D, True)
             add_rows(da, 0, rows, F, dgate_bias)
         norm_backward(h.reshape(-1, D), g, x, n, rows, norm, mean, r, dx, dweight, dbias)
         add_rows(db, 0, rows, F, dup_bias)
-        add_rows(back, n, rows, D, ddown_bias)
+        add_rows(dbranch, n, rows, D, ddown_bias)
         n += rows
     return (
         dx,
@@ -342,19 +360,19 @@ def _feed_forward_backward(g, x, norm, gate, up, down, saved, tanh, drop):
 def _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted):
     (N, D), V = x.shape, len(weight)
     dx, dw = aligned(N * D if wanted else 0, x), aligned(V * D if wanted else 0, x)
-    turned, straight, size = packed(weight, True), packed(weight, False), BLOCK + ROWS
-    nothing, z = zeros(up_to(max(D, V)), x), aligned(size * V, x)
-    x, total, n, panels = x.reshape(-1), 0.0, 0, aligned(size * up_to(D), x)
+    to_logits, back = panels_of(weight, True), panels_of(weight, False)
+    nothing, z = zeros(up_to(max(D, V)), x), aligned(SCRATCH * V, x)
+    x, total, n, panels = x.reshape(-1), 0.0, 0, aligned(SCRATCH * up_to(D), x)
     while n < N:
         rows = height(n, N)
-        multiply(x, n * D, D, rows, turned, D, nothing, z, 0, V, V, False)
+        multiply(x, n * D, D, rows, to_logits, D, nothing, z, 0, V, V, False)
         logits = z[: rows * V].reshape(rows, V)
         for loss in entropy(logits, targets[n : n + rows], ignore_index, 0.0, factor):
             total += loss
         if wanted:
-            multiply(z, 0, V, rows, straight, V, nothing, dx, n * D, D, D, False)
-            pack(x, n * D, D, False, rows, D, panels)
-            multiply_turned(z, 0, V, rows, panels, nothing, dw, D, n > 0)
+            multiply(z, 0, V, rows, back, V, nothing, dx, n * D, D, D, False)
+            to_panels(x, n * D, D, False, rows, D, panels)
+            multiply_transposed(z, 0, V, rows, panels, nothing, dw, D, n > 0)
         n += rows
     return total, dx, dw
 
@@ -364,11 +382,11 @@ def _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted):
 Array = np.ndarray
 Grads = tuple[Array | None, ...]
 NONE = np.empty(0, np.float32)  # a bias that is not there, as the compiled code takes it
-NO_MAP = Linear(np.empty((0, 0), np.float32), NONE)
+NO_MAP = np.empty((0, 0), np.float32), NONE
 
 
-def fits(x: Array, *weights: Array) -> bool:
-    """Whether the weights fit in the L2 cache, and nothing is too small for a tile."""
+def suits(x: Array, *weights: Array) -> bool:
+    """Whether it is done here: the weights fit in the L2 cache, nothing is too small for a tile."""
     size = 0
     for w in weights:
         outputs, inputs = w.shape
@@ -378,9 +396,12 @@ def fits(x: Array, *weights: Array) -> bool:
     return len(x) >= LANES and x.dtype == np.float32 and size <= 2 * CACHED
 
 
-def full(bundle: Norm | Linear) -> Norm | Linear:
-    """With an empty bias for none."""
-    return bundle._replace(bias=NONE) if bundle.bias is None else bundle
+def plain(bundle: Norm | Linear | None) -> tuple[Any, ...]:
+    """A bundle as the compiled code takes it: a tuple without names, which numba hands over five
+    times as fast; and with empty arrays for those that are not there."""
+    if bundle is None:
+        return NO_MAP
+    return (bundle[0], NONE, *bundle[2:]) if bundle[1] is None else tuple(bundle)
 
 
 def attention_sublayer(
@@ -388,13 +409,10 @@ def attention_sublayer(
 ) -> tuple[Array, AttentionSaved]:
     B, T, D = x.shape
     rows = x.reshape(B * T, D)
-    if not fits(rows, qkv.weight, out.weight):
+    if not suits(rows, qkv.weight, out.weight):
         return composed.attention_sublayer(x, norm, qkv, out, attend, drop_weights, drop)
-    heads = B, T, attend.H + 2 * attend.K, attend.d
-    attend = complete(attend, x)
-    y, *saved = _attention(
-        rows, heads, full(norm), full(qkv), full(out), attend, drop_weights, drop
-    )
+    maps, drops = (plain(qkv), plain(out)), (tuple(drop_weights), tuple(drop))
+    y, *saved = _attention(rows, plain(norm), *maps, B, plain_attend(attend, x), *drops)
     return y.reshape(x.shape), AttentionSaved(*saved)
 
 
@@ -411,39 +429,29 @@ def attention_sublayer_backward(
 ) -> Grads:
     B, T, D = x.shape
     rows = x.reshape(B * T, D)
-    if not fits(rows, qkv.weight, out.weight):
+    if not suits(rows, qkv.weight, out.weight):
         return composed.attention_sublayer_backward(
             g, x, norm, qkv, out, saved, attend, drop_weights, drop
         )
-    attend = complete(attend, x)
-    dx, *others = _attention_backward(
-        g.reshape(B * T, D),
-        rows,
-        full(norm),
-        full(qkv),
-        full(out),
-        saved,
-        attend,
-        drop_weights,
-        drop,
-    )
-    return dx.reshape(x.shape), *only_for(others, norm, qkv, out)
+    maps, drops = (plain(qkv), plain(out)), (tuple(drop_weights), tuple(drop))
+    args = plain(norm), *maps, tuple(saved), plain_attend(attend, x), *drops
+    dx, *others = _attention_backward(g.reshape(B * T, D), rows, *args)
+    return dx.reshape(x.shape), *there(norm, *others)
 
 
-def only_for(grads: list[Array], *bundles: Norm | Linear | None) -> Grads:
-    """Gradients of weights and biases in turn; None for those that are missing."""
-    there = [x is not None for b in bundles for x in ((None, None) if b is None else b[:2])]
-    return tuple(d if x else None for d, x in zip(grads, there, strict=True))
+def there(norm: Norm, dweight: Array, dbias: Array, *others: Array) -> Grads:
+    """The gradients of a norm and of maps; None for a map or a bias that is not there."""
+    return dweight, None if norm.bias is None else dbias, *(d if d.size else None for d in others)
 
 
 def feed_forward_sublayer(
     x: Array, norm: Norm, gate: Linear | None, up: Linear, down: Linear, tanh: bool, drop: Drop
 ) -> tuple[Array, FeedForwardSaved]:
-    if not fits(x, up.weight, down.weight, *(gate or ())[:1]):
+    if not suits(x, up.weight, down.weight, *(gate or ())[:1]):
         return composed.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop)
-    gated = full(gate or NO_MAP)
-    y, mean, r, a, b = _feed_forward(x, full(norm), gated, full(up), full(down), tanh, drop)
-    return y, FeedForwardSaved(mean, r, a if gate else None, b)
+    maps = plain(gate), plain(up), plain(down)
+    y, mean, r, a, b = _feed_forward(x, plain(norm), *maps, tanh, tuple(drop))
+    return y, FeedForwardSaved(mean, r, None if gate is None else a, b)
 
 
 def feed_forward_sublayer_backward(
@@ -457,23 +465,21 @@ def feed_forward_sublayer_backward(
     tanh: bool,
     drop: Drop,
 ) -> Grads:
-    if not fits(x, up.weight, down.weight, *(gate or ())[:1]):
+    if not suits(x, up.weight, down.weight, *(gate or ())[:1]):
         return composed.feed_forward_sublayer_backward(
             g, x, norm, gate, up, down, saved, tanh, drop
         )
-    if saved.gate is None:
-        saved = saved._replace(gate=NO_MAP.weight)
-    gated = full(gate or NO_MAP)
-    dx, *others = _feed_forward_backward(
-        g, x, full(norm), gated, full(up), full(down), saved, tanh, drop
-    )
-    return dx, *only_for(others, norm, gate, up, down)
+    mean, r, a, b = saved
+    arrays = mean, r, NO_MAP[0] if a is None else a, b
+    args = plain(norm), plain(gate), plain(up), plain(down), arrays, tanh, tuple(drop)
+    dx, *others = _feed_forward_backward(g, x, *args)
+    return dx, *there(norm, *others)
 
 
 def linear_cross_entropy(
     x: Array, weight: Array, targets: Array, ignore_index: int, factor: float, wanted: bool
 ) -> tuple[float, Array | None, Array | None]:
-    if not fits(x, weight):
+    if not suits(x, weight):
         return composed.linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)
     total, dx, dw = _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)
     return (total, dx.reshape(x.shape), dw.reshape(weight.shape)) if wanted else (total, None, None)

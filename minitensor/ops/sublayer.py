@@ -86,18 +86,18 @@ def attention_sublayer(
     T, K = x.shape[1], n_head if n_kv_head is None else n_kv_head
     d = head_width("attention_sublayer", len(qkv), n_head, K)
     x = np.ascontiguousarray(x)
-    options = (
+    weights = (
         norm_of(norm, norm_weight, norm_bias, eps),
         Linear(qkv, qkv_bias),
         Linear(out, out_bias),
     )
     attend = attend_of("attention_sublayer", T, n_head, K, d, rope, window, scale, True, x.dtype)
     drops = tuple(drop_of(dropout, key, x.dtype) for key in keys)
-    y, saved = kernels.attention_sublayer(x, *options, attend, *drops)
+    y, saved = kernels.attention_sublayer(x, *weights, attend, *drops)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         return kernels.attention_sublayer_backward(
-            np.ascontiguousarray(g), x, *options, saved, attend, *drops
+            np.ascontiguousarray(g), x, *weights, saved, attend, *drops
         )
 
     return y, backward
@@ -152,19 +152,18 @@ def feed_forward_sublayer(
             f"activation is {activation!r}, so gate must "
             f"{'be given' if gate is None else 'be None'}"
         )
-    rows, normed = rows_of(x), norm_of(norm, norm_weight, norm_bias, eps)
-    gated = None if gate is None else Linear(gate, gate_bias)
-    into, back = Linear(up, up_bias), Linear(down, down_bias)
-    maps, tanh, drop = (
-        (gated, into, back),
-        activation == "gelu_tanh",
-        drop_of(dropout, key, x.dtype),
+    weights = (
+        norm_of(norm, norm_weight, norm_bias, eps),
+        None if gate is None else Linear(gate, gate_bias),
+        Linear(up, up_bias),
+        Linear(down, down_bias),
     )
-    y, saved = kernels.feed_forward_sublayer(rows, normed, *maps, tanh, drop)
+    rows, tanh, drop = rows_of(x), activation == "gelu_tanh", drop_of(dropout, key, x.dtype)
+    y, saved = kernels.feed_forward_sublayer(rows, *weights, tanh, drop)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         dx, *others = kernels.feed_forward_sublayer_backward(
-            rows_of(g), rows, normed, *maps, saved, tanh, drop
+            rows_of(g), rows, *weights, saved, tanh, drop
         )
         return dx.reshape(x.shape), *others
 

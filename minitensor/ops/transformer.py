@@ -192,15 +192,21 @@ def _dropout_cases(rng: Rng) -> Cases:
     yield (rng.standard_normal((3, 4)),), {"p": 0.3, "key": 7}
 
 
+NO_DROP = {
+    dtype: Drop(np.uint32(0), dtype(1), np.uint32(0), np.uint32(0))
+    for dtype in (np.float32, np.float64)
+}
+
+
 def drop_of(p: float, key: int | None, dtype: np.dtype) -> Drop:
     """Dropout as the kernels take it, for arrays of `dtype`."""
+    if p == 0:
+        return NO_DROP[dtype.type]
     if key is None:
-        if p:
-            raise ValueError(
-                f"dropout of {p} needs a key, or it would draw the same mask at every call; give "
-                "key=fold(seed, step, layer), or use nn.Dropout, which counts its calls"
-            )
-        key = 0
+        raise ValueError(
+            f"dropout of {p} needs a key, or it would draw the same mask at every call; give "
+            "key=fold(seed, step, layer), or use nn.Dropout, which counts its calls"
+        )
     return Drop(threshold(p), dtype.type(1 / (1 - p)), *halves(key))
 
 
@@ -322,7 +328,7 @@ def head_width(name: str, features: int, H: int, K: int) -> int:
     return d
 
 
-def _attend(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Vjp]:
+def _packed_attention(packed: Array, attend: Attend, drop: Drop) -> tuple[Array, Vjp]:
     """Output (B, T, H, d), and the function from its gradient to that of `packed`."""
     out, lse = kernels.attention(packed, attend, drop)
 
@@ -365,7 +371,7 @@ def _attention(
     packed = np.concatenate([q, k, v], axis=1).swapaxes(1, 2).copy()
     head_width("attention", (H + 2 * K) * d, H, K)
     attend = attend_of("attention", T, H, K, d, None, window, scale, causal, q.dtype)
-    out, kernel = _attend(packed, attend, drop_of(dropout, key, packed.dtype))
+    out, kernel = _packed_attention(packed, attend, drop_of(dropout, key, packed.dtype))
 
     def backward(g: Array) -> tuple[Array, ...]:
         grads = kernel(g.swapaxes(1, 2)).swapaxes(1, 2)
@@ -489,7 +495,7 @@ def self_attention(
     d = head_width("self_attention", features, H, K)
     packed = np.ascontiguousarray(qkv).reshape(B, T, H + 2 * K, d)
     attend = attend_of("self_attention", T, H, K, d, rope, window, scale, True, qkv.dtype)
-    out, kernel = _attend(packed, attend, drop_of(dropout, key, packed.dtype))
+    out, kernel = _packed_attention(packed, attend, drop_of(dropout, key, packed.dtype))
     return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
 
 

@@ -285,11 +285,11 @@ def test_no_kernel_is_left_out(monkeypatch):
     used = {"adamw", "sum_of_squares"}
     for kernel, declaration in kernels.KERNELS.items():
 
-        def seen(*args, kernel=kernel, fits=declaration.fits):
+        def seen(*args, kernel=kernel, accepts=declaration.accepts):
             used.add(kernel)
-            return fits(*args)
+            return accepts(*args)
 
-        monkeypatch.setattr(declaration, "fits", seen)
+        monkeypatch.setattr(declaration, "accepts", seen)
     for name in CASES:
         compute(name, np.float64, "numpy")
     assert used == set(kernels.KERNELS)

@@ -23,8 +23,8 @@ hold besides, of a kernel's sizes and arguments or of a bundle's fields. The two
 TypeError for a kind or a dtype, ValueError for a shape or a number, IndexError for an index.
 
 Nearly every call is right as it stands. So a declaration is also written out as one straight
-function, `fits`, which sees that in a few microseconds; where it says no, the checks go through the
-arguments one by one, and mend what may be mended or tell what is wrong.
+function, `accepts`, which sees that in a few microseconds; where it says no, the checks go through
+the arguments one by one, and mend what may be mended or tell what is wrong.
 
 An array that is only read may lie in memory as it likes: unless it is C-contiguous, aligned and
 writable (numba would compile again for every other kind), the kernel gets a copy. One that is
@@ -187,7 +187,7 @@ class Indices(ArrayOf):
             )
 
 
-class Whole:
+class Integer:
     """A whole number, which is also a size under its own name."""
 
     def __init__(self, name: str, text: str, low: str | None):
@@ -232,7 +232,7 @@ class Real:
         return x
 
 
-class Bits:
+class Uint32:
     """A uint32."""
 
     def __init__(self, name: str):
@@ -315,15 +315,15 @@ def parse(name: str, text: str) -> Any:
     if m := SCALAR.fullmatch(text):
         kind, low = m[1], m[2] or m[3]
         if kind in ("bool", "uint32"):
-            return Truth(name) if kind == "bool" else Bits(name)
-        return Whole(name, text, low) if kind == "int" else Real(name, text, low, m[4])
+            return Truth(name) if kind == "bool" else Uint32(name)
+        return Integer(name, text, low) if kind == "int" else Real(name, text, low, m[4])
     if m := INDICES.fullmatch(text):
         return Indices(name, text, sizes_of(m[1]), m[2], m[3])
     if m := FLOAT_ARRAY.fullmatch(text):
         return ArrayOf(name, m[1], sizes_of(m[1]), bool(m[2]))
     m = BUNDLE.fullmatch(text)
     if m is None or m[1] not in BUNDLES:
-        raise TypeError(f"{name} is declared as {text!r}, which is nothing that gate.py knows")
+        raise TypeError(f"{name} is declared as {text!r}, which is nothing that contract.py knows")
     kind, letters, fields, where = BUNDLES[m[1]]
     anew = dict(zip(letters, [s.strip() for s in (m[2] or "").split(",") if s], strict=True))
 
@@ -342,7 +342,7 @@ def sizes_of(text: str) -> list[str]:
 
 
 class Writer:
-    """Writes `fits`: a function of a kernel's arguments, True only if all are right as they are.
+    """Writes `accepts`: a function of a kernel's arguments, True only if all are right as they are.
 
     Letters that are sizes become variables; what needs a size that comes later is looked at last.
     """
@@ -368,41 +368,44 @@ class Writer:
 
     def arrayof(self, check: ArrayOf, v: str) -> None:
         if self.typed:
-            self.refuse(f"type({v}) is not Array or {v}.dtype != dtype")
+            other = f"({v}.dtype is not dtype and {v}.dtype != dtype)"  # `is` saves the comparison
+            self.refuse(f"type({v}) is not Array or {other} or not {v}.flags.carray")
         else:
-            self.refuse(f"type({v}) is not Array")
+            self.refuse(f"type({v}) is not Array or not {v}.flags.carray")
             self.lines += [f"dtype = {v}.dtype", "number = dtype.type"]
             self.refuse("dtype != F32 and dtype != F64")
             self.typed = True
         self.shape(check, v)
 
     def indices(self, check: Indices, v: str) -> None:
-        self.refuse(f"type({v}) is not Array or {v}.dtype != INT64")
+        self.refuse(f"type({v}) is not Array or {v}.dtype != INT64 or not {v}.flags.carray")
         self.shape(check, v)
         low, high = f"{v}.min() < 0", f"{v}.max() >= of_{check.size}"
         self.last.append(f"if {v}.size and ({low} or {high}): return False")
 
     def shape(self, check: ArrayOf, v: str) -> None:
+        sizes = [re.sub(r"[A-Za-z_]+", r"of_\g<0>", d) for d in check.dims]
+        new = {d for _, d in check.letters} - self.letters
+        if not new or self.maybe:  # sizes that come from elsewhere: all at once
+            lines = self.last if new or check.formulas else self.lines
+            lines.append(f"if {v}.shape != ({', '.join(sizes)},): return False")
+            return
         shape = self.new()
-        self.refuse(f"not {v}.flags.carray")
         self.lines.append(f"{shape} = {v}.shape")
-        self.refuse(f"len({shape}) != {len(check.dims)}")
+        self.refuse(f"len({shape}) != {len(sizes)}")
         for i, letter in check.letters:
             self.size(letter, f"{shape}[{i}]")
         for i, _ in check.formulas:
-            size = re.sub(r"[A-Za-z_]+", r"of_\g<0>", check.dims[i])
-            self.last.append(f"if {shape}[{i}] != {size}: return False")
+            self.last.append(f"if {shape}[{i}] != {sizes[i]}: return False")
 
     def size(self, letter: str, value: str) -> None:
         if letter in self.letters:
             self.refuse(f"{value} != of_{letter}")
-        elif self.maybe:  # somebody who is always there sets it
-            self.last.append(f"if {value} != of_{letter}: return False")
         else:
             self.letters.add(letter)
             self.lines.append(f"of_{letter} = {value}")
 
-    def whole(self, check: Whole, v: str) -> None:
+    def integer(self, check: Integer, v: str) -> None:
         self.refuse(f"type({v}) is not int or not {check.low} <= {v} < {2**63}")
         self.size(check.letter, v)
 
@@ -411,7 +414,7 @@ class Writer:
         high = "INF" if check.high == math.inf else repr(check.high)
         self.refuse(f"type({v}) is not {kind} or not {check.low!r} <= float({v}) < {high}")
 
-    def bits(self, check: Bits, v: str) -> None:
+    def uint32(self, check: Uint32, v: str) -> None:
         self.refuse(f"type({v}) is not U32")
 
     def truth(self, check: Truth, v: str) -> None:
@@ -455,8 +458,8 @@ class Writer:
         kinds = {kind.__name__: kind for kind, *_ in BUNDLES.values()}
         scope = {**kinds, "Array": Array, "F32": FLOATS[0], "F64": FLOATS[1], "INT64": INT64,
                  "U32": np.uint32, "INF": math.inf}  # fmt: skip
-        exec(f"def fits({', '.join(values)}):\n{body}", scope)
-        return scope["fits"]  # type: ignore[no-any-return]
+        exec(f"def accepts({', '.join(values)}):\n{body}", scope)
+        return scope["accepts"]  # type: ignore[no-any-return]
 
 
 class Declaration:
@@ -467,7 +470,7 @@ class Declaration:
         self.checks = [parse(argument, text) for argument, text in arguments.items()]
         self.where = where
         self.condition = formula(where) if where else None
-        self.fits = Writer().function(self.checks, where, list(arguments))
+        self.accepts = Writer().function(self.checks, where, list(arguments))
 
     def __str__(self) -> str:
         where = f" where {self.where}" if self.where else ""
@@ -499,7 +502,7 @@ class Declaration:
         given = len(self.checks)
 
         def gated(*args: Any) -> Any:
-            if len(args) == given and self.fits(*args):
+            if len(args) == given and self.accepts(*args):
                 return kernel(*args)
             return kernel(*self.check(args))
 

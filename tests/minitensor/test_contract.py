@@ -12,9 +12,9 @@ import pytest
 
 import minitensor as mt
 from minitensor import kernels
-from minitensor.kernels import gate
+from minitensor.kernels import contract
 from minitensor.kernels.bundles import Attend, Drop, Linear, Norm, Rope
-from minitensor.kernels.gate import KERNELS, Declaration
+from minitensor.kernels.contract import KERNELS, Declaration
 
 ROOT = Path(__file__).parents[2]
 COMPILED = {declaration.numba.rpartition(".")[2] for declaration in KERNELS.values()}
@@ -68,13 +68,13 @@ def test_nothing_else_imports_the_compiled_files():
 def test_a_declaration_must_name_the_arguments():
     with pytest.raises(TypeError, match=r"takes \['x', 'y'\], but declares \['x'\]"):
 
-        @gate.kernel("gemm", x="(N)")
+        @contract.kernel("gemm", x="(N)")
         def product(x, y):
             return x * y
 
     assert "product" not in KERNELS
     with pytest.raises(TypeError, match="declared as 'a matrix', which is nothing"):
-        gate.parse("x", "a matrix")
+        contract.parse("x", "a matrix")
 
 
 def test_help_shows_the_declaration():
@@ -147,13 +147,13 @@ REFUSED = {
     "a float for bits": ("dropout", [f(3), NO_DROP._replace(k1=1.0)], TypeError, "a uint32"),
     "bits below 0": ("dropout", [f(3), NO_DROP._replace(k1=-1)], ValueError, "a uint32, got -1"),
     "a tuple for a bundle": ("dropout", [f(3), (0, 1.0, 0, 0)], TypeError,
-        r"expected drop, a Drop\(threshold, keep, k0, k1\), got \(0, 1.0"),
+        r"expected drop, a Drop\(threshold, rescale, k0, k1\), got \(0, 1.0"),
     "an array of integers askew": ("embedding_backward", [f(2, 3), np.array([[0], [1]]), 5],
         ValueError, r"expected ids \(N\) in \[0, rows\) with N = 2, got \(2, 1\)"),
     "a list of targets": ("cross_entropy", [f(2, 3), [0, 1], -100, 0.0, 1.0], TypeError,
         "expected targets, an array"),
-    "a number without end": ("dropout", [f(3), NO_DROP._replace(keep=np.inf)], ValueError,
-        "expected drop.keep, a number >= 1, got inf"),
+    "a number without end": ("dropout", [f(3), NO_DROP._replace(rescale=np.inf)], ValueError,
+        "expected drop.rescale, a number >= 1, got inf"),
     "a number of the dtype without end": ("cross_entropy", [f(4, 5), TARGETS, -100, 0.0, 1e300],
         ValueError, "expected factor, a number, got inf"),
     "a number below all others": ("cross_entropy", [f(4, 5), TARGETS, -100, 0.0, -np.inf],
@@ -234,7 +234,7 @@ def leaves(x):
 def test_what_is_refused_does_not_fit(what):
     name, args, _, _ = REFUSED[what]
     declared = KERNELS[name]
-    assert len(args) != len(declared.checks) or not declared.fits(*args)
+    assert len(args) != len(declared.checks) or not declared.accepts(*args)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the harness guards memory with mprotect")
@@ -256,14 +256,14 @@ def test_the_quick_look_and_the_checks_agree():
         try:
             checked = declared.check(tuple(args))
         except (TypeError, ValueError, IndexError):
-            assert not declared.fits(*args), (name, args)
+            assert not declared.accepts(*args), (name, args)
             seen["wrong"] += 1
             continue
         again = declared.check(tuple(checked))
         allowed = name.endswith("cross_entropy")  # an ignored target is for the checks to allow
-        assert allowed or declared.fits(*checked), (name, args)
+        assert allowed or declared.accepts(*checked), (name, args)
         for given in (args, checked):
-            if declared.fits(*given):
+            if declared.accepts(*given):
                 for a, b in zip(leaves(given), leaves(declared.check(tuple(given))), strict=True):
                     assert a is b or (type(a) is type(b) and a == b)
         assert len(leaves(again)) == len(leaves(checked))
