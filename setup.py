@@ -10,8 +10,8 @@ VERSION = re.search(
     r'__version__ = "(.+?)"', (HERE / "tinygpt" / "__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
-PLOT = ["matplotlib>=3.8"]
-YAML = ["PyYAML>=6.0"]
+PLOT = ["matplotlib>=3.9"]
+YAML = ["PyYAML>=6.0.1"]
 TOML = ['tomli>=2.0; python_version < "3.11"']  # later Pythons have tomllib
 MPI = ["mpi4py>=4.0", "mpich>=4.2"]  # a system's own MPI does as well as this one
 FORMATS = ["safetensors>=0.4", "gguf>=0.10", "ml_dtypes>=0.4"]
@@ -61,7 +61,7 @@ setup(
     install_requires=[
         "numpy>=2.0,<2.5",
         "numba>=0.61,<0.69",
-        "regex>=2023.12",
+        "regex>=2023.12.25",
         "tqdm>=4.66",
         "threadpoolctl>=3.5",
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import glob
 import os
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,7 @@ from bpe.errors import TokenizerError
 
 BLOCK = 1 << 20  # bytes of text read at a time
 MAX_FILE = 64 << 20  # bytes of a tokenizer; the largest published ones have about 30 MB
+ABANDONED = 3600.0  # seconds after which a temporary file is one of a process that was killed
 
 
 def read_blocks(path: Path, advance: Callable[[int], Any] = lambda size: None) -> Iterator[str]:
@@ -55,18 +57,22 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, then rename it to `path`."""
+    """Write `data` beside `path`, flush it to disk, then rename it to `path`.
+
+    What a process that was killed here left behind goes, once it is an hour old.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
         try:
-            with open(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's files are private
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be written: {error.strerror}") from error

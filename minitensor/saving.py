@@ -7,9 +7,7 @@ place, flushed and renamed: a reader finds the old one or the new one, never a h
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
 import zipfile
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from minitensor.files import replacing
 from minitensor.nn import Dropout, Module
 from minitensor.optim import Optimizer
 from minitensor.tape import Array
@@ -44,18 +43,11 @@ def save(path: str | Path, module: Module, optimizer: Optimizer | None = None) -
     text = json.dumps(meta, default=_number).encode()
     arrays["meta"] = np.frombuffer(text, np.uint8)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
+        with replacing(path) as temporary, temporary.open("xb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path, module: Module, optimizer: Optimizer | None = None) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import minitensor as mt
+
 ROOT = Path(__file__).parent.parent
 
 # What each example must print: lines that a reader could check, as regular expressions.
@@ -154,15 +156,15 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
 
 # Pages that quote functions, and the files that these come from.
 QUOTED = {
-    "matmul": ["benchmarks/matmul_ladder.py", "minitensor/kernels/gemm.py"],
-    "sublayer": ["benchmarks/sublayer_ladder.py"],
+    "matmul": [ROOT / "benchmarks/matmul_ladder.py", Path(mt.__file__).parent / "kernels/gemm.py"],
+    "sublayer": [ROOT / "benchmarks/sublayer_ladder.py"],
 }
 
 
 @pytest.mark.parametrize("page", QUOTED)
 def test_what_a_page_quotes_stands_in_the_file(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    sources = [(ROOT / file).read_text(encoding="utf-8") for file in QUOTED[page]]
+    sources = [file.read_text(encoding="utf-8") for file in QUOTED[page]]
     quotes = re.findall(r"```python\n((?:(?!```).)*)```\n(?!```text)", text, flags=re.DOTALL)
     assert len(quotes) > 2
     for quote in quotes:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+import minitensor
+
+ROOT = Path(minitensor.__file__).parents[1]  # where the packages are: a checkout or installed
 PACKAGES = ("minitensor", "bpe", "tinygpt")
 
 # A module imports from the rows above its own only.

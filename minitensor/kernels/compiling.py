@@ -33,6 +33,8 @@ from numba.core import caching
 from numba.core.compiler import CompileResult
 from numba.extending import overload
 
+from minitensor.files import replacing
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # All that LLVM needs to vectorise sums and fuse multiply-adds; nnan and ninf are left out, so that
@@ -202,15 +204,8 @@ class _Entries(caching.FunctionCache):
         if path is None or data.library.has_dynamic_globals:
             return
         rest = numba.core.serialize.dumps(data._reduce())
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):
-            for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
-            try:
-                temporary.write_bytes(hashlib.sha256(rest).digest() + rest)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), replacing(path, durable=False) as temporary:
+            temporary.write_bytes(hashlib.sha256(rest).digest() + rest)
 
 
 class Kernel:

@@ -17,6 +17,7 @@ from minitensor.kernels.bundles import Attend, Drop, Linear, Norm, Rope
 from minitensor.kernels.contract import KERNELS, Declaration
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = Path(mt.__file__).parents[1]  # a checkout, or where they are installed
 COMPILED = {declaration.numba.rpartition(".")[2] for declaration in KERNELS.values()}
 
 
@@ -52,7 +53,7 @@ def test_what_a_compiled_file_offers_to_the_ops_is_declared(file):
 
 def test_nothing_else_imports_the_compiled_files():
     """The door has no way around it: only the kernels' own files import one another."""
-    for path in [*ROOT.glob("minitensor/**/*.py"), *ROOT.glob("tinygpt/**/*.py")]:
+    for path in [*PACKAGES.glob("minitensor/**/*.py"), *PACKAGES.glob("tinygpt/**/*.py")]:
         if path.parent.name == "kernels":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

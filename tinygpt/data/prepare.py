@@ -40,12 +40,13 @@ from bpe import Tokenizer
 from bpe.patterns import scalar
 from bpe.untrusted import MAX_JSON, parse_json, shown
 from bpe.workers import imap
+from minitensor.files import sweep, sync_folder
 from tinygpt import Error, UsageError
 from tinygpt.data import documents
 from tinygpt.data.documents import RULES, SEPARATOR, SEPARATOR_LINE, SPLITS, document_hash
 from tinygpt.data.fetch import sha256_of
 from tinygpt.data.streams import read_meta
-from tinygpt.files import alone, replacing, sweep, sync_folder
+from tinygpt.files import alone, replacing
 from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
 from tinygpt.progress import bar

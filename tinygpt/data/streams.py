@@ -24,7 +24,7 @@ from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
 from tinygpt import Error, archive
 from tinygpt.data import documents
 from tinygpt.data.documents import Array, Say
-from tinygpt.files import cache_folder, replacing, sweep
+from tinygpt.files import cache_folder, replacing
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
@@ -266,7 +266,6 @@ def _open_stream(folder: Path, split: str, about: dict[str, int], vocab_size: in
 def _store(dataset: Dataset, folder: Path) -> None:
     """Write a dataset in the layout of a prepared folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, shared=True)
     meta: dict[str, Any] = {
         "format": NAME,
         "version": FORMAT,

@@ -7,7 +7,6 @@ moved. Weights stay float32.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import bpe
 from bpe.alphabet import printable
 from tinygpt import Error
-from tinygpt.files import sync_folder
+from tinygpt.files import replacing_by_name
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.families import GPT2, LLAMA
 from tinygpt.formats.huggingface import library, plain_head
@@ -48,8 +47,7 @@ def save_gguf(saved: Saved, out: Path) -> str:
     c, params = plain_head(saved)
     name = architecture(c)
     tokens = vocabulary(saved.tokenizer, c.vocab_size)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_by_name(out) as temporary:
         writer = gguf.GGUFWriter(temporary, name)
         _describe(writer, c, name)
         writer.add_tokenizer_model("gpt2")
@@ -68,14 +66,6 @@ def save_gguf(saved: Saved, out: Path) -> str:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise Error(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return f"GGUF, architecture {name}"
 
 

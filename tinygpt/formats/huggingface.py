@@ -7,8 +7,6 @@ What is written loads there without this project. Beside the foreign configurati
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ import bpe
 import minitensor as mt
 from bpe.untrusted import MAX_JSON, parse_json
 from tinygpt import Error, UsageError
+from tinygpt.files import replacing_by_name
 from tinygpt.formats import families
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.families import FAMILIES, Family
@@ -83,7 +82,10 @@ def save_folder(saved: Saved, out: Path) -> str:
     }
     tensors = families.to_foreign(family, c, params)
     special = {id: name for name, id in tokenizer.special_tokens.items()}
-    with new_folder(out) as folder:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Error(f"{out}: is there already; give a folder that does not exist")
+    with replacing_by_name(out) as folder:
+        folder.mkdir(parents=True)
         _write_json(folder / "config.json", foreign)
         numpy_files.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         try:
@@ -100,25 +102,6 @@ def save_folder(saved: Saved, out: Path) -> str:
             },
         )
     return family.title
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends well, and is gone if it does not."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Error(f"{out}: is there already; give a folder that does not exist")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(temporary, out)
-    except OSError as error:
-        raise Error(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bpe.untrusted import shown
+from bpe.untrusted import parse_json, shown
 from tinygpt import Error, UsageError
 from tinygpt.model.config import (
     Config,
@@ -400,6 +400,7 @@ def is_recipe(c: Config) -> bool:
     return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
 
 
+MAX_TIMES = 1 << 14  # bytes of times.json
 A_DAY = 86_400.0  # no step takes longer; what says so, or NaN, was not measured
 
 
@@ -408,24 +409,27 @@ def times() -> dict[str, float]:
     from tinygpt.files import cache_folder
 
     try:
-        read = json.loads((cache_folder() / "times.json").read_text(encoding="utf-8"))
-        seconds = {name: float(value) for name, value in read.items() if name in RECIPES}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        with (cache_folder() / "times.json").open("rb") as file:
+            read = parse_json(file.read(MAX_TIMES))
+    except (OSError, ValueError):
         return {}
-    return {name: value for name, value in seconds.items() if 0 < value < A_DAY}
+    return {
+        name: float(value)
+        for name, value in (read.items() if isinstance(read, dict) else ())
+        if name in RECIPES and type(value) in (int, float) and 0 < value < A_DAY
+    }
 
 
 def remember_time(config: Config, seconds: float) -> None:
     """Keep the time of a step, if it was a step of the recipe as it stands, and the shortest yet:
     a machine that was busy says little about the next run."""
-    from tinygpt.files import cache_folder, replacing, sweep
+    from tinygpt.files import cache_folder, replacing
 
     if not is_recipe(config):
         return
     folder = cache_folder()
     with contextlib.suppress(OSError, Error):  # a nicety: it may fail
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, shared=True)
         with replacing(folder / "times.json") as handle:
             known = times()
             shortest = min(round(seconds, 5), known.get(config.name, A_DAY))

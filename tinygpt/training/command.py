@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
+from minitensor.files import sweep
 from tinygpt import Error, UsageError
 from tinygpt.data import streams
 from tinygpt.data.streams import Dataset
-from tinygpt.files import alone, sweep
+from tinygpt.files import alone
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import load_any

@@ -37,10 +37,11 @@ import numpy as np
 
 import minitensor as mt
 from minitensor import optim
+from minitensor.files import sync_folder
 from tinygpt import Error
 from tinygpt.data import streams
 from tinygpt.data.streams import Dataset
-from tinygpt.files import replacing, sync_folder
+from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.machine import asleep, peak_memory
