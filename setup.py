@@ -24,6 +24,8 @@ TEST = [
     "types-PyYAML",
     "types-tqdm",
     "types-regex",
+    "nbclient>=0.8",
+    "ipykernel>=6.29",
 ]
 
 setup(

@@ -28,8 +28,11 @@ class Drawing:
     """A graph as text: `dot`, `svg`; `save(path)` writes the one that the name ends in. Jupyter
     shows it as a picture."""
 
-    def __init__(self, dot: str, svg: str):
-        self.dot, self.svg = dot, svg
+    def __init__(self, dot: str, svg: str, boxes: int):
+        self.dot, self.svg, self.boxes = dot, svg, boxes
+
+    def __repr__(self) -> str:
+        return f"<drawing of {self.boxes} boxes; .save('graph.svg') writes it>"
 
     def save(self, path: str | Path) -> None:
         """Write a `.svg` or `.dot` file."""
@@ -62,7 +65,8 @@ def draw(
         grads = walk([(tensor._node, np.ones(tensor.shape, tensor.dtype))], set(nodes), True)
     called = {t._node: name for name, t in (names or {}).items() if t._node is not None}
     labels = {node: _label(node, called.get(node), grads.get(node)) for node in nodes}
-    return Drawing(_dot(nodes, labels, tensor._node), _svg(nodes, labels, tensor._node))
+    dot, svg = _dot(nodes, labels, tensor._node), _svg(nodes, labels, tensor._node)
+    return Drawing(dot, svg, len(nodes))
 
 
 def _collect(result: Node) -> list[Node]:

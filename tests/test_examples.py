@@ -137,6 +137,61 @@ def test_example(name, tmp_path):
         assert (out / file).stat().st_size > 1000 and str(out / file) in printed
 
 
+# What the lesson's cells must print, by a piece of their source.
+LESSON = {
+    "backward(f)": r"df/da = -24\.0, df/db = 16\.0, df/dc = 8\.0",
+    "f.backward()": r"-24\.0 16\.0 8\.0",
+    "def measured": r"df/da: -24\.0",
+    "def square": r"wrong: gradcheck: .* 12 of 12 elements are off",
+    "def learn": r"\[0\.02 0\.99 0\.99 1\.  \]",
+    "learn([0.0, 1.0, 1.0, 0.0])": r"199: loss 0\.6931\n\[0\.5 0\.5 0\.5 0\.5\]",
+    "def moons": r"step   0: loss 0\.\d+\n(.*\n)+(9[89]\.\d|100\.0)% of 400 new points",
+    "words = [": r"cat +0\.644 +surprise if it comes: 0\.440",
+    "mt.cross_entropy(scores, [1])": r"(\[ 0\.6439 -0\.7631  0\.0321  0\.0871\])\np - y +\1",
+    "fused = ": r"(largest difference: \de-1[5-7]\n){3}",
+    "bpe.train(": r"Once \|  up \| on \|  a \|  time .* z \| e \| b \| ra \|",
+    "STEPS = 60": r"60 of 60 steps, loss 6\.96\d → 3\.\d",
+    "stream=True": r"^Once upon a time\W",
+    "temperature in": r"0\.0: 'The dog",
+    "surprise = ": r"next: ' \w+' \d+%(.*\n){9}",
+    "norms = ": r"head\.weight",
+}
+SHOWN = {"mt.draw(": "image/svg+xml", "STEPS = 60": "text/html", "model  #": "text/html"}
+
+
+@pytest.mark.slow
+def test_the_lesson_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    import nbformat
+
+    for name in ("TINYGPT_CACHE", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the lesson's run goes
+    notebook = nbformat.read(ROOT / "examples" / "12_lesson.ipynb", as_version=4)
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for piece, pattern in LESSON.items():
+        (cell,) = [cell for cell in cells if piece in cell.source]
+        printed = "".join(
+            out.text if "text" in out else out.data["text/plain"]
+            for out in cell.outputs
+            if out.get("name") != "stderr"
+        )
+        assert re.search(pattern, printed), f"{pattern!r} is not in:\n{printed}"
+    for piece, kind in SHOWN.items():
+        (cell,) = [cell for cell in cells if piece in cell.source]
+        assert kind in cell.outputs[-1].data
+    (training,) = [cell for cell in cells if "STEPS = 60" in cell.source]
+    errors = "".join(out.text for out in training.outputs if out.get("name") == "stderr")
+    assert "60/60" in errors and "Warning" not in errors
+
+
 @pytest.mark.slow
 def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n", encoding="utf-8")

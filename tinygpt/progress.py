@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 EVERY = 10.0  # seconds between two lines
 LINE = "{desc}{n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} to go"
@@ -21,8 +22,10 @@ def bar(total: int, unit: str, **options: Any) -> Any:
     `options` are tqdm's: desc, initial, leave, disable, unit_scale.
     """
     kind: Any = tqdm
-    if "ipykernel" in sys.modules:  # a notebook shows a widget, if it has them
-        from tqdm.auto import tqdm as kind
+    if "ipykernel" in sys.modules:
+        with warnings.catch_warnings():  # a notebook without widgets shows the bar as text
+            warnings.simplefilter("ignore", TqdmWarning)
+            from tqdm.auto import tqdm as kind
     elif not sys.stderr.isatty():
         return Lines(total, unit, **options)
     return kind(

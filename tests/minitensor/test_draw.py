@@ -30,6 +30,11 @@ def test_boxes_have_names_ops_shapes_values_and_gradients():
     assert a.grad is None, "drawing writes no gradient"
 
 
+def test_a_drawing_says_how_large_it_is():
+    _, _, y = example()
+    assert repr(mt.draw(y)) == "<drawing of 8 boxes; .save('graph.svg') writes it>"
+
+
 def test_arrays_show_the_norm_of_their_gradient():
     x = mt.Tensor(np.full((3, 4), 2.0), requires_grad=True)
     assert "|grad| 13.86" in texts(mt.draw((x * x).sum()))

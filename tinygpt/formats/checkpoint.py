@@ -87,7 +87,9 @@ def save(path: str | Path, saved: Saved, keep: bool = False, dtype: str | None =
         meta["training"] = saved.training
     text = json.dumps(meta, ensure_ascii=False).encode("utf-8")
     arrays = {"meta": np.frombuffer(text, dtype=np.uint8)}
-    arrays |= {f"param/{name}": v.astype(dtype or v.dtype) for name, v in saved.params.items()}
+    arrays |= {  # not copied: a large model is here once
+        f"param/{name}": v.astype(dtype or v.dtype, copy=False) for name, v in saved.params.items()
+    }
     arrays |= {f"optim/{name}": value for name, value in saved.optim.items()}
     with replacing(path, keep) as handle:
         np.savez(handle, **arrays)  # type: ignore[arg-type]
