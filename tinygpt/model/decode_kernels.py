@@ -22,11 +22,22 @@ from numba.extending import intrinsic
 
 from minitensor.kernels.compiling import FASTMATH, erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
-from minitensor.kernels.simd import CONTRACT, LANES, Vector, exp_negative, load, pick, splat, store
+from minitensor.kernels.simd import (
+    CONTRACT,
+    LANES,
+    Vector,
+    exp_negative,
+    load,
+    pick,
+    splat,
+    store,
+    zeros,
+)
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
 PANEL = 2 * REGISTER  # outputs that lie together
 ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all registers hold sums
+FEW = ROWS // 2  # rows that share the reading of two
 BLOCK = 64  # rows that go through all layers together, small enough for the cache
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
@@ -166,7 +177,10 @@ def _product(rows: int, panels: int) -> Any:
     return product
 
 
-product_wide, product_narrow, product_rows = _product(1, 4), _product(1, 1), _product(ROWS, 1)
+# As many sums as fill half of the registers; in each pair the second is for the panels left over.
+one_wide, one_row = _product(1, ROWS // 2), _product(1, 1)
+few_wide, few_rows = _product(FEW, 2), _product(FEW, 1)
+many_rows = _product(ROWS, 1)
 
 
 @intrinsic
@@ -203,23 +217,39 @@ def reciprocal(typingctx: Any, x: Vector) -> Any:
     return x(x), codegen
 
 
+@inline
+def height(rows):
+    """Rows of scratch: `rows`, rounded up to those that a product takes together."""
+    if rows == 1:
+        return 1
+    return FEW if rows <= FEW else (rows + ROWS - 1) // ROWS * ROWS
+
+
 @part
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
-    """y[r] = W x[r] + b, or added to y[r], for padded rows; b and W begin at w[at]."""
+    """y[r] = W x[r] + b, or added to y[r], for `height(rows)` rows; b and W begin at w[at]."""
     for r in range(rows):
         for n in range(outputs):
             i = U(r * outputs + n)
             y[i] = y[i] + w[U(at + n)] if add else w[U(at + n)]
     at += outputs
-    wide = outputs // (4 * PANEL) * (4 * PANEL) if rows == 1 else 0
-    for o in range(0, wide, 4 * PANEL):
-        product_wide(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
-    for o in range(wide, outputs, PANEL):
-        if rows == 1:
-            product_narrow(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
-        else:
+    panels = outputs // PANEL
+    if rows == 1:
+        wide = panels // (ROWS // 2) * (ROWS // 2) * PANEL
+        for o in range(0, wide, ROWS // 2 * PANEL):
+            one_wide(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+        for o in range(wide, outputs, PANEL):
+            one_row(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+    elif rows <= FEW:
+        wide = panels // 2 * 2 * PANEL
+        for o in range(0, wide, 2 * PANEL):
+            few_wide(w, at + o * inputs, x, 0, x_step, y, o, outputs, inputs)
+        for o in range(wide, outputs, PANEL):
+            few_rows(w, at + o * inputs, x, 0, x_step, y, o, outputs, inputs)
+    else:
+        for o in range(0, outputs, PANEL):
             for r in range(0, rows, ROWS):
-                product_rows(
+                many_rows(
                     w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o, outputs, inputs
                 )
 
@@ -273,19 +303,28 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
         l = l + e
         store(p, t * LANES, e)
     inverse = reciprocal(l)
-    wide = W // (4 * LANES) * (4 * LANES)
-    for n in range(0, wide, 4 * LANES):
-        a = b = c = d = zero
+    wide = W // (8 * LANES) * (8 * LANES)
+    for n in range(0, wide, 8 * LANES):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
         for t in range(first, last + 1):
             e, i = load(p, t * LANES), values + t * step + n
-            a = a + load(cache, i) * e
-            b = b + load(cache, i + LANES) * e
-            c = c + load(cache, i + 2 * LANES) * e
-            d = d + load(cache, i + 3 * LANES) * e
-        store(y, y_at + n, a * inverse)
-        store(y, y_at + n + LANES, b * inverse)
-        store(y, y_at + n + 2 * LANES, c * inverse)
-        store(y, y_at + n + 3 * LANES, d * inverse)
+            s0 = s0 + load(cache, i) * e
+            s1 = s1 + load(cache, i + LANES) * e
+            s2 = s2 + load(cache, i + 2 * LANES) * e
+            s3 = s3 + load(cache, i + 3 * LANES) * e
+            s4 = s4 + load(cache, i + 4 * LANES) * e
+            s5 = s5 + load(cache, i + 5 * LANES) * e
+            s6 = s6 + load(cache, i + 6 * LANES) * e
+            s7 = s7 + load(cache, i + 7 * LANES) * e
+        i = y_at + n
+        store(y, i, s0 * inverse)
+        store(y, i + LANES, s1 * inverse)
+        store(y, i + 2 * LANES, s2 * inverse)
+        store(y, i + 3 * LANES, s3 * inverse)
+        store(y, i + 4 * LANES, s4 * inverse)
+        store(y, i + 5 * LANES, s5 * inverse)
+        store(y, i + 6 * LANES, s6 * inverse)
+        store(y, i + 7 * LANES, s7 * inverse)
     for n in range(wide, W, LANES):
         a = zero
         for t in range(first, last + 1):
@@ -358,12 +397,11 @@ def logits_of(model, cache, rows, wanted):
     Dp, Ap, Cp, Fp, Vp = padded(D), padded(heads), padded(heads + 2 * width), padded(F), padded(V)
     Gp = 2 * Fp if shape.activation == SWIGLU else Fp
     most = min(len(ids), BLOCK)
-    room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
-    x, h = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
-    y = np.zeros(room * Ap, w.dtype)
-    qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
-    a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
-    p = np.zeros(shape.context * LANES, w.dtype)
+    room = height(most)
+    x, h, y = zeros(room * Dp, w), zeros(room * Dp, w), zeros(room * Ap, w)
+    qkv, g = zeros(room * Cp, w), zeros(room * Gp, w)
+    a, z = zeros(room * Fp, w), zeros(room * Vp, w)
+    p = zeros(shape.context * LANES, w)
     out, done = np.empty((len(wanted), V), w.dtype), 0
     for begin in range(0, len(ids), BLOCK):
         count = min(BLOCK, len(ids) - begin)
