@@ -15,7 +15,17 @@ import minitensor as mt
 from minitensor.kernels.simd import LANES
 from tinygpt.model import decode_kernels
 from tinygpt.model.config import Config
-from tinygpt.model.decode_kernels import GELU, GELU_TANH, PANEL, SWIGLU, Model, Places, Rows, Shape
+from tinygpt.model.decode_kernels import (
+    GELU,
+    GELU_TANH,
+    PANEL,
+    SWIGLU,
+    Guesses,
+    Model,
+    Places,
+    Rows,
+    Shape,
+)
 from tinygpt.model.transformer import fixed_positions, rotations
 
 if TYPE_CHECKING:
@@ -188,7 +198,8 @@ def as_model(c: Config, params: Mapping[str, Array]) -> Model:
 class Compiled:
     """A model and the cache of some sequences."""
 
-    def __init__(self, c: Config, params: Mapping[str, Array], sequences: int):
+    def __init__(self, c: Config, params: Mapping[str, Array], sequences: int, guessing: bool):
+        self.guessing = guessing
         self.model = as_model(c, params)
         token = self.model.shape.blocks * self.model.shape.width
         self.cache = aligned(c.n_layer * sequences * 2 * c.context * token, c.dtype)
@@ -204,6 +215,17 @@ class Compiled:
         wanted = np.cumsum([len(new) for _, _, new in work]) - 1
         return decode_kernels.decode(self.model, self.cache, Rows(ids, slots, positions), wanted)
 
-    def write(self, rows: Rows, vocab_size: int, choice: Choice, u: Array) -> Array:
+    def write(
+        self, rows: Rows, vocab_size: int, choice: Choice, u: Array, past: Array, guesses: Guesses
+    ) -> Array:
         """See `decode_kernels.write`."""
-        return decode_kernels.write(self.model, self.cache, rows, vocab_size, choice, u)
+        return decode_kernels.write(
+            self.model, self.cache, rows, vocab_size, choice, u, past, guesses, self.guessing
+        )
+
+
+def no_guesses() -> Guesses:
+    """Those of a model that was not asked yet."""
+    rates = np.full(decode_kernels.ORDER + 1, 0.5, np.float32)
+    entries = aligned(decode_kernels.ENTRIES * decode_kernels.ENTRY, np.int32)
+    return Guesses(entries, rates, np.zeros(3, np.int64))
