@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,17 @@ import minitensor as mt
 from minitensor.kernels.simd import LANES
 from tinygpt.model import decode_kernels
 from tinygpt.model.config import Config
-from tinygpt.model.decode_kernels import GELU, GELU_TANH, PANEL, SWIGLU, Model, Places, Rows, Shape
+from tinygpt.model.decode_kernels import (
+    GELU,
+    GELU_TANH,
+    PANEL,
+    SWIGLU,
+    Guesses,
+    Model,
+    Places,
+    Rows,
+    Shape,
+)
 from tinygpt.model.transformer import fixed_positions, rotations
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from tinygpt.model.sample import Choice
 
 Array = np.ndarray
+LINE = 64  # bytes of a cache line
 ACTIVATIONS = {"swiglu": SWIGLU, "gelu_tanh": GELU_TANH, "gelu": GELU}
 
 
@@ -67,6 +78,15 @@ class Heads(NamedTuple):
         return out.transpose(2, 0, 3, 1, 4).reshape(-1, *a.shape[1:])
 
 
+def aligned(size: int, dtype: Any) -> Array:
+    """Flat zeros that begin at a cache line, so that no vector lies in two of them."""
+    # np.empty asks for large pages where the system has them, np.zeros does not
+    whole = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
+    whole.fill(0)
+    begin = -whole.ctypes.data % LINE
+    return whole[begin : begin + size * np.dtype(dtype).itemsize].view(dtype)
+
+
 class Flat:
     """Arrays one after the other, and where each begins."""
 
@@ -75,14 +95,14 @@ class Flat:
         self.size = 0
 
     def _add(self, piece: Array) -> None:
-        self.pieces.append(np.ravel(piece))
-        self.size += piece.size
+        size = piece.size + -piece.size % LANES  # every piece begins at a whole vector
+        self.pieces.append(np.pad(np.ravel(piece), (0, size - piece.size)))
+        self.size += size
 
     def norm(self, weight: Array, bias: Array | None) -> int:
         """A norm: its weight, then its bias. Where it begins."""
         begin = self.size
-        self._add(weight)
-        self._add(np.zeros_like(weight) if bias is None else bias)
+        self._add(np.concatenate([weight, np.zeros_like(weight) if bias is None else bias]))
         return begin
 
     def linear(self, *maps: tuple[Array, Array | None]) -> int:
@@ -130,7 +150,9 @@ def pack(c: Config, heads: Heads, params: Mapping[str, Array], head: Array) -> t
         size = flat.size - begin
     places = {name: place - begin for name, place in layer.items()}  # the same in every layer
     norm, last = flat.norm(*named("norm")), flat.linear((head, None))
-    return np.concatenate(flat.pieces), Places(**places, size=size, norm=norm, head=last)
+    weights = aligned(flat.size, c.dtype)
+    np.concatenate(flat.pieces, out=weights)
+    return weights, Places(**places, size=size, norm=norm, head=last)
 
 
 def as_model(c: Config, params: Mapping[str, Array]) -> Model:
@@ -176,12 +198,11 @@ def as_model(c: Config, params: Mapping[str, Array]) -> Model:
 class Compiled:
     """A model and the cache of some sequences."""
 
-    def __init__(self, c: Config, params: Mapping[str, Array], sequences: int):
+    def __init__(self, c: Config, params: Mapping[str, Array], sequences: int, guessing: bool):
+        self.guessing = guessing
         self.model = as_model(c, params)
         token = self.model.shape.blocks * self.model.shape.width
-        # np.empty asks for large pages where the system has them, np.zeros does not
-        self.cache = np.empty(c.n_layer * sequences * 2 * c.context * token, c.dtype)
-        self.cache.fill(0)
+        self.cache = aligned(c.n_layer * sequences * 2 * c.context * token, c.dtype)
 
     def logits(self, work: Work) -> Array:
         """Logits (N, V) after the last token of each slot's new ones.
@@ -194,6 +215,17 @@ class Compiled:
         wanted = np.cumsum([len(new) for _, _, new in work]) - 1
         return decode_kernels.decode(self.model, self.cache, Rows(ids, slots, positions), wanted)
 
-    def write(self, rows: Rows, vocab_size: int, choice: Choice, u: Array) -> Array:
+    def write(
+        self, rows: Rows, vocab_size: int, choice: Choice, u: Array, past: Array, guesses: Guesses
+    ) -> Array:
         """See `decode_kernels.write`."""
-        return decode_kernels.write(self.model, self.cache, rows, vocab_size, choice, u)
+        return decode_kernels.write(
+            self.model, self.cache, rows, vocab_size, choice, u, past, guesses, self.guessing
+        )
+
+
+def no_guesses() -> Guesses:
+    """Those of a model that was not asked yet."""
+    rates = np.full(decode_kernels.ORDER + 1, 0.5, np.float32)
+    entries = aligned(decode_kernels.ENTRIES * decode_kernels.ENTRY, np.int32)
+    return Guesses(entries, rates, np.zeros(3, np.int64))

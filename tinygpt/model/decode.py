@@ -72,11 +72,17 @@ class Decoder:
     """The model with the cache of `sequences` sequences, each empty at first.
 
     `model` is a `GPT` or what `checkpoint.load` gives; later changes of its weights are not seen.
-    `threads` share the sequences of a call (0: as many as there are cores); they change no bit.
+    `threads` share the sequences of a call (0: as many as there are cores), and `guessing` lets
+    `write` process tokens before it is known that they come; neither changes a bit.
     """
 
     def __init__(
-        self, model: GPT | Saved, sequences: int = 1, past_context: str = "drop", threads: int = 0
+        self,
+        model: GPT | Saved,
+        sequences: int = 1,
+        past_context: str = "drop",
+        threads: int = 0,
+        guessing: bool = True,
     ):
         if past_context not in PAST_CONTEXT:
             raise UsageError(
@@ -88,6 +94,7 @@ class Decoder:
         c = self.config = model.config
         self.past_context = past_context
         self.threads = min(threads or cores(), max(1, sequences))
+        self.guesses: list[Any] = []  # one for each share of a call
         self.pool = ThreadPoolExecutor(self.threads)  # starts no thread before the first use
         self.window: list[list[int]] = [[] for _ in range(sequences)]  # the tokens in the cache
         self.plain = kernels.backend() == "numpy" or not kernels_know(c)
@@ -97,7 +104,7 @@ class Decoder:
         else:
             from tinygpt.model.compiled import Compiled  # imports numba
 
-            self.twin = Compiled(c, params, sequences)
+            self.twin = Compiled(c, params, sequences, guessing)
 
     def feed(self, tokens: Sequence[Sequence[int]], slots: Sequence[int] | None = None) -> Array:
         """Append `tokens[n]`, one or more, to sequence `slots[n]`; the logits (N, V) after each.
@@ -121,16 +128,25 @@ class Decoder:
 
         In place of `feed` and `sample.choose`, for at most `room` times, in one compiled call.
         """
-        from tinygpt.model.decode_kernels import Rows
+        from tinygpt.model.compiled import no_guesses
+        from tinygpt.model.decode_kernels import ORDER, Rows
 
         ids, where = np.array(tokens), np.array(slots)
         places = np.array([len(self.window[slot]) for slot in slots])
+        past = np.full((len(slots), ORDER + len(u)), -1)
+        for n, slot in enumerate(slots):
+            last = [*self.window[slot][1 - ORDER :], tokens[n]]
+            past[n, ORDER - len(last) : ORDER] = last
+        shares = self._shares(len(slots))
+        self.guesses += [no_guesses() for _ in range(len(shares) - len(self.guesses))]
 
-        def part(n: slice) -> Array:
+        def part(share: int) -> Array:
+            n = shares[share]
             rows = Rows(ids[n], where[n], places[n])
-            return self.twin.write(rows, vocab_size, choice, np.ascontiguousarray(u[:, n]))
+            mine = np.ascontiguousarray(u[:, n])
+            return self.twin.write(rows, vocab_size, choice, mine, past[n], self.guesses[share])
 
-        new = np.concatenate(list(self._map(part, self._shares(len(slots)))), axis=1)
+        new = np.concatenate(list(self._map(part, list(range(len(shares))))), axis=1)
         for n, slot in enumerate(slots):
             self.window[slot] += [tokens[n], *new[:-1, n].tolist()]
         return new.tolist()

@@ -22,12 +22,30 @@ from numba.extending import intrinsic
 
 from minitensor.kernels.compiling import FASTMATH, erf, exp, inline, jit
 from minitensor.kernels.reference import SQRT_2_PI
-from minitensor.kernels.simd import CONTRACT, LANES, Vector, exp_negative, load, pick, splat, store
+from minitensor.kernels.simd import (
+    CONTRACT,
+    LANES,
+    Vector,
+    exp_negative,
+    load,
+    pick,
+    splat,
+    store,
+    zeros,
+)
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
 PANEL = 2 * REGISTER  # outputs that lie together
 ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all registers hold sums
+FEW = ROWS // 2  # rows that share the reading of two
 BLOCK = 64  # rows that go through all layers together, small enough for the cache
+ORDER = 4  # tokens that a guess looks back at, at most
+LIKELY = 5  # tokens that are remembered for each context, each with at least
+LIKELY_SHARE = 1 / 16  # of the probability
+ENTRY = 1 + 3 * LIKELY  # numbers (32 bits) of what is remembered: a cache line
+ENTRIES = 1 << 15
+RATE = np.float32(0.05)  # at which a rate follows what comes true
+ROW_COST = 0.1  # of a pass over one row: a guess is worth trying if it adds that many tokens
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
 part = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")  # a function of its own
@@ -77,6 +95,27 @@ class Model(NamedTuple):
     windows: Array  # (L,)
     eps: Any
     scale: Any
+
+
+class Scratch(NamedTuple):
+    """Arrays for a pass over some rows; the names are those of `logits_of`."""
+
+    x: Array
+    h: Array
+    y: Array
+    qkv: Array
+    g: Array
+    a: Array
+    z: Array
+    p: Array
+
+
+class Guesses(NamedTuple):
+    """What the model thought after some tokens, for when it meets the same tokens again."""
+
+    entries: Array  # flat, ENTRY numbers (int32) in each: see `remember`
+    rates: Array  # (ORDER + 1,): how often a guess from so many tokens came true lately
+    counts: Array  # passes, rows in them, tokens drawn
 
 
 class Rows(NamedTuple):
@@ -166,7 +205,10 @@ def _product(rows: int, panels: int) -> Any:
     return product
 
 
-product_wide, product_narrow, product_rows = _product(1, 4), _product(1, 1), _product(ROWS, 1)
+# As many sums as fill half of the registers; in each pair the second is for the panels left over.
+one_wide, one_row = _product(1, ROWS // 2), _product(1, 1)
+few_wide, few_rows = _product(FEW, 2), _product(FEW, 1)
+many_rows = _product(ROWS, 1)
 
 
 @intrinsic
@@ -203,23 +245,39 @@ def reciprocal(typingctx: Any, x: Vector) -> Any:
     return x(x), codegen
 
 
+@inline
+def height(rows):
+    """Rows of scratch: `rows`, rounded up to those that a product takes together."""
+    if rows == 1:
+        return 1
+    return FEW if rows <= FEW else (rows + ROWS - 1) // ROWS * ROWS
+
+
 @part
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
-    """y[r] = W x[r] + b, or added to y[r], for padded rows; b and W begin at w[at]."""
+    """y[r] = W x[r] + b, or added to y[r], for `height(rows)` rows; b and W begin at w[at]."""
     for r in range(rows):
         for n in range(outputs):
             i = U(r * outputs + n)
             y[i] = y[i] + w[U(at + n)] if add else w[U(at + n)]
     at += outputs
-    wide = outputs // (4 * PANEL) * (4 * PANEL) if rows == 1 else 0
-    for o in range(0, wide, 4 * PANEL):
-        product_wide(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
-    for o in range(wide, outputs, PANEL):
-        if rows == 1:
-            product_narrow(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
-        else:
+    panels = outputs // PANEL
+    if rows == 1:
+        wide = panels // (ROWS // 2) * (ROWS // 2) * PANEL
+        for o in range(0, wide, ROWS // 2 * PANEL):
+            one_wide(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+        for o in range(wide, outputs, PANEL):
+            one_row(w, at + o * inputs, x, 0, 0, y, o, 0, inputs)
+    elif rows <= FEW:
+        wide = panels // 2 * 2 * PANEL
+        for o in range(0, wide, 2 * PANEL):
+            few_wide(w, at + o * inputs, x, 0, x_step, y, o, outputs, inputs)
+        for o in range(wide, outputs, PANEL):
+            few_rows(w, at + o * inputs, x, 0, x_step, y, o, outputs, inputs)
+    else:
+        for o in range(0, outputs, PANEL):
             for r in range(0, rows, ROWS):
-                product_rows(
+                many_rows(
                     w, at + o * inputs, x, r * x_step, x_step, y, r * outputs + o, outputs, inputs
                 )
 
@@ -273,19 +331,28 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
         l = l + e
         store(p, t * LANES, e)
     inverse = reciprocal(l)
-    wide = W // (4 * LANES) * (4 * LANES)
-    for n in range(0, wide, 4 * LANES):
-        a = b = c = d = zero
+    wide = W // (8 * LANES) * (8 * LANES)
+    for n in range(0, wide, 8 * LANES):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
         for t in range(first, last + 1):
             e, i = load(p, t * LANES), values + t * step + n
-            a = a + load(cache, i) * e
-            b = b + load(cache, i + LANES) * e
-            c = c + load(cache, i + 2 * LANES) * e
-            d = d + load(cache, i + 3 * LANES) * e
-        store(y, y_at + n, a * inverse)
-        store(y, y_at + n + LANES, b * inverse)
-        store(y, y_at + n + 2 * LANES, c * inverse)
-        store(y, y_at + n + 3 * LANES, d * inverse)
+            s0 = s0 + load(cache, i) * e
+            s1 = s1 + load(cache, i + LANES) * e
+            s2 = s2 + load(cache, i + 2 * LANES) * e
+            s3 = s3 + load(cache, i + 3 * LANES) * e
+            s4 = s4 + load(cache, i + 4 * LANES) * e
+            s5 = s5 + load(cache, i + 5 * LANES) * e
+            s6 = s6 + load(cache, i + 6 * LANES) * e
+            s7 = s7 + load(cache, i + 7 * LANES) * e
+        i = y_at + n
+        store(y, i, s0 * inverse)
+        store(y, i + LANES, s1 * inverse)
+        store(y, i + 2 * LANES, s2 * inverse)
+        store(y, i + 3 * LANES, s3 * inverse)
+        store(y, i + 4 * LANES, s4 * inverse)
+        store(y, i + 5 * LANES, s5 * inverse)
+        store(y, i + 6 * LANES, s6 * inverse)
+        store(y, i + 7 * LANES, s7 * inverse)
     for n in range(wide, W, LANES):
         a = zero
         for t in range(first, last + 1):
@@ -349,22 +416,35 @@ def padded(n):
 
 
 @part
-def logits_of(model, cache, rows, wanted):
-    """Logits (len(wanted), V) of the rows `wanted`; keys and values of all rows are cached."""
+def scratch_for(model, rows):
+    """`Scratch` for passes over at most so many rows."""
+    shape, w, room = model.shape, model.weights, height(min(rows, BLOCK))
+    width, D, F = shape.blocks * shape.width, padded(model.embedding.shape[1]), padded(shape.d_ff)
+    heads = shape.group * width
+    return Scratch(
+        x=zeros(room * D, w),
+        h=zeros(room * D, w),
+        y=zeros(room * padded(heads), w),
+        qkv=zeros(room * padded(heads + 2 * width), w),
+        g=zeros(room * (2 * F if shape.activation == SWIGLU else F), w),
+        a=zeros(room * F, w),
+        z=zeros(room * padded(shape.vocab_size), w),
+        p=zeros(shape.context * LANES, w),
+    )
+
+
+@part
+def logits_of(model, cache, rows, wanted, scratch, out):
+    """Logits (len(wanted), V), into `out`, of the rows `wanted`; all rows' keys and values are
+    cached."""
     shape, places, w, embedding = model.shape, model.places, model.weights, model.embedding
     ids, positions, windows, eps = rows.ids, rows.positions, model.windows, model.eps
     width, D, F, V = shape.blocks * shape.width, embedding.shape[1], shape.d_ff, shape.vocab_size
     heads, layer = shape.group * width, len(cache) // len(windows)
     Dp, Ap, Cp, Fp, Vp = padded(D), padded(heads), padded(heads + 2 * width), padded(F), padded(V)
     Gp = 2 * Fp if shape.activation == SWIGLU else Fp
-    most = min(len(ids), BLOCK)
-    room = 1 if most == 1 else (most + ROWS - 1) // ROWS * ROWS
-    x, h = np.zeros(room * Dp, w.dtype), np.zeros(room * Dp, w.dtype)
-    y = np.zeros(room * Ap, w.dtype)
-    qkv, g = np.zeros(room * Cp, w.dtype), np.zeros(room * Gp, w.dtype)
-    a, z = np.zeros(room * Fp, w.dtype), np.zeros(room * Vp, w.dtype)
-    p = np.zeros(shape.context * LANES, w.dtype)
-    out, done = np.empty((len(wanted), V), w.dtype), 0
+    x, h, y, qkv, g, a, z, p = scratch
+    done = 0
     for begin in range(0, len(ids), BLOCK):
         count = min(BLOCK, len(ids) - begin)
         for r in range(count):
@@ -395,105 +475,276 @@ def logits_of(model, cache, rows, wanted):
             linear(w, places.head, h, D, Dp, z, Vp, asked, False)
         for r in range(asked):
             for n in range(V):
-                out[done + r, n] = z[U(r * Vp + n)]
+                out[U(done + r), U(n)] = z[U(r * Vp + n)]
         done += asked
-    return out
 
 
 @part
 def edge_of(keys, weights, wanted):
-    """The largest key such that the weights of the keys from there on add up to `wanted`."""
+    """A key such that the weights of the keys from there on add up to `wanted`, and those of the
+    keys above do not: the largest that does, or one that leaves out the same keys.
+
+    The range of the keys is halved until there is at most one of them left in it.
+    """
     low, high = np.int64(keys.min()), np.int64(keys.max()) + 1
-    while high - low > 1:
+    within = len(keys)  # keys from low on, and not from high on
+    above = 0
+    while high - low > 1 and within > 1:
         middle = np.int32(low + (high - low) // 2)
-        total = 0.0
+        total, count = 0.0, 0
         for n in range(len(keys)):
             total += weights[n] if keys[n] >= middle else np.float32(0)
+            count += keys[n] >= middle
         if total >= wanted:
-            low = np.int64(middle)
+            low, within = np.int64(middle), count - above
         else:
-            high = np.int64(middle)
+            high, within, above = np.int64(middle), within - (count - above), count
     return low
 
 
 @part
-def drawn(logits, choice, u):
-    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,); -1 for NaN.
+def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
+    """A token from the first V logits of row r, drawn with the uniform number u; -1 for NaN.
 
-    `choice` is a `sample.Choice`.
+    `choice` is a `sample.Choice`; z, keys and weights are scratch for V numbers, weights for whole
+    vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them, are left in
+    likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
 
     The k-th largest logit and the edge of the nucleus are found by halving the range of the
     logits' bit patterns, which needs no sorting: as integers they are ordered like the floats once
     those of negative ones are turned around.
     """
-    (N, V), (temperature, top_k, top_p) = logits.shape, choice
-    out, z, weights = np.empty(N, np.int64), np.empty(V, np.float32), np.ones(V, np.float32)
-    bits, keys = z.view(np.int32), np.empty(V, np.int32)
-    for r in range(N):
-        best, wrong = np.float32(-np.inf), 0
+    temperature, top_k, top_p = choice
+    best, wrong, likely[:] = np.float32(-np.inf), 0, -1
+    for n in range(V):
+        value = np.float32(logits[U(r), U(n)])
+        z[U(n)] = value
+        best = max(best, value)
+        wrong += value != value
+    if wrong or not np.isfinite(best):
+        return -1
+    factor = np.float32(1 / temperature)
+    if not 0 < factor < np.inf:  # 0, or so near that its inverse is infinite
         for n in range(V):
-            z[n] = logits[r, n]
-            best = max(best, z[n])
-            wrong += z[n] != z[n]
-        if wrong or not np.isfinite(best):
-            out[r] = -1
-            continue
+            if z[U(n)] == best:
+                likely[0], edges[0, 0], edges[0, 1] = n, 0, 1
+                return n
+    few = 0 < top_k < V
+    if few or top_p < 1:
+        bits = z.view(np.int32)
         for n in range(V):
-            turned = bits[n] ^ ((bits[n] >> np.int32(31)) & np.int32(0x7FFFFFFF))
-            keys[n] = turned if z[n] != 0 else np.int32(0)  # zero has two signs
-        factor, total = np.float32(1 / temperature), 0.0
-        cold = not 0 < factor < np.inf  # 0, or so near that its inverse is infinite
-        edge = np.int64(keys.max() if cold else keys.min())
-        if not cold and 0 < top_k < V:
-            weights[:] = 1
-            edge = edge_of(keys, weights, top_k)
-        factor = np.float32(1) if cold else factor
+            turned = bits[U(n)] ^ ((bits[U(n)] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+            keys[U(n)] = turned if z[U(n)] != 0 else np.int32(0)  # zero has two signs
+    total = 0.0
+    if few:
+        weights[:V] = 1
+        edge = edge_of(keys, weights, top_k)
         for n in range(V):
-            weights[n] = exp((z[n] - best) * factor) if keys[n] >= edge else np.float32(0)
-            total += weights[n]
-        if top_p < 1:
-            edge = max(edge, edge_of(keys, weights, top_p * total))
-            total = 0.0
-            for n in range(V):
-                total += weights[n] if keys[n] >= edge else np.float32(0)
-        left = 0.0 if cold else u[r] * total
-        out[r] = -1
+            weight = exp((z[U(n)] - best) * factor) if keys[U(n)] >= edge else np.float32(0)
+            weights[U(n)] = weight
+            total += weight
+    else:
         for n in range(V):
-            if keys[n] >= edge and weights[n] > 0:
-                out[r] = n
-                left -= weights[n]
-                if left < 0:
-                    break
-    return out
+            weight = exp((z[U(n)] - best) * factor)
+            weights[U(n)] = weight
+            total += weight
+    if top_p < 1:
+        edge = edge_of(keys, weights, top_p * total)
+        total = 0.0
+        for n in range(V):
+            weights[U(n)] = weights[U(n)] if keys[U(n)] >= edge else np.float32(0)
+            total += weights[U(n)]
+    # The token at which the running sum passes u; whole vectors without it, or a likely one, are
+    # passed over.
+    target, least, before = u * total, np.float32(LIKELY_SHARE * total), 0.0
+    token, found = -1, 0
+    for b in range(0, V, LANES):
+        some, most = 0.0, np.float32(0)
+        for n in range(b, b + LANES):
+            some += weights[U(n)]
+            most = max(most, weights[U(n)])
+        if most >= least or (token < 0 and before + some > target):
+            sum_ = before
+            for n in range(b, b + LANES):
+                weight = weights[U(n)]
+                after = sum_ + weight
+                if token < 0 and weight > 0 and after > target:
+                    token = n
+                if weight >= least and found < LIKELY:
+                    likely[found], edges[found, 0], edges[found, 1] = n, sum_ / total, after / total
+                    found += 1
+                sum_ = after
+        before += some
+    if token < 0:  # the sum does not pass a u next to 1
+        token = V - 1
+        while weights[token] == 0:
+            token -= 1
+    return token
+
+
+@part
+def room_to_draw(V):
+    """Scratch for `draw`: z, keys, weights, likely, edges."""
+    return (
+        np.empty(V, np.float32),
+        np.empty(V, np.int32),
+        np.zeros(V + LANES, np.float32),
+        np.empty(LIKELY, np.int32),
+        np.empty((LIKELY, 2), np.float32),
+    )
+
+
+@inline
+def hashed(past, s, end, order):
+    """64 bits of the `order` tokens before `end`."""
+    h = np.uint64(order)
+    for n in range(order):
+        h = (h ^ np.uint64(past[s, end - 1 - n])) * np.uint64(0x9E3779B97F4A7C15)
+        h ^= h >> np.uint64(29)
+    return h
+
+
+@part
+def remember(entries, past, s, end, likely, edges):
+    """Keep what `draw` found likely after the 1, 2, … ORDER tokens before `end`.
+
+    An entry is a line of the cache: bits of the hash, to know it again, then the tokens, then where
+    each begins and ends among the numbers that it is drawn with. A newer one takes its place.
+    """
+    as_floats = entries.view(np.float32)
+    for order in range(1, ORDER + 1):
+        h = hashed(past, s, end, order)
+        at = (h >> np.uint64(40)) % np.uint64(ENTRIES) * np.uint64(ENTRY)
+        entries[at] = np.int32(h)
+        for k in range(LIKELY):
+            entries[at + U(1 + k)] = likely[k]
+            as_floats[at + U(1 + LIKELY + 2 * k)] = edges[k, 0]
+            as_floats[at + U(2 + LIKELY + 2 * k)] = edges[k, 1]
+
+
+@part
+def guess(entries, past, s, end, u):
+    """The token that u would have drawn when the model last met the longest of the contexts that
+    end here, and how long that one is; (-1, 0) if it was none of the likely ones.
+    """
+    as_floats = entries.view(np.float32)
+    for order in range(ORDER, 0, -1):
+        h = hashed(past, s, end, order)
+        at = (h >> np.uint64(40)) % np.uint64(ENTRIES) * np.uint64(ENTRY)
+        if entries[at] == np.int32(h):
+            for k in range(LIKELY):
+                low = as_floats[at + U(1 + LIKELY + 2 * k)]
+                high = as_floats[at + U(2 + LIKELY + 2 * k)]
+                if entries[at + U(1 + k)] >= 0 and low <= u < high:
+                    return entries[at + U(1 + k)], order
+            break
+    return np.int32(-1), 0
 
 
 @jit
 def decode(model, cache, rows, wanted):
     """See `logits_of`."""
-    return logits_of(model, cache, rows, wanted)
+    out = np.empty((len(wanted), model.shape.vocab_size), model.weights.dtype)
+    logits_of(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
+    return out
 
 
 @jit
 def choose(logits, choice, u):
-    """See `drawn`."""
-    return drawn(logits, choice, u)
+    """A token for every row of logits (N, V), drawn with the uniform numbers u (N,): see `draw`."""
+    V, out = logits.shape[1], np.empty(len(u), np.int64)
+    z, keys, weights, likely, edges = room_to_draw(V)
+    for r in range(len(u)):
+        out[r] = draw(logits, r, V, choice, u[r], z, keys, weights, likely, edges)
+    return out
+
+
+@part
+def plan(rows, most, done, u, past, guesses, into, first, ahead, orders):
+    """The rows of the next pass, at most `most`, into `into`; how many, and how many tokens they
+    are expected to give.
+
+    Every sequence that is not done has its next token and, if there is room, tokens guessed ahead.
+    Those of sequence s begin at first[s]; ahead and orders have what `guess` says of each row.
+    """
+    (steps, N), count, total, going = u.shape, 0, 0.0, 0
+    for s in range(N):
+        going += done[s] < steps
+    for s in range(N):
+        first[s] = count
+        if done[s] == steps:
+            continue
+        quota, chance, expected = (most - count) // going, 1.0, 1.0
+        going -= 1
+        for n in range(min(quota, steps - done[s])):
+            at, end = done[s] + n, ORDER + done[s] + n
+            into.ids[count] = past[s, end - 1]
+            into.slots[count] = rows.slots[s]
+            into.positions[count] = rows.positions[s] + at
+            ahead[count], orders[count] = guess(guesses.entries, past, s, end, u[at, s])
+            chance *= guesses.rates[orders[count]]
+            past[s, end] = ahead[count]
+            count += 1
+            if chance < ROW_COST * expected:
+                break
+            expected += chance
+        total += expected
+    first[N] = count
+    return count, total
 
 
 @jit
-def write(model, cache, rows, vocab_size, choice, u):
+def write(model, cache, rows, vocab_size, choice, u, past, guesses, guessing):
     """Several tokens (steps, N) of sequences that go on with `rows`: `decode`, `choose`, by turns.
 
     u (steps, N). Of the logits the first `vocab_size` count. Between two passes over the weights
-    nothing else is then fetched into the processor's cache.
+    nothing else is then fetched into the processor's cache. past (N, ORDER + steps) begins with the
+    last tokens of each sequence, up to that of `rows`.
+
+    With `guessing`, where a pass has room for rows that cost next to nothing, they are tokens
+    guessed ahead: what the numbers u of the next steps would have drawn when the model last met the
+    same few tokens. As long as the tokens that are drawn are those that were guessed, the rows that
+    follow are rows of this text. A row is the same whatever else is computed: so is the text.
     """
-    ids, slots, positions = rows
-    out, wanted = np.full(u.shape, -1), np.arange(len(ids))
-    for n in range(len(u)):
-        logits = logits_of(model, cache, Rows(ids, slots, positions + n), wanted)
-        if vocab_size < logits.shape[1]:
-            logits = logits[:, :vocab_size].copy()
-        ids = drawn(logits, choice, u[n])
-        out[n] = ids
-        if ids.min() < 0:
-            break
-    return out
+    steps, N = u.shape
+    room = max(ROWS, N + ROWS)
+    into = Rows(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64))
+    ahead, orders = np.empty(room, np.int64), np.empty(room, np.int64)
+    done, first, out = np.zeros(N, np.int64), np.empty(N + 1, np.int64), np.full((steps, N), -1)
+    wanted = np.arange(room)
+    scratch = scratch_for(model, room)
+    logits = np.empty((room, model.shape.vocab_size), model.weights.dtype)
+    z, keys, weights, likely, edges = room_to_draw(vocab_size)
+    while True:
+        going = 0
+        for s in range(N):
+            going += done[s] < steps
+        if going == 0:
+            return out
+        most = going if not guessing else FEW if going <= FEW else height(going)
+        count, expected = plan(rows, most, done, u, past, guesses, into, first, ahead, orders)
+        if guessing and most == FEW == count and expected > 0.75 * FEW:
+            # Twice as many rows cost half as much again.
+            count, more = plan(rows, ROWS, done, u, past, guesses, into, first, ahead, orders)
+            if more < 1.5 * expected:
+                count, _ = plan(rows, FEW, done, u, past, guesses, into, first, ahead, orders)
+        now = Rows(into.ids[:count], into.slots[:count], into.positions[:count])
+        logits_of(model, cache, now, wanted[:count], scratch, logits)
+        guesses.counts[0] += 1
+        guesses.counts[1] += count
+        for s in range(N):
+            for r in range(first[s], first[s + 1]):
+                end = ORDER + done[s]
+                args = (z, keys, weights, likely, edges)
+                token = draw(logits, r, vocab_size, choice, u[done[s], s], *args)
+                if token < 0:
+                    return out
+                out[done[s], s] = past[s, end] = token
+                if most > going:
+                    remember(guesses.entries, past, s, end, likely, edges)
+                hit = np.float32(ahead[r] == token)
+                guesses.rates[orders[r]] += RATE * (hit - guesses.rates[orders[r]])
+                guesses.counts[2] += 1
+                done[s] += 1
+                if not hit:
+                    break

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 COLDEST = 3e-39  # a lower temperature is 0: its inverse is more than a float32 holds
-STEPS = 8  # tokens that are drawn before the first of them is shown
+STEPS = 16  # tokens that are drawn before the first of them is shown
 
 
 class Choice(NamedTuple):
@@ -109,6 +109,7 @@ def generate_many(
     past_context: str = "drop",
     vocab_size: int = 0,
     threads: int = 0,
+    guessing: bool = True,
 ) -> Iterator[tuple[int, int | None]]:
     """Continue several prompts together: pairs (index of the prompt, its next token).
 
@@ -119,12 +120,13 @@ def generate_many(
 
     temperature, top_k (0: all) and top_p (1: all) are those of `probabilities`; past_context is
     that of `tinygpt.decode`; `vocab_size` leaves out the tokens from there on; `threads` share the
-    sequences (0: as many as there are cores). Raises UsageError for values without a meaning.
+    sequences (0: as many as there are cores); `guessing` processes tokens ahead of the text, which
+    takes less time and changes none. Raises UsageError for values without a meaning.
     """
     from tinygpt.model.decode import Decoder
 
     check(max_new_tokens, temperature, top_k, top_p)
-    decoder = Decoder(model, len(prompts), past_context, threads)
+    decoder = Decoder(model, len(prompts), past_context, threads, guessing)
     vocab_size = min(vocab_size or decoder.config.vocab_size, decoder.config.vocab_size)
     active, count = list(range(len(prompts))), 0
     tokens = list(prompts)
