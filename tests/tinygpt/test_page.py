@@ -50,8 +50,10 @@ def folder(path: Path, steps: int = 40, valid: bool = True, saved: Saved | None 
     saved = saved or model()
     checkpoint.save(path / "model.npz", saved)
     (path / "config.json").write_text(json.dumps(saved.config.to_dict()))
-    start = {"event": "start", "step": 0, "threads": 2, "machine": "an abacus, 2 cores"}
+    start = {"event": "start", "step": -2, "threads": 2, "machine": "an abacus, 2 cores"}
     lines: list[dict[str, Any]] = [start]
+    for step in (-2, -1):
+        lines.append({"step": step, "copy_loss": 9 + step, "tokens": 0, "seconds": 0})
     for step in range(steps):
         pace = {"tokens": step * 64, "seconds": step / 2}
         lines.append({"step": step, "loss": 5 / (step + 1), "lr": 0.1, "grad_norm": 0.1, **pace})
@@ -113,6 +115,7 @@ def test_a_page_of_a_run_stands_by_itself(tmp_path, capsys):
     assert [event["event"] for event in data["runs"][0]["events"]] == ["start", "pause"]
     assert data["runs"][0]["curves"]["rate"][1] == 128  # 64 tokens in half a second
     assert data["counts"][7] == 7
+    assert data["runs"][0]["copying"]["copy_loss"] == [7, 8]
     seen = ("The end.", "d_model", "data sha256", "ab12", "blocks.1.ffn.gate.weight", "an abacus")
     for said in seen:
         assert said in found.seen
@@ -385,6 +388,9 @@ def test_a_page_is_used(browser, tmp_path):
     browser.ask("document.querySelector('#charts svg').focus()")
     browser.key("Home")
     assert "steps 0: training" in browser.text("#charts .hint")
+    assert "repeat. loss: first 7.5" in browser.ask(
+        "document.querySelector('#charts figure:last-child svg').getAttribute('aria-label')"
+    )
     assert browser.ask("[...document.querySelectorAll('.sample')].map(f => f.hidden)") == [
         True,
         False,

@@ -169,6 +169,10 @@
       });
       return chart(title, xName, series, marks);
     });
+    const copying = data.runs.filter((run) => run.copying.step).map((run, i) => ({
+      name: runs.length > 1 ? run.name : "loss", x: run.copying.step, y: smoothed(run.copying.copy_loss, width), index: i,
+    }));
+    if (copying.length) figures.push(chart("Before the text: loss on random tokens that repeat", "steps (the text begins at 0)", copying, []));
     $("charts").replaceChildren(...figures.filter(Boolean));
   }
 

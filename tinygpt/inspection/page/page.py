@@ -52,6 +52,7 @@ LIMIT = 6_000_000  # bytes of a page; a model that is larger stays out of it
 POINTS = 1200  # of a curve: more than a screen has columns
 SAMPLES = 200  # of a run, evenly chosen
 BINS = 40
+COPY_KEYS = ("step", "copy_loss", "tokens", "seconds")  # logged by steps on repeated random tokens
 CANVAS = '<span class="tensor"></span>'  # into which the page's script draws a tensor
 PAUSE = 5.0  # seconds between two looks at a log that grows
 SCRIPTS = ("forward.js", "tokenizer.js", "page.js")
@@ -65,6 +66,7 @@ class Run:
     config: Config | None
     curves: dict[str, list[Any]] = field(default_factory=dict)
     valid: dict[str, list[Any]] = field(default_factory=dict)
+    copying: dict[str, list[Any]] = field(default_factory=dict)  # of the steps before step 0
     events: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     token_counts: list[int] = field(default_factory=list)
@@ -121,6 +123,8 @@ def _read_log(path: Path, run: Run) -> None:
             f"{'is' if one else 'are'} left out, the first of them line {damaged[0]}."
         )
     steps, valid = _rows(records, TRAIN_KEYS), _rows(records, VALID_KEYS)
+    copying = _rows(records, COPY_KEYS)
+    run.copying = thin({key: np.array([r[key] for r in copying], float) for key in COPY_KEYS})
     run.curves = thin({key: np.array([r[key] for r in steps], float) for key in TRAIN_KEYS})
     run.valid = {key: [r[key] for r in valid] for key in VALID_KEYS} if valid else {}
     run.events = [
@@ -569,7 +573,13 @@ def docs_from(out: Path) -> str | None:
 def _columns(run: Run) -> dict[str, Any]:
     curves = {key: [None if v != v else v for v in c] for key, c in run.curves.items()}
     valid = {key: _short(column) for key, column in run.valid.items()}
-    return {"name": run.name, "curves": curves, "valid": valid, "events": run.events}
+    return {
+        "name": run.name,
+        "curves": curves,
+        "valid": valid,
+        "copying": run.copying,
+        "events": run.events,
+    }
 
 
 def _summary(c: Config | None) -> str:
