@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 import bpe
+import minitensor as mt
 from tinygpt import cli
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection.page import page
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
+from tinygpt.model.sample import prompt_ids
 from tinygpt.model.transformer import GPT, layout
 
 DRIVER = runpy.run_path(str(Path(__file__).parents[1] / "browser.py"))
@@ -254,10 +256,11 @@ def test_what_is_missing_is_said(tmp_path, options, change, said):
 
 
 def test_a_model_without_a_run(tmp_path):
-    checkpoint.save(tmp_path / "m.npz", model())
-    found = read(tmp_path / "m.npz")
-    assert "a model without a run" in found.seen
-    assert json.loads(found.data)["weights"]
+    checkpoint.save(tmp_path / "model.npz", model())
+    for path in (tmp_path / "model.npz", tmp_path):  # or a folder with nothing else
+        found = read(path)
+        assert "a model without a run" in found.seen
+        assert json.loads(found.data)["weights"]
 
 
 def without_room() -> Saved:
@@ -421,6 +424,30 @@ def test_a_stranger_s_text_does_nothing(browser, tmp_path):
     assert browser.ask("window.hurt === undefined && !document.querySelector('img, b')")
     assert browser.text(".sample blockquote") == EVIL
     assert browser.complaints() == []
+
+
+def test_scores_are_those_of_the_weights(browser, tmp_path):
+    saved, text = model(), "The cat and the dog and the cat."
+    opened(browser, folder(tmp_path / "run"), tmp_path, prompt=text, dtype="float32")
+    ids = prompt_ids(saved.tokenizer, text)
+    weights: dict[str, np.ndarray] = {}
+
+    def look(name, x):
+        if name.endswith("attn.weights"):
+            weights[name] = x.numpy()[0].copy()
+
+    with mt.no_grad():
+        saved.model().hidden(np.array([ids]), look=look)
+    again = [t for t in range(len(ids) - 1) if ids[t + 1] in ids[: t + 1]]
+    assert len(again) > 4
+    for layer in range(2):
+        for head in range(4):
+            w = weights[f"blocks.{layer}.attn.weights"][head]
+            copies = [w[t, : t + 1][np.equal(ids[: t + 1], ids[t + 1])].sum() for t in again]
+            expected = [np.diag(w, -1).mean(), w[2:, 0].mean(), np.diag(w)[1:].mean()]
+            row = f"#scores tbody tr:nth-child({4 * layer + head + 1})"
+            found = [float(browser.text(f"{row} td:nth-child({i})")) for i in range(3, 7)]
+            assert found == pytest.approx([*expected, np.mean(copies)], abs=0.0051)
 
 
 def test_a_text_goes_on_when_the_context_is_full(browser, tmp_path):

@@ -550,7 +550,9 @@
   function showScores() {
     const { n_layer: L, n_head: H } = model.config, T = state.ids.length;
     repeated ??= onRepeated();
-    const body = [];
+    const body = [], told = []; // [t, s]: after t comes a token that stood at s before
+    for (let t = 0; t + 1 < T; t++) for (let s = 0; s <= t; s++) if (state.ids[s] === state.ids[t + 1]) told.push([t, s]);
+    const again = new Set(told.map(([t]) => t)).size;
     for (let layer = 0; layer < L; layer++) {
       const { x } = state.seen[`blocks.${layer}.attn.weights`];
       for (let h = 0; h < H; h++) {
@@ -559,13 +561,13 @@
           for (let t = from; t < T; t++) sum += x[(h * T + t) * T + at(t)];
           return T > from ? sum / (T - from) : 0;
         };
-        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), ...repeated[layer * H + h] };
+        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), copies: again ? told.reduce((sum, [t, s]) => sum + x[(h * T + t) * T + s], 0) / again : 0, ...repeated[layer * H + h] };
         const [name, most] = Object.entries(scores).reduce((a, b) => (b[1] > a[1] ? b : a));
         $("heads").children[layer].children[h].querySelector("small").textContent = most > 0.4 ? name : "";
         body.push([`${layer}.${h}`, most > 0.4 ? name : "–", ...Object.values(scores).map((v) => v.toFixed(2))]);
       }
     }
-    rows($("scores"), "Heads by layer", ["head", "name", "previous", "first", "itself", "same", "induction"], body);
+    rows($("scores"), "Heads by layer", ["head", "name", "previous", "first", "itself", "copies", "same", "induction"], body);
   }
 
   function showLens() {

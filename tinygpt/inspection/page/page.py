@@ -623,11 +623,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find(path: Path) -> tuple[Run | None, Saved | None]:
     """The run and the model at `path`, whichever of them there are. Raises Error for neither."""
-    models = [path / "best.npz", path / "model.npz"]
-    if path.is_dir() and ((path / "log.jsonl").is_file() or any(p.is_file() for p in models)):
-        model = next((p for p in models if p.is_file()), None)
+    model = next((p for p in (path / "best.npz", path / "model.npz") if p.is_file()), None)
+    if (path / "log.jsonl").is_file() or (model and (path / "config.json").is_file()):
         return read_run(path), checkpoint.load(model) if model else None
-    return None, load_any(path)
+    return None, load_any(model or path)
 
 
 def main(args: argparse.Namespace) -> int:
