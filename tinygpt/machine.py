@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import sys
 import time
+from pathlib import Path
 
 from tinygpt import UsageError
 
@@ -54,6 +57,27 @@ def installed_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def describe() -> str:
+    """This machine and the programs that compute on it, in one line, without names of its own."""
+    from importlib.metadata import version
+
+    memory = f", {installed_memory() / 1e9:.0f} GB" if installed_memory() else ""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba"))
+    return (
+        f"{_processor()}, {cores()} cores{memory}, {platform.system()}; "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    """The name of the processor, where the platform tells; else its architecture."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine() or "an unknown processor"
 
 
 def megabytes(n: float) -> str:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html.parser
 import json
 import os
 import re
-import select
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +15,18 @@ import numpy as np
 import pytest
 
 import bpe
+import minitensor as mt
 from tinygpt import cli
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection.page import page
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
+from tinygpt.model.sample import prompt_ids
 from tinygpt.model.transformer import GPT, layout
 
+DRIVER = runpy.run_path(str(Path(__file__).parents[1] / "browser.py"))
+CHROMIUM = DRIVER["CHROMIUM"]
 TEXT = "Once upon a time there was a cat. It said “miau” to a dog. The cat and the dog played.\n"
 EVIL = "</script><script>window.hurt = 1</script><img src=x onerror='hurt=1'><!-- {{data}} \u2028"
 
@@ -54,16 +52,20 @@ def folder(path: Path, steps: int = 40, valid: bool = True, saved: Saved | None 
     saved = saved or model()
     checkpoint.save(path / "model.npz", saved)
     (path / "config.json").write_text(json.dumps(saved.config.to_dict()))
-    lines: list[dict[str, Any]] = [{"event": "start", "step": 0, "threads": 2}]
+    start = {"event": "start", "step": -2, "threads": 2, "machine": "an abacus, 2 cores"}
+    lines: list[dict[str, Any]] = [start]
+    for step in (-2, -1):
+        lines.append({"step": step, "copy_loss": 9 + step, "tokens": 0, "seconds": 0})
     for step in range(steps):
         pace = {"tokens": step * 64, "seconds": step / 2}
-        lines.append({"step": step, "loss": 5 / (step + 1), "lr": 0.1, "grad_norm": 1.0, **pace})
+        lines.append({"step": step, "loss": 5 / (step + 1), "lr": 0.1, "grad_norm": 0.1, **pace})
         if valid and step % 10 == 0:
             lines.append({"step": step, "valid_loss": 6 / (step + 1), "valid_perplexity": 1,
                           "valid_bits_per_byte": 1, **pace})  # fmt: skip
         if step == 20:
             lines.append({"event": "pause", "step": step, "paused": 60, "seconds": step / 2})
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "token_counts.json").write_text(json.dumps([*range(saved.tokenizer.vocab_size)]))
     (path / "samples.txt").write_text(f"=== step 20 ===\n{EVIL}\n\n=== step 39 ===\nThe end.\n\n")
     return path
 
@@ -114,7 +116,10 @@ def test_a_page_of_a_run_stands_by_itself(tmp_path, capsys):
     assert len(data["runs"][0]["curves"]["loss"]) == 40
     assert [event["event"] for event in data["runs"][0]["events"]] == ["start", "pause"]
     assert data["runs"][0]["curves"]["rate"][1] == 128  # 64 tokens in half a second
-    for said in ("The end.", "d_model", "data sha256", "ab12", "blocks.1.ffn.gate.weight"):
+    assert data["counts"][7] == 7
+    assert data["runs"][0]["copying"]["copy_loss"] == [7, 8]
+    seen = ("The end.", "d_model", "data sha256", "ab12", "blocks.1.ffn.gate.weight", "an abacus")
+    for said in seen:
         assert said in found.seen
 
 
@@ -125,7 +130,7 @@ def test_text_of_strangers_is_text(tmp_path):
     assert found.seen.count(EVIL[:-1]) == 2  # the sample and where the model comes from
     assert json.loads(found.data)["prompt"] == EVIL
     tags = [tag for tag, _ in found.tags]
-    assert tags.count("script") == 4
+    assert tags.count("script") == 5
     assert "img" not in tags and "b" not in tags
 
 
@@ -151,6 +156,7 @@ def test_the_first_kind_with_room_is_taken(tmp_path):
     saved, path = model(), folder(tmp_path / "run")
     for kind, other in (("float16", 0), ("int8", -3000)):
         rest = json.loads(read(path, dtype="none").data)
+        del rest["pictures"]  # which stand for the weights
         limit = len(page.for_script(rest)) + 150_000 + page.weights_size(saved, "float16") + other
         data = json.loads(read(path, limit=limit + 10).data)
         assert data["weights"]["dtype"] == kind
@@ -233,6 +239,8 @@ def cut(path: Path) -> None:
         ({"steps": 0}, None, "No step of training"),
         ({}, cut, "One line of the log cannot be read"),
         ({}, lambda path: (path / "samples.txt").unlink(), "No sample"),
+        ({}, lambda path: (path / "token_counts.json").unlink(), "no readable"),
+        ({}, lambda path: (path / "token_counts.json").write_text("[1, -2]"), "no readable"),
         ({}, lambda path: (path / "log.jsonl").unlink(), "no log.jsonl"),
         ({}, lambda path: (path / "config.json").unlink(), "no config.json"),
         ({}, lambda path: (path / "model.npz").unlink(), "There is no model yet"),
@@ -248,22 +256,53 @@ def test_what_is_missing_is_said(tmp_path, options, change, said):
 
 
 def test_a_model_without_a_run(tmp_path):
-    checkpoint.save(tmp_path / "m.npz", model())
-    found = read(tmp_path / "m.npz")
-    assert "a model without a run" in found.seen
-    assert json.loads(found.data)["weights"]
+    checkpoint.save(tmp_path / "model.npz", model())
+    for path in (tmp_path / "model.npz", tmp_path):  # or a folder with nothing else
+        found = read(path)
+        assert "a model without a run" in found.seen
+        assert json.loads(found.data)["weights"]
 
 
-def test_a_model_that_has_no_room_is_left_out(tmp_path):
+def without_room() -> Saved:
+    """A model of 41 million weights, of which few are not 0."""
     c = recipes.NEO.replace(tokenizer="bpe", vocab_size=8001, reduced_from=0)
     base = bpe.train([TEXT], 300)
     params = {name: np.zeros(shape, np.float32) for name, shape in layout(c).items()}
     params["embedding.weight"][:300, :4] = np.random.default_rng(0).normal(size=(300, 4))
-    text = page.write(None, Saved(c, base, params))
-    assert len(text) < 1_000_000
+    return Saved(c, base, params)
+
+
+def test_a_model_that_has_no_room_is_left_out():
+    saved = without_room()
+    text = page.write(None, saved)
+    assert len(text) < 1_500_000
     found = Reader(text)
     assert "41,026,560 weights are left out: as int8" in found.seen
-    assert "weights" not in json.loads(found.data)
+    data = json.loads(found.data)
+    assert "weights" not in data
+    rows, columns, picture = data["pictures"]["embedding.weight"]
+    drawn = np.frombuffer(base64.b64decode(picture), np.int8).reshape(rows, columns)
+    full = saved.params["embedding.weight"]
+    assert (rows, columns) == (64, 64)
+    assert (np.sign(drawn[:3, 0]) == np.sign(full[[0, 127, 254], 0])).all() and not drawn[3:].any()
+
+
+def test_a_page_in_a_checkout_links_to_the_documentation(tmp_path):
+    checkout = Path(page.__file__).parents[3]
+    docs = (checkout / "docs" / "page.md").read_text(encoding="utf-8")
+    assert page.docs_from(checkout / "a.html") == "docs/"
+    assert page.docs_from(checkout / "docs" / "a.html") == ""
+    assert page.docs_from(checkout / "runs" / "one" / "a.html") == "../../docs/"
+    assert page.docs_from(tmp_path / "a.html") is None
+    text = page.write(*page.find(folder(tmp_path / "run")), docs="docs/")
+    links = set(re.findall(r'href="docs/([^"]+)"', text))
+    headings = re.findall(r"^#+ (.+)$", docs, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+    assert len(links) > 6
+    for link in links:
+        name, _, anchor = link.partition("#")
+        assert (checkout / "docs" / name).is_file(), link
+        assert not anchor or anchor in anchors, link
 
 
 def test_what_is_no_run_is_an_error_in_one_line(tmp_path, capsys):
@@ -282,136 +321,15 @@ def test_what_is_no_run_is_an_error_in_one_line(tmp_path, capsys):
 # ------------------------------------------------------------------------------- in a browser
 
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --remote-debugging-pipe"
-)
-LAUNCH = """if True:  # Chromium hears on 3 and speaks on 4
-    import os, sys
-    ear, voice = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2]))
-    os.dup2(ear, 3), os.dup2(voice, 4), os.set_inheritable(3, True), os.set_inheritable(4, True)
-    os.execv(sys.argv[3], sys.argv[3:])
-"""
-
-
-class Browser:
-    """Chromium, told what to do over a pair of pipes in its own protocol: JSON, and a zero byte."""
-
-    def __init__(self, profile: str):
-        hear, its_voice = os.pipe()
-        its_ear, speak = os.pipe()
-        ends = (str(its_ear), str(its_voice))
-        command = (CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *ends, *command],
-            pass_fds=(its_ear, its_voice),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(its_ear)
-        os.close(its_voice)
-        self.hear, self.speak = os.fdopen(hear, "rb", 0), os.fdopen(speak, "wb", 0)
-        self.buffer, self.count, self.session = b"", 0, None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        self.speak.write(json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self.count:
-                assert "error" not in answer, (method, answer["error"])
-                return answer["result"]
-            self.events.append(answer)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.hear], [], [], 60)
-            more = self.hear.read(1 << 16) if ready else b""
-            assert more, "the browser went away, or says nothing for a minute"
-            self.buffer += more
-        message, _, self.buffer = self.buffer.partition(b"\0")
-        return json.loads(message)
-
-    def open(self, path: Path) -> None:
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        self.wait("document.readyState === 'complete'")
-
-    def ask(self, expression: str) -> Any:
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
-    def wait(self, expression: str, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not self.ask(expression):
-            assert time.monotonic() < end, f"never true: {expression}"
-            time.sleep(0.05)
-
-    def text(self, selector: str) -> str:
-        return self.ask(f"document.querySelector({json.dumps(selector)}).textContent")
-
-    def click(self, selector: str) -> None:
-        """A real click, in the middle of what is there, which must be what is seen there."""
-        x, y, hit = self.ask(
-            f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
-            e.scrollIntoView({{block: "center"}}); const b = e.getBoundingClientRect();
-            const x = b.x + b.width / 2, y = b.y + b.height / 2;
-            return [x, y, e.contains(document.elementFromPoint(x, y))]; }})()"""
-        )
-        assert hit, f"{selector} is covered or out of sight"
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def key(self, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
-
-    def complaints(self) -> list[Any]:
-        """Errors and warnings since the page was opened, and whatever it asked of a network."""
-        self.ask("0")
-        wrong = []
-        for event in self.events:
-            method, params = event.get("method"), event.get("params", {})
-            if method in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
-                wrong.append(params)
-            if method == "Network.requestWillBeSent":
-                url = params["request"]["url"]
-                if not url.startswith(("file:", "data:", "about:")):
-                    wrong.append(url)
-        return wrong
-
-
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None or os.name != "posix":
         pytest.skip("no Chromium is installed: the page was not opened in a browser")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        chromium = Browser(profile)
+    with DRIVER["browsing"]() as chromium:
         yield chromium
-        with contextlib.suppress(OSError, AssertionError):
-            chromium.session = None
-            chromium.call("Browser.close")
-        chromium.hear.close(), chromium.speak.close()
-        try:
-            chromium.process.wait(20)
-        except subprocess.TimeoutExpired:
-            chromium.process.kill()
-            chromium.process.wait()
 
 
-def opened(browser: Browser, path: Path, tmp_path: Path, **options: Any) -> None:
+def opened(browser: Any, path: Path, tmp_path: Path, **options: Any) -> None:
     out = tmp_path / "page.html"
     out.write_text(page.write(*page.find(path), **options), encoding="utf-8")
     browser.open(out)
@@ -434,10 +352,10 @@ def test_a_page_is_used(browser, tmp_path):
     browser.click("#next tbody tr:nth-child(2) button")
     assert browser.ask("document.querySelectorAll('#tokens button').length") == 4
     assert browser.text("#tokens button:last-child").startswith(chosen)
-    # going on, until the context is full or the model ends the text
+    # going on, until the model ends the text or a hundred tokens are written
     browser.click("#go")
     browser.wait("/written/.test(document.querySelector('#status').textContent)")
-    assert re.search("is full|ended the text", browser.text("#status"))
+    assert re.search("^100 tokens written|ended the text", browser.text("#status"))
     # inside: another head, a part taken out by the keyboard, and what each part does
     browser.click("#heads .layer:nth-child(2) button:nth-child(2)")
     assert "Layer 1, head 1: a token sees itself and the 2 before it" in browser.text(
@@ -454,10 +372,28 @@ def test_a_page_is_used(browser, tmp_path):
     assert browser.text("#next tbody") == before
     browser.click("#measure")
     browser.wait("/grows most/.test(document.querySelector('#effect').textContent)")
+    # the same head as arcs
+    browser.click("#arcs text:nth-of-type(2)")
+    assert browser.text("#large-read").endswith("(place 2).")
+    assert "looks at" in browser.ask("document.querySelector('#arcs').getAttribute('aria-label')")
+    # a tensor enlarged, and its numbers by the keyboard
+    name = "blocks.0.attn.qkv.weight"
+    browser.click(f"[data-tensor='{name}']")
+    browser.ask("document.querySelector('.whole').focus()")
+    browser.key("ArrowRight")
+    said = browser.text(".enlarged .hint")
+    assert said.startswith("Row 0, query of head 0, column 1: ")
+    value = np.float16(model().params[name][0, 1])
+    assert float(said.rpartition(" ")[2]) == pytest.approx(float(value), rel=1e-3)
+    browser.click(f"[data-tensor='{name}']")
+    assert not browser.ask("document.querySelectorAll('.whole').length")
     # the curves by keyboard, the samples, the map, the tokenizer
     browser.ask("document.querySelector('#charts svg').focus()")
     browser.key("Home")
     assert "steps 0: training" in browser.text("#charts .hint")
+    assert "repeat. loss: first 7.5" in browser.ask(
+        "document.querySelector('#charts figure:last-child svg').getAttribute('aria-label')"
+    )
     assert browser.ask("[...document.querySelectorAll('.sample')].map(f => f.hidden)") == [
         True,
         False,
@@ -465,8 +401,19 @@ def test_a_page_is_used(browser, tmp_path):
     browser.click("#find")
     browser.call("Input.insertText", text="cat")
     assert "nearest" in browser.text("#near")
+    before = browser.text("#near")
+    x, y, width, height = browser.ask(
+        "(() => { const b = document.querySelector('#plane').getBoundingClientRect();"
+        " return [b.x, b.y, b.width, b.height]; })()"
+    )
+    for i in range(900):  # somewhere there is another token under the pointer
+        browser.move(x + width * (i % 30) / 30, y + height * (i // 30) / 30)
+        if browser.text("#near") != before:
+            break
+    assert "nearest" in browser.text("#near") != before
     browser.click("#cut-tokens button:nth-child(2)")
     assert "How its bytes are merged" in browser.text("#cut-token")
+    assert "among the 44,850 tokens of the training text" in browser.text("#cut-token")
     assert browser.complaints() == []
 
 
@@ -479,13 +426,160 @@ def test_a_stranger_s_text_does_nothing(browser, tmp_path):
     assert browser.complaints() == []
 
 
+def test_scores_are_those_of_the_weights(browser, tmp_path):
+    saved, text = model(), "The cat and the dog and the cat."
+    opened(browser, folder(tmp_path / "run"), tmp_path, prompt=text, dtype="float32")
+    ids = prompt_ids(saved.tokenizer, text)
+    weights: dict[str, np.ndarray] = {}
+
+    def look(name, x):
+        if name.endswith("attn.weights"):
+            weights[name] = x.numpy()[0].copy()
+
+    with mt.no_grad():
+        saved.model().hidden(np.array([ids]), look=look)
+    again = [t for t in range(len(ids) - 1) if ids[t + 1] in ids[: t + 1]]
+    assert len(again) > 4
+    for layer in range(2):
+        for head in range(4):
+            w = weights[f"blocks.{layer}.attn.weights"][head]
+            copies = [w[t, : t + 1][np.equal(ids[: t + 1], ids[t + 1])].sum() for t in again]
+            expected = [np.diag(w, -1).mean(), w[2:, 0].mean(), np.diag(w)[1:].mean()]
+            row = f"#scores tbody tr:nth-child({4 * layer + head + 1})"
+            found = [float(browser.text(f"{row} td:nth-child({i})")) for i in range(3, 7)]
+            assert found == pytest.approx([*expected, np.mean(copies)], abs=0.0051)
+
+
+def test_a_text_goes_on_when_the_context_is_full(browser, tmp_path):
+    opened(browser, folder(tmp_path / "run"), tmp_path, prompt=" cat" * 60)
+    count = len(model().tokenizer.encode(" cat" * 60)) + 1
+    assert f"The text has {count} tokens; the context holds 32" in browser.text("#status")
+    assert browser.text("#window-words").startswith(f"The first {count - 32} tokens")
+    assert browser.ask("document.querySelectorAll('#tokens button').length") == 32
+    browser.click("#next tbody tr:nth-child(2) button")  # a token more: the older half goes
+    assert browser.ask("document.querySelectorAll('#tokens button').length") == 16
+    browser.ask("document.querySelector('#temperature').value = 0")
+    for _ in range(20):
+        browser.click("#step")
+    browser.wait("/^1 token written/.test(document.querySelector('#status').textContent)")
+    text = browser.ask("document.querySelector('#text').value")
+    assert text.startswith(" cat" * 60)
+    ids = model().tokenizer.encode(text)
+    assert len(ids) >= count or text.endswith("<|endoftext|>")
+    browser.click("#undo")
+    assert browser.complaints() == []
+
+
+def test_without_a_part_the_text_is_another(browser, tmp_path):
+    opened(browser, folder(tmp_path / "run"), tmp_path, prompt="The cat")
+    assert browser.ask("document.querySelector('#stories').hidden")
+    browser.click("[data-part='blocks.1.ffn']")
+    browser.wait("/The texts part after/.test(document.querySelector('#story-read').textContent)")
+    assert browser.text("#story-title") == "Without blocks.1.ffn"
+    whole, without = browser.text("#story-whole"), browser.text("#story-without")
+    assert whole.startswith("…The cat") and without.startswith("…The cat") and whole != without
+    browser.click("#others")
+    browser.wait(f"document.querySelector('#story-whole').textContent !== {json.dumps(whole)}")
+    browser.click("#restore")
+    assert browser.ask("document.querySelector('#stories').hidden")
+    assert browser.complaints() == []
+
+
+AUDIT = (Path(__file__).parents[1] / "audit.js").read_text(encoding="utf-8")
+SPOKEN = {"button", "link", "textbox", "searchbox", "slider", "combobox", "image", "img", "region",
+          "table", "navigation", "heading"}  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_can_be_read_and_heard(browser, tmp_path, theme):
+    try:
+        browser.theme(theme)
+        opened(browser, folder(tmp_path / "run"), tmp_path, prompt="The cat and the dog")
+        browser.click("[data-part='blocks.1.ffn']")
+        browser.wait("/part after/.test(document.querySelector('#story-read').textContent)")
+        browser.click(".tensor button")
+        browser.click("#cut-tokens button")
+        assert browser.ask("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(20, 23, 27)" if theme == "dark" else "rgb(255, 255, 255)"
+        )
+        assert browser.ask(AUDIT) == []
+        heard = browser.sees()
+        assert len([role for role, _ in heard if role in SPOKEN]) > 100
+        assert [role for role, name in heard if role in SPOKEN and not name] == []
+        # an examination that cannot fail examines nothing
+        browser.ask(
+            "document.body.insertAdjacentHTML('beforeend', '<h4 id=main>x</h4><button></button>"
+            '<p style="color: #777; background: #888">grey</p><label for=nothing></label>\'), 0'
+        )
+        assert len(browser.ask(AUDIT)) == 4
+        assert ("button", "") in browser.sees()
+    finally:
+        browser.theme("light")
+
+
+@pytest.mark.skipif(not os.environ.get("AXE"), reason="AXE does not name a file axe.min.js")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_axe_has_nothing_to_say(browser, tmp_path, theme, width):
+    try:
+        browser.theme(theme)
+        browser.shape(width, 800)
+        opened(browser, folder(tmp_path / "run"), tmp_path, prompt="The cat and the dog")
+        browser.click("[data-part='blocks.1.ffn']")
+        browser.click(".tensor button")
+        browser.ask(Path(os.environ["AXE"]).read_text(encoding="utf-8") + "; 0")
+        browser.ask("axe.run().then((found) => { window.found = found; }), 0")
+        browser.wait("window.found")
+        assert browser.ask("found.passes.length") > 20
+        assert browser.ask("found.violations.map((v) => [v.id, v.nodes.map((n) => n.html)])") == []
+    finally:
+        browser.theme("light")
+        browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_it_can_be_printed(browser, tmp_path):
+    try:
+        browser.theme("dark", media="print")
+        run = folder(tmp_path / "run", saved=model(name="quick"))
+        opened(browser, run, tmp_path, prompt="The cat")
+        assert browser.ask("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+        assert not browser.ask("document.querySelector('nav').checkVisibility()")
+        browser.ask(
+            "addEventListener('beforeprint', () => { window.printed = [...document."
+            "querySelectorAll('.sample, details > .scroll')].map((e) => e.checkVisibility()); }), 0"
+        )
+        printed = base64.b64decode(browser.call("Page.printToPDF")["data"])
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) > 3
+        assert browser.ask("window.printed") == [True] * 3
+        assert browser.ask("document.querySelector('details').open") is False  # as it was
+    finally:
+        browser.theme("light")
+
+
+def test_an_old_browser_is_told(browser, tmp_path):
+    opened(browser, folder(tmp_path / "run"), tmp_path)
+    assert not browser.ask("document.querySelector('#old').checkVisibility()")
+    text = page.write(*page.find(folder(tmp_path / "run")))
+    old = tmp_path / "old.html"  # which cannot be read where this is no JavaScript yet
+    old.write_text(text.replace("const $ = (id) =>", "const $ = (id) =@>"), encoding="utf-8")
+    browser.open(old)
+    assert browser.ask("document.querySelector('#old').checkVisibility()")
+    assert "The end." in browser.ask("document.querySelector('#main').innerText")
+
+
 @pytest.mark.parametrize(
-    "what", ["no model", "no weights", "a model", "three steps", "other kinds"]
+    "what", ["no model", "no weights", "a model", "three steps", "other kinds", "no room", "cut"]
 )
 def test_pages_with_something_missing_open(browser, tmp_path, what):
     saved, options, path = model(), {}, folder(tmp_path / "run")
     if what == "no model":
         (path / "model.npz").unlink()
+    if what == "cut":
+        cut(path)
+    if what == "no room":
+        path = tmp_path / "m.npz"
+        saved = without_room()
+        checkpoint.save(path, saved)
     if what == "no weights":
         options["dtype"] = "none"
     if what == "three steps":
@@ -497,21 +591,22 @@ def test_pages_with_something_missing_open(browser, tmp_path, what):
         c = saved.config.replace(head="pinv", positions="alibi", norm="layer", vocab_size=80)
         chars = bpe.CharTokenizer("".join(sorted(set(TEXT))), vocab_size=80)
         params = {name: p.numpy() for name, p in GPT(c).named_parameters()}
-        path = tmp_path / "m.npz"
-        checkpoint.save(path, Saved(c, chars, params))
+        path, saved = tmp_path / "m.npz", Saved(c, chars, params)
+        checkpoint.save(path, saved)
     opened(browser, path, tmp_path, **options)
-    alive = what in ("a model", "three steps", "other kinds")
+    alive = what in ("a model", "three steps", "other kinds", "cut")
     assert browser.ask("!document.querySelector('#alive').hidden") == alive
     assert browser.ask("document.querySelector('#prompt > .absent').hidden") == alive
     assert browser.ask("!document.querySelector('#curves').hidden") == (path.name == "run")
     assert browser.ask("document.querySelector('#failed').hidden")
+    pictures = browser.ask("[...document.querySelectorAll('.tensor canvas')].map((c) => c.width)")
+    assert len(pictures) == (0 if what == "no model" else len(saved.params))
     assert browser.complaints() == []
 
 
 def test_it_fits_a_telephone_and_reads_without_scripts(browser, tmp_path):
     path = folder(tmp_path / "run")
-    browser.call("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1,
-                 mobile=True)  # fmt: skip
+    browser.shape(360, 700)
     try:
         opened(browser, path, tmp_path)
         assert browser.ask("document.documentElement.scrollWidth") == 360

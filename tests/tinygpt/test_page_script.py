@@ -16,7 +16,7 @@ from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection.page import page
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
-from tinygpt.model.sample import draw, probabilities
+from tinygpt.model.sample import draw, generate, probabilities
 from tinygpt.model.transformer import GPT
 
 pytestmark = pytest.mark.skipif(
@@ -167,6 +167,25 @@ def test_tokens_are_drawn_as_in_python():
         expected = probabilities(logits, *option)
         np.testing.assert_allclose(p, expected, atol=1e-9)
         assert drawn == [draw(expected, u) for u in draws]
+
+
+@pytest.mark.parametrize("context", [7, 8])
+def test_a_text_goes_on_as_in_python_when_the_context_is_full(context):
+    model, ids = model_of(CASES["grouped"].replace(context=context))
+    expected = list(generate(model, ids[0, :5].tolist(), max_new_tokens=30, temperature=0))
+    script = f"""{OPEN}
+        const pick = (z) => z.reduce((best, v, i) => (v > z[best] ? i : best), 0);
+        const found = [], model = open(given);
+        for (const {{ id, dropped }} of Forward.continuation(model, given.ids, given.size, pick)) {{
+          found.push([id, dropped]);
+          if (found.length === 30) break;
+        }}
+        console.log(JSON.stringify(found));
+    """
+    given = {"ids": ids[0, :5].tolist(), "size": model.config.vocab_size}
+    found = node(script, {**payload(model, "float32"), **given})
+    assert [id for id, _ in found] == expected
+    assert sum(dropped > 0 for _, dropped in found) > 5
 
 
 TEXTS = [

@@ -82,6 +82,7 @@ def test_a_run_leaves_everything_one_needs(recipe, tmp_path, tiny, capsys):
     assert names == {
         "config.json",
         "tokenizer.json",
+        "token_counts.json",
         "log.jsonl",
         "samples.txt",
         "model.npz",

@@ -57,6 +57,13 @@ class Dataset:
         tokens_per_byte = len(self.valid) / max(self.bytes["valid"], 1)
         return nats_per_token * tokens_per_byte / float(np.log(2.0))
 
+    def token_counts(self) -> list[int]:
+        """How often each token of the vocabulary comes in the text to train on."""
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for begin in range(0, len(self.train), SCAN):  # bincount makes int64 of what it is given
+            counts += np.bincount(self.train[begin : begin + SCAN], minlength=len(counts))
+        return counts.tolist()
+
 
 # ------------------------------------------------------------------------------------- text
 

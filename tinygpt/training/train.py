@@ -4,11 +4,11 @@ A step cuts its sequences into shards of `shard_tokens` tokens. Threads take sha
 are added in a fixed order, so the bits of a run depend on its configuration and data alone, not on
 the number of threads or on where it was interrupted. More accumulation is more shards.
 
-The run folder: config.json · tokenizer.json · log.jsonl · samples.txt · model.npz (last) · best.npz
-(lowest validation loss) · checkpoint.npz (with which a run goes on) and its predecessor. A line of
-log.jsonl is one of
+The run folder: config.json · tokenizer.json · token_counts.json (how often each token comes in the
+text to train on) · log.jsonl · samples.txt · model.npz (last) · best.npz (lowest validation loss) ·
+checkpoint.npz (with which a run goes on) and its predecessor. A line of log.jsonl is one of
 
-    {"event": "start" | "resume", "step", "recipe", "parameters", "threads"}
+    {"event": "start" | "resume", "step", "recipe", "parameters", "threads", "machine"}
                                           and on several ranks "ranks", "reduce"
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
@@ -44,7 +44,7 @@ from tinygpt.data.streams import Dataset
 from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
-from tinygpt.machine import asleep, peak_memory
+from tinygpt.machine import asleep, describe, peak_memory
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
@@ -262,6 +262,8 @@ class Run:
         """Write what describes the run; open log and samples, as long as the checkpoint says."""
         with replacing(self.out / "tokenizer.json") as handle:
             handle.write(json.dumps(self.dataset.tokenizer.to_dict(), ensure_ascii=False).encode())
+        with replacing(self.out / "token_counts.json") as handle:
+            handle.write(json.dumps(self.dataset.token_counts()).encode())
         with replacing(self.out / "config.json") as handle:
             handle.write(config.dumps(self.config, ".json").encode())
         for name in GROWING:
@@ -362,6 +364,7 @@ class Run:
             recipe=c.name,
             parameters=sum(count(c)),
             threads=self.trainer.workers.threads,
+            machine=describe(),
             **self.trainer.log_of_ranks(),
         )
         times = StepTimes(c)

@@ -296,6 +296,35 @@ const Forward = (() => {
     return last;
   }
 
+  /** Numbers from 0 to 1 that a seed decides: Park and Miller's generator. */
+  function random(seed) {
+    let state = seed % 2147483647 || 1;
+    const next = () => (state = (state * 48271) % 2147483647) / 2147483647;
+    next(); // the first is small for a small seed
+    return next;
+  }
+
+  /** Tokens after `ids`, one by one without an end: {id, logits it was drawn from (V), dropped}.
+      `pick(logits)` draws. A context that is full loses its older half, and the newer is processed
+      again in one pass: tinygpt/model/decode.py's "drop". `dropped` says how many tokens that were. */
+  function* continuation(model, ids, V, pick, look) {
+    const { context } = model.config, window = ids.slice(-context);
+    let cache = model.cache(), fresh = window, dropped = 0;
+    for (;;) {
+      const logits = model.logits(fresh, { cache, look, last: true }).subarray(0, V);
+      const id = pick(logits);
+      yield { id, logits, dropped };
+      window.push(id);
+      fresh = [id];
+      dropped = 0;
+      if (window.length > context) {
+        dropped = window.splice(0, window.length - (context - (context >> 1))).length;
+        cache = model.cache();
+        fresh = window;
+      }
+    }
+  }
+
   /** {name: Float32Array} of what the page holds: base64 of little-endian numbers, each tensor with
       its kind; those of int8 count in the scale of their row. */
   function unpack({ tensors, scales }) {
@@ -331,7 +360,7 @@ const Forward = (() => {
     return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -24 * fraction;
   }
 
-  return { Model, ablation, probabilities, draw, softmax, unpack };
+  return { Model, ablation, continuation, probabilities, draw, random, softmax, unpack, numbers };
 })();
 
 if (typeof module !== "undefined") module.exports = Forward;

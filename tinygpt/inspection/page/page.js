@@ -59,10 +59,9 @@
   /** Round numbers between low and high, some four of them. */
   function ticks(low, high) {
     const raw = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-    const out = [];
-    for (let v = Math.ceil(low / step) * step; v <= high + step / 1e6; v += step) out.push(Math.abs(v) < step / 1e6 ? 0 : v);
-    return out;
+    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw) ?? 10 * power;
+    const first = Math.ceil(low / step); // counted, not added up: a step may vanish beside a number
+    return Array.from({ length: 7 }, (_, i) => (first + i) * step || 0).filter((v) => v <= high + step / 1e6);
   }
 
   /** A chart: series are {name, x, y, kind}, where kind "raw" is a pale line that has no name. */
@@ -73,7 +72,7 @@
     const bounds = (k) => points.reduce(([a, b], p) => [Math.min(a, p[k]), Math.max(b, p[k])], [Infinity, -Infinity]);
     const [x0, x1] = bounds(0);
     let [y0, y1] = bounds(1);
-    if (y0 === y1) { y0 -= Math.abs(y0) / 2 || 1; y1 += Math.abs(y1) / 2 || 1; }
+    if (y1 - y0 <= 1e-9 * Math.max(Math.abs(y0), Math.abs(y1))) { y0 -= Math.abs(y0) / 2 || 1; y1 += Math.abs(y1) / 2 || 1; }
     const X = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (W - left - right);
     const Y = (y) => H - bottom - ((y - y0) / (y1 - y0)) * (H - top - bottom);
     const said = series.filter((s) => s.kind !== "raw").map((s) => {
@@ -89,10 +88,17 @@
       picture.append(svg("text", { x: X(x), y: H - bottom + 16, "text-anchor": X(x) > W - 30 ? "end" : "middle" }, short(x)));
     }
     picture.append(svg("text", { x: (left + W) / 2, y: H - 3, "text-anchor": "middle" }, xName));
-    for (const { x, name } of marks.filter((m) => m.x >= x0 && m.x <= x1)) {
-      picture.append(svg("line", { class: "mark", x1: X(x), x2: X(x), y1: top, y2: H - bottom }, svg("title", {}, name)),
-        svg("text", X(x) > W - 60 ? { x: X(x) - 3, y: top + 10, "text-anchor": "end" } : { x: X(x) + 3, y: top + 10 }, name));
+    const apart = []; // marks that would lie on each other are one
+    for (const { x, name } of marks.filter((m) => m.x >= x0 && m.x <= x1).sort((a, b) => a.x - b.x)) {
+      const last = apart.at(-1);
+      if (last && X(x) - X(last.x) < 6) last.names.push(name);
+      else apart.push({ x, names: [name] });
     }
+    apart.forEach(({ x, names }, i) => {
+      const name = names.join(", "), y = top + 10 + 13 * (i % 3);
+      picture.append(svg("line", { class: "mark", x1: X(x), x2: X(x), y1: top, y2: H - bottom }, svg("title", {}, name)),
+        svg("text", X(x) > W - 90 ? { x: X(x) - 3, y, "text-anchor": "end" } : { x: X(x) + 3, y }, name));
+    });
     for (const s of series) {
       let path = "", pen = "M";
       s.x.forEach((x, i) => {
@@ -163,6 +169,10 @@
       });
       return chart(title, xName, series, marks);
     });
+    const copying = data.runs.filter((run) => run.copying.step).map((run, i) => ({
+      name: runs.length > 1 ? run.name : "loss", x: run.copying.step, y: smoothed(run.copying.copy_loss, width), index: i,
+    }));
+    if (copying.length) figures.push(chart("Before the text: loss on random tokens that repeat", "steps (the text begins at 0)", copying, []));
     $("charts").replaceChildren(...figures.filter(Boolean));
   }
 
@@ -193,7 +203,13 @@
 
   let tokenizer, model;
   let V = 0; // tokens that can be drawn: the model may have more rows than the tokenizer has tokens
-  const state = { ids: [], at: 0, gone: new Set(), seen: {}, logits: null, layer: 0, head: 0, row: 0, running: false };
+  const state = {
+    ids: [], // the window: the last tokens of the text, as many as the context holds
+    before: [], // the tokens of the text that are no longer in it
+    at: 0, // the chosen place, after which the page looks
+    row: 0, // the token whose attention is read
+    layer: 0, head: 0, gone: new Set(), seen: {}, logits: null, running: false,
+  };
 
   /** A token as it is shown: a space as an open box, bytes that are no character as numbers. */
   function label(id) {
@@ -211,13 +227,20 @@
   const opening = () => (tokenizer.separator === null ? [] : [tokenizer.separator]);
   const choice = () => [Number($("temperature").value), Number($("topk").value), Number($("topp").value)];
 
-  /** The text as ids, as many as the context holds; where it was cut, the status says so. */
-  function encode(text) {
+  /** Make a text the one that is looked at; where it exceeds the context, the status says so. */
+  function read(text) {
     const ids = [...opening(), ...tokenizer.encode(text)];
     const whole = ids.length ? ids : tokenizer.encode("\n");
-    const most = model.config.context;
-    if (whole.length > most) say(`The text has ${whole.length} tokens; the context holds ${most}, and the first of them are shown.`);
-    return whole.slice(0, most);
+    const most = model.config.context, over = Math.max(0, whole.length - most);
+    if (over) say(`The text has ${whole.length} tokens; the context holds ${most}, and the last of them are shown.`);
+    state.before = whole.slice(0, over);
+    state.ids = whole.slice(over);
+  }
+
+  /** Take the first tokens out of the window. */
+  function forget(count) {
+    state.before.push(...state.ids.splice(0, count));
+    state.at = Math.max(0, state.at - count);
   }
 
   const say = (text) => { $("status").textContent = text; };
@@ -252,6 +275,7 @@
   }
 
   function select(t) {
+    if (state.running) return; // what is shown is not of this text
     state.at = state.row = t;
     [...$("tokens").children].forEach((button, i) => button.setAttribute("aria-pressed", i === t));
     showPlace();
@@ -268,6 +292,7 @@
   function showTokens() {
     const surprises = state.ids.map((id, t) => (t ? surprise(state.logits, t - 1, id) : null));
     $("tokens").replaceChildren(...state.ids.map((id, t) => tokenButton(id, t, surprises[t])));
+    $("window-words").textContent = state.before.length ? `The first ${state.before.length} tokens of the text are no longer in the context of ${model.config.context}; below are the others.` : "";
   }
 
   function showPlace() {
@@ -298,17 +323,19 @@
 
   /** Put a token after the chosen place; what stood from there on goes. */
   function choose(id) {
-    if (state.at + 1 >= model.config.context) { say(`The context of ${model.config.context} tokens is full.`); return; }
+    const { context } = model.config;
     state.ids = [...state.ids.slice(0, state.at + 1), id];
     state.at += 1;
+    if (state.ids.length > context) forget(state.ids.length - (context - (context >> 1)));
     showText();
     analyse();
     $("next").querySelector("button").focus();
   }
 
   function showText() {
-    const first = opening().length && state.ids[0] === tokenizer.separator ? 1 : 0;
-    $("text").value = tokenizer.decode(state.ids.slice(first));
+    const whole = [...state.before, ...state.ids];
+    const first = opening().length && whole[0] === tokenizer.separator ? 1 : 0;
+    $("text").value = tokenizer.decode(whole.slice(first));
   }
 
   /** Draw up to `count` tokens after the last, one by one, with a cache of keys and values. */
@@ -316,29 +343,33 @@
     if (state.running) { state.running = false; return; }
     state.running = true;
     $("go").textContent = "Stop";
-    const look = Forward.ablation(state.gone), cache = model.cache(), context = model.config.context;
-    let logits = model.logits(state.ids, { cache, look, last: true }).subarray(0, V), written = 0, why = "";
-    const begin = performance.now();
-    while (state.running && written < count) {
-      if (state.ids.length >= context) { why = ` The context of ${context} tokens is full.`; break; }
-      const id = Forward.draw(Forward.probabilities(logits, ...choice()), Math.random());
-      const s = surprise(logits, 0, id);
+    for (const button of $("tokens").children) button.setAttribute("aria-pressed", false);
+    const pick = (logits) => Forward.draw(Forward.probabilities(logits, ...choice()), Math.random());
+    let written = 0, spent = 0, why = "", painted = performance.now(), begin = painted;
+    for (const { id, logits, dropped } of Forward.continuation(model, state.ids, V, pick, Forward.ablation(state.gone))) {
+      forget(dropped);
+      [...$("tokens").children].slice(0, dropped).forEach((button) => button.remove());
       state.ids.push(id);
       state.at = state.ids.length - 1;
       written++;
-      [...$("tokens").children].forEach((button) => button.setAttribute("aria-pressed", false));
-      $("tokens").append(tokenButton(id, state.at, s));
-      if (id === tokenizer.separator) { why = " The model ended the text."; break; }
-      if (state.ids.length < context) logits = model.logits([id], { cache, look }).subarray(0, V);
-      showText();
-      await breathe();
+      $("tokens").lastElementChild?.setAttribute("aria-pressed", false);
+      $("tokens").append(tokenButton(id, state.at, surprise(logits, 0, id)));
+      if (id === tokenizer.separator) why = " The model ended the text.";
+      if (performance.now() - painted > 15) {
+        showText();
+        spent += performance.now() - begin;
+        await breathe();
+        begin = painted = performance.now();
+      }
+      if (why || written >= count || !state.running) break;
     }
-    const each = (performance.now() - begin) / Math.max(written, 1);
+    spent += performance.now() - begin;
+    if (state.ids.length > model.config.context) forget(state.ids.length - model.config.context);
     state.running = false;
     $("go").textContent = "Continue";
     showText();
     analyse();
-    say(`${written} token${written === 1 ? "" : "s"} written, ${each.toFixed(1)} ms each.${why}`);
+    say(`${written} token${written === 1 ? "" : "s"} written, ${(spent / written).toFixed(1)} ms each.${why}`);
   }
 
   function startPrompt() {
@@ -353,7 +384,7 @@
         try {
           say("");
           const atEnd = state.at === state.ids.length - 1;
-          state.ids = encode($("text").value);
+          read($("text").value);
           if (atEnd) state.at = state.ids.length - 1;
           analyse();
         } catch (error) {
@@ -366,6 +397,7 @@
     $("undo").addEventListener("click", () => {
       if (state.running || state.ids.length < 2) return;
       state.ids.pop();
+      if (state.before.length) state.ids.unshift(state.before.pop());
       state.at = state.ids.length - 1;
       showText();
       analyse();
@@ -410,7 +442,7 @@
         };
         const pressed = layer === state.layer && head === state.head;
         all.push(el("button", { type: "button", "aria-pressed": pressed, onclick: show },
-          canvas, el("span", { class: "unseen" }, "layer and head "), `${layer}.${head}`, el("span", { class: "unseen" }, `, ${reach}`)));
+          canvas, el("span", { class: "unseen" }, "layer and head "), `${layer}.${head}`, el("span", { class: "unseen" }, `, ${reach}`), el("small")));
       }
       layers.push(el("div", { class: "layer" }, ...all));
     }
@@ -434,6 +466,42 @@
     $("large-read").textContent = `“${label(state.ids[t])}” (place ${t + 1}).${at}`;
     const best = weights.sort((a, b) => b[0] - a[0]).slice(0, 8).filter(([w]) => w > 0.001);
     $("large-row").replaceChildren(...best.map(([w, s]) => el("li", {}, bar(w), ` ${percent(w)} “${label(state.ids[s])}” (place ${s + 1})`)));
+    drawArcs();
+  }
+
+  /** The words in a line, and arcs from those that look back to those that are looked at. */
+  function drawArcs() {
+    const { layer, head, row } = state, T = state.ids.length, { x } = state.seen[`blocks.${layer}.attn.weights`];
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.font = "14px system-ui, sans-serif";
+    const words = state.ids.map(label), widths = words.map((word) => pen.measureText(word).width + 10), middle = [];
+    widths.reduce((left, width) => { middle.push(left + width / 2); return left + width; }, 4);
+    const wide = middle.at(-1) + widths.at(-1) / 2 + 4;
+    const height = (t, s) => 14 + 0.3 * (middle[t] - middle[s]) ** 0.9;
+    const arcs = [];
+    for (let t = 0; t < T; t++) {
+      for (let s = 0; s <= t; s++) {
+        const w = x[(head * T + t) * T + s];
+        if (w >= (t === row ? 0.02 : 0.3)) arcs.push({ t, s, w });
+      }
+    }
+    const ground = Math.max(30, ...arcs.map(({ t, s }) => height(t, s))) + 6;
+    const paths = arcs.sort((a, b) => (a.t === row) - (b.t === row)).map(({ t, s, w }) => {
+      const up = height(t, s), way = t === s
+        ? `M${middle[t] - 5},${ground}a5,9 0 1 1 10,0` // a loop: it looks at itself
+        : `M${middle[t]},${ground}C${middle[t]},${ground - 1.33 * up} ${middle[s]},${ground - 1.33 * up} ${middle[s]},${ground}`;
+      return svg("path", { class: t === row ? "arc" : "arc pale", d: way, "stroke-width": (1 + 5 * w).toFixed(1), opacity: ((t === row ? 0.3 : 0.15) + (t === row ? 0.7 : 0.3) * w).toFixed(2) },
+        svg("title", {}, `“${words[t]}” looks at “${words[s]}” with ${percent(w)}`));
+    });
+    const names = words.map((word, t) => svg("text", {
+      x: middle[t], y: ground + 18, "text-anchor": "middle", class: t === row ? "looks" : "", onclick: () => { state.row = t; showRow(); },
+    }, word));
+    const picture = $("arcs"), most = arcs.filter((arc) => arc.t === row).sort((a, b) => b.w - a.w).slice(0, 3);
+    for (const [name, value] of Object.entries({ viewBox: `0 0 ${wide} ${ground + 26}`, width: wide, height: ground + 26 })) picture.setAttribute(name, value);
+    picture.setAttribute("aria-label", `Arcs of layer ${layer}, head ${head}: “${words[row]}” looks at ${most.map(({ s, w }) => `“${words[s]}” ${percent(w)}`).join(", ") || "nothing much"}.`);
+    picture.replaceChildren(...paths, ...names);
+    const box = $("arcs-scroll");
+    if (middle[row] < box.scrollLeft || middle[row] > box.scrollLeft + box.clientWidth) box.scrollLeft = middle[row] - box.clientWidth / 2;
   }
 
   function startInside() {
@@ -454,6 +522,7 @@
     });
     $("measure").addEventListener("click", measure);
     $("restore").addEventListener("click", () => { state.gone.clear(); analyse(); });
+    $("others").addEventListener("click", () => { seed++; tell(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showHeads);
   }
 
@@ -462,9 +531,7 @@
   function onRepeated() {
     const { n_layer: L, n_head: H, context } = model.config;
     const n = Math.max(2, Math.min(32, Math.floor((context - 1) / 2)));
-    let seed = 1;
-    const random = () => (seed = (seed * 48271) % 2147483647) % V; // Park and Miller's generator
-    const half = Array.from({ length: n }, random), ids = [...opening(), ...half, ...half], T = ids.length;
+    const random = Forward.random(1), half = Array.from({ length: n }, () => Math.floor(random() * V)), ids = [...opening(), ...half, ...half], T = ids.length;
     const scores = [];
     model.hidden(ids, { look: (name, x) => {
       if (!name.endsWith(".attn.weights")) return;
@@ -483,7 +550,9 @@
   function showScores() {
     const { n_layer: L, n_head: H } = model.config, T = state.ids.length;
     repeated ??= onRepeated();
-    const body = [];
+    const body = [], told = []; // [t, s]: after t comes a token that stood at s before
+    for (let t = 0; t + 1 < T; t++) for (let s = 0; s <= t; s++) if (state.ids[s] === state.ids[t + 1]) told.push([t, s]);
+    const again = new Set(told.map(([t]) => t)).size;
     for (let layer = 0; layer < L; layer++) {
       const { x } = state.seen[`blocks.${layer}.attn.weights`];
       for (let h = 0; h < H; h++) {
@@ -492,12 +561,13 @@
           for (let t = from; t < T; t++) sum += x[(h * T + t) * T + at(t)];
           return T > from ? sum / (T - from) : 0;
         };
-        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), ...repeated[layer * H + h] };
+        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), copies: again ? told.reduce((sum, [t, s]) => sum + x[(h * T + t) * T + s], 0) / again : 0, ...repeated[layer * H + h] };
         const [name, most] = Object.entries(scores).reduce((a, b) => (b[1] > a[1] ? b : a));
+        $("heads").children[layer].children[h].querySelector("small").textContent = most > 0.4 ? name : "";
         body.push([`${layer}.${h}`, most > 0.4 ? name : "–", ...Object.values(scores).map((v) => v.toFixed(2))]);
       }
     }
-    rows($("scores"), "Heads by layer", ["head", "name", "previous", "first", "itself", "same", "induction"], body);
+    rows($("scores"), "Heads by layer", ["head", "name", "previous", "first", "itself", "copies", "same", "induction"], body);
   }
 
   function showLens() {
@@ -535,6 +605,7 @@
 
   function showParts() {
     const key = `${state.at} ${state.ids}`;
+    tell();
     if (effects.key !== key) { effects.clear(); effects.key = key; $("effect").textContent = ""; }
     const layers = Array.from({ length: model.config.n_layer }, (_, i) => i);
     rows($("parts"), state.gone.size ? `Taken out: ${[...state.gone].join(", ")}` : "Nothing is taken out", ["layer", ...parts(0).map(([, name]) => name)],
@@ -544,10 +615,45 @@
           analyse();
           $("parts").querySelector(`[data-part="${part}"]`).focus();
         };
-        return el("button", { type: "button", "data-part": part, "aria-pressed": state.gone.has(part), onclick: flip },
+        const shade = nats === undefined ? null : `background:rgba(var(--${nats > 0 ? "shade" : "other"}),${(0.5 * Math.min(Math.abs(nats) / 3, 1)).toFixed(2)})`;
+        return el("button", { type: "button", "data-part": part, "aria-pressed": state.gone.has(part), onclick: flip, style: shade },
           el("span", { class: "unseen" }, `layer ${layer}, ${name}: `),
           nats === undefined ? (state.gone.has(part) ? "out" : "in") : `${nats > 0 ? "+" : ""}${nats.toFixed(2)}`);
       })]));
+  }
+
+  let told = 0; // how often the two texts were begun: what is written for an older one stops
+  let seed = 1;
+
+  /** Write the text on from the chosen place, by the whole model and without what is taken out. */
+  async function tell(count = 80) {
+    const mine = ++told, gone = [...state.gone];
+    $("stories").hidden = !gone.length;
+    if (!gone.length) return;
+    const from = state.ids.slice(0, state.at + 1), begun = tokenizer.decode(from.slice(-12).filter((id) => id !== tokenizer.separator));
+    $("story-title").textContent = `Without ${gone.join(", ")}`;
+    $("story-read").textContent = "";
+    const texts = [];
+    for (const [box, parts] of [[$("story-whole"), []], [$("story-without"), gone]]) {
+      const random = Forward.random(seed), ids = [];
+      let painted = performance.now();
+      const pick = (logits) => Forward.draw(Forward.probabilities(logits, ...choice()), random());
+      for (const { id } of Forward.continuation(model, from, V, pick, Forward.ablation(parts))) {
+        if (id !== tokenizer.separator) ids.push(id);
+        if (performance.now() - painted > 15) {
+          await breathe();
+          painted = performance.now();
+          if (mine !== told) return; // another has begun
+        }
+        if (id === tokenizer.separator || ids.length >= count) break;
+      }
+      texts.push(ids);
+      let same = 0; // tokens before the first that differs
+      while (texts.length > 1 && same < ids.length && ids[same] === texts[0][same]) same++;
+      const rest = el(texts.length > 1 ? "mark" : "span", {}, tokenizer.decode(ids.slice(same)));
+      box.replaceChildren(el("span", { class: "begun" }, `…${begun}`), tokenizer.decode(ids.slice(0, same)), rest);
+      if (texts.length > 1) $("story-read").textContent = same === ids.length && same === texts[0].length ? "Both texts are the same." : `The texts part after ${same} token${same === 1 ? "" : "s"}.`;
+    }
   }
 
   async function measure() {
@@ -572,7 +678,96 @@
 
   // ------------------------------------------------------------------------------- weights
 
+  /** A tensor as {rows, columns, values, names}: whole where the weights are here, else what Python
+      chose of it. `names(row)` says of what a row is; a vector is one row. */
+  function tensor(name, shape) {
+    if (!model) {
+      const [rows, columns, text] = data.pictures[name];
+      return { rows, columns, values: Forward.numbers(text, "int8"), part: true };
+    }
+    const [rows, columns] = shape.length > 1 ? shape : [1, shape[0]];
+    return { rows, columns, values: model.weights[name] };
+  }
+
+  /** Draw the numbers, at most `most` to a side, one a pixel: above 0 blue, below orange. */
+  function paint(canvas, { rows, columns, values }, most) {
+    const height = Math.min(rows, most), width = Math.min(columns, most), pen = canvas.getContext("2d");
+    canvas.width = width;
+    canvas.height = height;
+    let square = 0;
+    for (const v of values) square += v * v;
+    const full = 3 * Math.sqrt(square / values.length) || 1, image = pen.createImageData(width, height);
+    const [above, below] = ["--shade", "--other"].map((name) => colour(name).split(",").map(Number));
+    for (let i = 0; i < height; i++) {
+      for (let j = 0; j < width; j++) {
+        const v = values[Math.floor((i * rows) / height) * columns + Math.floor((j * columns) / width)] / full;
+        image.data.set(v > 0 ? above : below, 4 * (i * width + j));
+        image.data[4 * (i * width + j) + 3] = 255 * Math.min(Math.abs(v), 1);
+      }
+    }
+    pen.putImageData(image, 0, 0);
+  }
+
+  /** Of which head a row of the matrix of queries, keys and values is. */
+  function rowName(name, r) {
+    if (!model || !name.endsWith("qkv.weight")) return "";
+    const { n_head: H } = model.config, h = Math.floor(r / model.hd);
+    if (h < H) return `, query of head ${h}`;
+    return h < H + model.kv ? `, key of head ${h - H}` : `, value of head ${h - H - model.kv}`;
+  }
+
+  /** A tensor at full size, with its numbers to be read by pointer and arrow keys. */
+  function enlarged(name, shape) {
+    const found = tensor(name, shape), { rows, columns, values } = found;
+    const canvas = el("canvas", { class: "whole", tabindex: 0, role: "img", "aria-label": `The picture of ${name}, ${rows} rows by ${columns} columns. The arrow keys read its numbers.` });
+    const read = el("p", { class: "hint", role: "status" }, found.part ? "Some rows and columns of it, for the weights are not in this page." : `${rows} rows (outputs) by ${columns} columns (inputs). The pointer and the arrow keys read the numbers.`);
+    paint(canvas, found, 4096);
+    canvas.style.width = `min(100%, ${Math.max(columns * (columns < 400 ? 3 : 1), 160)}px)`;
+    if (rows === 1) canvas.style.height = "24px";
+    let at = [0, 0];
+    const show = (r, c) => {
+      at = [Math.max(0, Math.min(rows - 1, r)), Math.max(0, Math.min(columns - 1, c))];
+      if (!found.part) read.textContent = `Row ${at[0]}${rowName(name, at[0])}, column ${at[1]}: ${number(values[at[0] * columns + at[1]], 4)}`;
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const box = canvas.getBoundingClientRect();
+      show(Math.floor(((event.clientY - box.top) / box.height) * rows), Math.floor(((event.clientX - box.left) / box.width) * columns));
+    });
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      show(at[0] + move[0], at[1] + move[1]);
+    });
+    const box = el("div", { class: "view", tabindex: 0, role: "region", "aria-label": `${name}, enlarged` }, canvas);
+    return el("tr", {}, el("td", { colspan: 10 }, el("div", { class: "enlarged" }, read, box)));
+  }
+
+  /** A picture in every row of the table, which enlarges it below. */
+  function startTensors() {
+    const drawn = [...document.querySelectorAll(".tensor")].map((place) => {
+      const line = place.closest("tr"), name = line.cells[0].textContent, shape = line.cells[1].textContent.split(" × ").map(Number);
+      const canvas = el("canvas", { "aria-hidden": "true" });
+      let large = null;
+      const button = el("button", { type: "button", "data-tensor": name, "aria-expanded": "false", "aria-label": `Picture of ${name}: enlarge`, onclick: () => {
+        if (large) large.remove();
+        else line.after(large = enlarged(name, shape));
+        button.setAttribute("aria-expanded", Boolean(large.isConnected));
+        if (!large.isConnected) large = null;
+      } }, canvas);
+      place.replaceChildren(button);
+      return () => {
+        paint(canvas, tensor(name, shape), 96);
+        if (large) paint(large.querySelector("canvas"), tensor(name, shape), 4096);
+      };
+    });
+    const all = () => drawn.forEach((draw) => draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+    all();
+  }
+
   let mark = null; // the token of the map that is chosen
+  let near = []; // its neighbours
 
   function drawMap() {
     const { points: [xs, ys], labels } = data.map, canvas = $("plane"), pen = canvas.getContext("2d");
@@ -583,7 +778,10 @@
     const low = [Math.min(...xs), Math.min(...ys)], high = [Math.max(...xs), Math.max(...ys)];
     const X = (i) => 10 + ((xs[i] - low[0]) / (high[0] - low[0] || 1)) * (width - 60);
     const Y = (i) => height - 12 - ((ys[i] - low[1]) / (high[1] - low[1] || 1)) * (height - 24);
-    drawMap.nearest = (px, py) => labels.reduce((best, _, i) => (Math.hypot(X(i) - px, Y(i) - py) < Math.hypot(X(best) - px, Y(best) - py) ? i : best), 0);
+    drawMap.nearest = (px, py) => labels.reduce((best, _, i) => {
+      const distance = Math.hypot(X(i) - px, Y(i) - py);
+      return distance < best[1] ? [i, distance] : best;
+    }, [0, Infinity]);
     pen.font = "13px system-ui, sans-serif";
     pen.fillStyle = colour("--quiet");
     labels.forEach((_, i) => pen.fillRect(X(i) - 1.5, Y(i) - 1.5, 3, 3));
@@ -598,40 +796,67 @@
       taken.push(box);
       pen.fillText(labels[i], X(i) + 3, Y(i) + 4);
     }
-    if (mark !== null) {
-      pen.strokeStyle = colour("--orange");
-      pen.lineWidth = 3;
+    pen.strokeStyle = colour("--orange");
+    for (const i of mark === null ? [] : [mark, ...near]) { // the token thick, its neighbours thin, each with a name
+      pen.lineWidth = i === mark ? 3 : 1.5;
       pen.beginPath();
-      pen.arc(X(mark), Y(mark), 9, 0, 2 * Math.PI);
+      pen.arc(X(i), Y(i), i === mark ? 9 : 6, 0, 2 * Math.PI);
       pen.stroke();
+      if (i === mark) {
+        const wide = pen.measureText(labels[i]).width;
+        pen.fillStyle = colour("--ground");
+        pen.fillRect(X(i) + 11, Y(i) - 10, wide + 6, 19);
+        pen.fillStyle = colour("--text");
+        pen.fillText(labels[i], X(i) + 14, Y(i) + 4);
+      }
     }
   }
 
   /** The tokens whose rows point most nearly in the same direction, by the cosine of the angle. */
   function neighbours(i, count = 10) {
     const D = model.config.d_model, E = model.weights["embedding.weight"], ids = data.map.ids;
-    const vector = (id) => E.subarray(id * D, (id + 1) * D);
-    const dot = (a, b) => a.reduce((sum, v, k) => sum + v * b[k], 0);
-    const own = vector(ids[i]), size = Math.sqrt(dot(own, own));
-    return ids.map((id, j) => [j, dot(own, vector(id)) / (size * Math.hypot(...vector(id)) || 1)])
+    const dot = (a, b) => {
+      let sum = 0;
+      for (let k = 0; k < D; k++) sum += E[a * D + k] * E[b * D + k];
+      return sum;
+    };
+    const own = ids[i], size = dot(own, own);
+    return ids.map((id, j) => [j, dot(own, id) / (Math.sqrt(size * dot(id, id)) || 1)])
       .filter(([j]) => j !== i).sort((a, b) => b[1] - a[1]).slice(0, count);
   }
 
   function showNear(i) {
+    const { labels } = data.map, found = model ? neighbours(i) : [];
     mark = i;
+    near = found.map(([j]) => j);
     drawMap();
-    const { labels } = data.map;
-    $("near").textContent = `“${labels[i]}”` + (model ? `: nearest ${neighbours(i).map(([j, c]) => `“${labels[j]}” ${c.toFixed(2)}`).join(", ")}.` : ": the weights are not in this page, so it has no neighbours to tell of.");
+    $("near").textContent = `“${labels[i]}”` + (model ? `: nearest ${found.map(([j, c]) => `“${labels[j]}” ${c.toFixed(2)}`).join(", ")}.` : ": the weights are not in this page, so it has no neighbours to tell of.");
   }
 
   function startMap() {
     const { labels, shares } = data.map;
     $("map").hidden = false;
     $("map-words").textContent = `Every token is a row of the embedding. The plane holds its two widest directions, with ${percent(shares[0])} and ${percent(shares[1] ?? 0)} of the variance; neighbours are found among all directions, by the cosine a·b / |a||b|.`;
-    $("plane").setAttribute("aria-label", `A map of ${labels.length} tokens. The search field above finds one and tells its neighbours.`);
-    $("plane").addEventListener("click", (event) => {
+    $("plane").setAttribute("aria-label", `A map of ${labels.length} tokens. The search field above finds one and tells its neighbours; the arrow keys go from token to token.`);
+    const under = (event) => {
       const box = $("plane").getBoundingClientRect();
-      showNear(drawMap.nearest(event.clientX - box.left, event.clientY - box.top));
+      return drawMap.nearest(event.clientX - box.left, event.clientY - box.top);
+    };
+    let held = false; // a click holds a token until the next one; else the pointer shows where it is
+    $("plane").addEventListener("pointermove", (event) => {
+      const [i, distance] = under(event);
+      if (!held && distance < 15 && i !== mark) showNear(i);
+    });
+    $("plane").addEventListener("click", (event) => {
+      const [i, distance] = under(event);
+      held = distance < 15;
+      if (held) showNear(i);
+    });
+    $("plane").addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+        event.preventDefault();
+        showNear(((mark ?? -1) + (event.key === "ArrowRight" ? 1 : -1) + labels.length) % labels.length);
+      }
     });
     $("find").addEventListener("input", () => {
       const wanted = $("find").value.replaceAll(" ", "␣");
@@ -661,6 +886,12 @@
     const tree = (node, name) => el("li", {}, el("code", {}, name(node.id)), node.rank === null ? "" : ` joined by merge ${node.rank}`,
       ...(node.parts.length ? [el("ul", {}, ...node.parts.map((part) => tree(part, name)))] : []));
     const baseLabel = (id) => JSON.stringify(merging.decode([id])).slice(1, -1) + ` [${Array.from(merging.bytesOf[id], (b) => b.toString(16).padStart(2, "0")).join(" ")}]`;
+    const total = data.counts?.reduce((a, b) => a + b, 0), places = data.counts?.slice().sort((a, b) => b - a);
+    const often = (id) => {
+      if (!data.counts) return "";
+      const n = data.counts[id];
+      return n ? ` It comes ${n.toLocaleString("en")} times among the ${total.toLocaleString("en")} tokens of the training text, ${percent(n / total)}; ${places.indexOf(n)} tokens come more often.` : " It does not come in the training text.";
+    };
     const show = () => {
       let ids;
       try {
@@ -674,7 +905,7 @@
       $("cut-token").replaceChildren();
       $("cut-tokens").replaceChildren(...ids.map((id) => el("button", { type: "button", onclick: () => {
         const bytesOf = Array.from(tokenizer.bytesOf[id], (b) => b.toString(16).padStart(2, "0")).join(" ");
-        const about = el("p", {}, `Token ${id}: `, el("code", {}, label(id)), `, bytes ${bytesOf || "none"}.`);
+        const about = el("p", {}, `Token ${id}: `, el("code", {}, label(id)), `, bytes ${bytesOf || "none"}.${often(id)}`);
         const inBase = tokenizer.base ? data.tokenizer.kept[id] : id;
         const merged = merging.tree && inBase !== undefined && !Object.values(merging.special).includes(inBase) ? merging.tree(merging.decode([inBase])) : [];
         const heading = merged.length ? [el("p", {}, "How its bytes are merged:"), el("ul", { class: "tree" }, ...merged.map((node) => tree(node, baseLabel)))] : [];
@@ -699,7 +930,13 @@
     }
   }
 
+  window.started = true; // else the page says that its scripts did not start
   const present = (id) => { document.querySelector(`#${id} > .absent`).hidden = true; };
+
+  // On paper nothing can be opened.
+  const closed = [...document.querySelectorAll("details")];
+  addEventListener("beforeprint", () => closed.forEach((details) => { details.open = true; }));
+  addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));
 
   attempt("The run", startRun);
   if (data.tokenizer && attempt("The tokenizer", () => { tokenizer = Tokenizers.make(data.tokenizer); })) {
@@ -710,18 +947,21 @@
       const kind = data.weights.dtype;
       data.weights = null; // its text is no longer needed
       V = Math.min(tokenizer.size, data.config.vocab_size);
-      state.ids = encode(data.prompt);
+      read(data.prompt);
       state.at = state.ids.length - 1;
       present("prompt");
       present("inside");
       startPrompt();
       startInside();
       analyse();
+      const telling = repeated.map(({ induction }) => induction), most = telling.indexOf(Math.max(...telling));
+      if (telling[most] > 0.4) $("heads").querySelectorAll("button")[most].click(); // the head to begin with
       $("error").hidden = false;
       $("error").textContent = data.error
         ? `The weights lie in this page as ${kind}, which rounds them. On the prompt that stood here first, no logit is off by more than ${number(data.error)}.`
         : "The weights lie in this page as they are, in float32.";
     });
   }
+  if (model || data.pictures) attempt("The pictures of the tensors", startTensors);
   if (data.map) attempt("The map", startMap);
 })();

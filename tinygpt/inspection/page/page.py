@@ -14,6 +14,7 @@ import base64
 import html
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
+from bpe.untrusted import MAX_JSON, parse_json
 from tinygpt import Error, UsageError, __version__
 from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
@@ -35,12 +37,12 @@ from tinygpt.inspection.plot import (
     VALID_KEYS,
     known,
     principal_components,
-    prompt_ids,
     token_label,
 )
 from tinygpt.inspection.probe import Embedding
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
+from tinygpt.model.sample import prompt_ids
 from tinygpt.model.transformer import GPT, components, count
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import duration
@@ -50,6 +52,8 @@ LIMIT = 6_000_000  # bytes of a page; a model that is larger stays out of it
 POINTS = 1200  # of a curve: more than a screen has columns
 SAMPLES = 200  # of a run, evenly chosen
 BINS = 40
+COPY_KEYS = ("step", "copy_loss", "tokens", "seconds")  # logged by steps on repeated random tokens
+CANVAS = '<span class="tensor"></span>'  # into which the page's script draws a tensor
 PAUSE = 5.0  # seconds between two looks at a log that grows
 SCRIPTS = ("forward.js", "tokenizer.js", "page.js")
 
@@ -62,8 +66,10 @@ class Run:
     config: Config | None
     curves: dict[str, list[Any]] = field(default_factory=dict)
     valid: dict[str, list[Any]] = field(default_factory=dict)
+    copying: dict[str, list[Any]] = field(default_factory=dict)  # of the steps before step 0
     events: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    token_counts: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -88,7 +94,24 @@ def read_run(folder: Path) -> Run:
     run.samples = read_samples(folder / "samples.txt")
     if not run.samples:
         run.missing.append("No sample was written in this run yet.")
+    run.token_counts = read_counts(folder / "token_counts.json")
+    if not run.token_counts:
+        run.missing.append(
+            "The run's folder has no readable token_counts.json, so how often a token comes in the "
+            "training text is unknown."
+        )
     return run
+
+
+def read_counts(path: Path) -> list[int]:
+    """How often each token comes in the training text; empty where that is not known."""
+    try:
+        with path.open("rb") as file:
+            counts = parse_json(file.read(MAX_JSON + 1))
+    except (OSError, ValueError):
+        return []
+    sound = isinstance(counts, list) and all(type(n) is int and 0 <= n < 1 << 53 for n in counts)
+    return counts if sound else []
 
 
 def _read_log(path: Path, run: Run) -> None:
@@ -100,6 +123,8 @@ def _read_log(path: Path, run: Run) -> None:
             f"{'is' if one else 'are'} left out, the first of them line {damaged[0]}."
         )
     steps, valid = _rows(records, TRAIN_KEYS), _rows(records, VALID_KEYS)
+    copying = _rows(records, COPY_KEYS)
+    run.copying = thin({key: np.array([r[key] for r in copying], float) for key in COPY_KEYS})
     run.curves = thin({key: np.array([r[key] for r in steps], float) for key in TRAIN_KEYS})
     run.valid = {key: [r[key] for r in valid] for key in VALID_KEYS} if valid else {}
     run.events = [
@@ -239,6 +264,19 @@ def rounding_error(saved: Saved, dtype: str, ids: list[int]) -> float:
     return float(np.abs(difference).max())
 
 
+def pictures(saved: Saved) -> dict[str, list[Any]]:
+    """Of every tensor at most 64 by 64 numbers, evenly chosen, as int8 of the largest of them: what
+    there is to draw where the weights are not in the page."""
+    found = {}
+    for name, a in saved.params.items():
+        a = np.atleast_2d(a)
+        rows, columns = (np.linspace(0, n - 1, min(n, 64)).round().astype(int) for n in a.shape)
+        chosen = a[np.ix_(rows, columns)]
+        scaled = np.rint(chosen * (127 / max(float(np.abs(chosen).max()), 1e-30)))
+        found[name] = [len(rows), len(columns), _base64(scaled, "int8")]
+    return found
+
+
 def start(saved: Saved) -> dict[str, Array]:
     """The weights with which the model began to learn; none for one that was not trained here."""
     if not {"recipe", "seed", "step"} <= saved.provenance.keys():
@@ -255,15 +293,16 @@ def tensors(saved: Saved) -> str:
         low, high = np.percentile(wide, [0.1, 99.9])
         counts, _ = np.histogram(np.clip(wide, low, high), BINS)
         figures = [f"{v:.4g}" for v in (wide.mean(), wide.std(), np.linalg.norm(wide))]
-        cells = [name, " × ".join(map(str, a.shape)), *figures, Markup(bars(counts, low, high))]
+        cells = [name, " × ".join(map(str, a.shape)), Markup(CANVAS), *figures]
+        cells.append(Markup(bars(counts, low, high)))
         values = singular_values(wide) if a.ndim == 2 else np.empty(0)
         cells.append(f"{values[0]:.4g}" if len(values) else "")
         cells.append(Markup(line(values)) if len(values) else "")
         cells.append(_moved(wide, first[name]) if first else "")
         rows.append(cells)
     head = (
-        *("tensor", "shape", "mean", "deviation", "norm", "histogram", "largest σ", "all σ"),
-        "moved",
+        *("tensor", "shape", "picture", "mean", "deviation", "norm", "histogram", "largest σ"),
+        *("all σ", "moved"),
     )
     return table("Tensors", head, rows)
 
@@ -451,16 +490,18 @@ def write(
     prompt: str | None = None,
     dtype: str | None = None,
     limit: int = LIMIT,
+    docs: str | None = None,
 ) -> str:
     """The page, as text. `dtype` is that of the weights, or "none"; if not given, the first of
-    float16 and int8 for which there is room."""
+    float16 and int8 for which there is room. `docs` is what a link to a page of the documentation
+    begins with; without it, such a page is named."""
     missing = list(run.missing) if run else ["This is a model without a run: there are no curves."]
     data: dict[str, Any] = {"runs": [_columns(r) for r in (run, *others) if r]}
     c = saved.config if saved else run.config if run else None
     if saved:
         try:
             text = known(saved.tokenizer, PROMPT) if prompt is None else prompt
-            ids = prompt_ids(saved.tokenizer, text, saved.config.context)
+            ids = prompt_ids(saved.tokenizer, text)[-saved.config.context :]
         except ValueError as error:
             raise Error(f"--prompt: {error}") from error
         data |= {
@@ -469,6 +510,8 @@ def write(
             "prompt": text,
             "map": embedding_map(saved),
         }
+        if run and len(run.token_counts) == saved.tokenizer.vocab_size:
+            data["counts"] = run.token_counts
         if dtype == "none":
             missing.append("The weights were left out on request, so the model does not run here.")
         else:
@@ -485,6 +528,8 @@ def write(
                 data["weights"] = weights(saved, fitting)
                 exact = fitting == "float32"
                 data["error"] = 0.0 if exact else rounding_error(saved, fitting, ids)
+        if "weights" not in data:
+            data["pictures"] = pictures(saved)
     else:
         missing.append("There is no model yet: the run was stopped before it saved one.")
     name = run.name if run else c.name if c else "model"
@@ -503,13 +548,38 @@ def write(
         "scripts": "\n".join(f"<script>\n{_part(file)}</script>" for file in SCRIPTS),
         "data": for_script(data),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html"))
+    frame = re.sub(r"\[\[([^\]]+)\]\]", lambda match: _more(match[1], docs), _part("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
+
+
+def _more(place: str, docs: str | None) -> str:
+    """A link to a place of the documentation, such as ``page.md#attention``."""
+    if docs is None:
+        return f'<span class="more">More: docs/{place}</span>'
+    return f'<a class="more" href="{text_of(docs + place)}">More: {place}</a>'
+
+
+def docs_from(out: Path) -> str | None:
+    """The way from the page `out` to the documentation, if both lie in one checkout: a page that
+    lies elsewhere, and may be given to somebody, names no folder of this machine."""
+    home = Path(__file__).resolve().parents[3]
+    page = out.resolve()
+    if not (home / "docs" / "page.md").is_file() or home not in page.parents:
+        return None
+    way = Path(os.path.relpath(home / "docs", page.parent)).as_posix()
+    return "" if way == "." else f"{way}/"
 
 
 def _columns(run: Run) -> dict[str, Any]:
     curves = {key: [None if v != v else v for v in c] for key, c in run.curves.items()}
     valid = {key: _short(column) for key, column in run.valid.items()}
-    return {"name": run.name, "curves": curves, "valid": valid, "events": run.events}
+    return {
+        "name": run.name,
+        "curves": curves,
+        "valid": valid,
+        "copying": run.copying,
+        "events": run.events,
+    }
 
 
 def _summary(c: Config | None) -> str:
@@ -553,11 +623,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find(path: Path) -> tuple[Run | None, Saved | None]:
     """The run and the model at `path`, whichever of them there are. Raises Error for neither."""
-    models = [path / "best.npz", path / "model.npz"]
-    if path.is_dir() and ((path / "log.jsonl").is_file() or any(p.is_file() for p in models)):
-        model = next((p for p in models if p.is_file()), None)
+    model = next((p for p in (path / "best.npz", path / "model.npz") if p.is_file()), None)
+    if (path / "log.jsonl").is_file() or (model and (path / "config.json").is_file()):
         return read_run(path), checkpoint.load(model) if model else None
-    return None, load_any(path)
+    return None, load_any(model or path)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -569,7 +638,9 @@ def main(args: argparse.Namespace) -> int:
     while True:
         size = log_size(args.run)
         run, saved = find(args.run)
-        page = write(run, saved, list(map(read_run, args.compare)), args.prompt, args.weights)
+        others = list(map(read_run, args.compare))
+        docs = docs_from(args.out)
+        page = write(run, saved, others, args.prompt, args.weights, docs=docs)
         with replacing(args.out) as handle:
             handle.write(page.encode("utf-8", "replace"))
         print(args.out, flush=True)
