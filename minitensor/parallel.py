@@ -16,9 +16,13 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +34,11 @@ from minitensor.tensor import Tensor, grad
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def current_modes() -> dict[str, Any]:
+    """The modes of this thread that one which works for it takes over."""
+    return {name: getattr(mode, name) for name in ("grad", "anomaly", "observer")}
 
 
 class Workers:
@@ -75,7 +84,7 @@ class Workers:
         The workers take over the caller's modes (no_grad, anomaly, observer). The first exception
         is raised here once all have stopped.
         """
-        modes = {name: getattr(mode, name) for name in ("grad", "anomaly", "observer")}
+        modes = current_modes()
 
         def helper() -> None:
             with set_mode(**modes):
@@ -171,20 +180,32 @@ class _Counter:
 
 
 class _Tree:
-    """Adds up values that arrive in any order, always in the same pairwise order."""
+    """Adds up values that arrive in any order, always in the same pairwise order.
 
-    def __init__(self, n: int, add: Callable[[Any, Any], Any]):
-        self.n, self.add, self.lock = n, add, threading.Lock()
+    A sum is `index` of its `level`, and a leaf one of level 0. Sums go up until there are `keep`;
+    one that `pass_on` takes goes no further here.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        add: Callable[[Any, Any], Any],
+        keep: int = 2,
+        pass_on: Callable[[int, int, Any], bool] = lambda level, index, value: False,
+    ):
+        self.n, self.add, self.keep, self.pass_on = n, add, keep, pass_on
+        self.lock = threading.Lock()
         self.waiting: dict[tuple[int, int], Any] = {}  # (level, index) -> a sum without its pair
 
     def put(self, index: int, value: Any, level: int = 0) -> None:
-        """Add the value of leaf `index` (or of sum `index` of a higher level), and every sum that
-        it completes but the last of all."""
+        """Add a value, and every sum that it completes."""
         size = -(-self.n >> level)
-        while size > 2:
+        while size > self.keep:
             if index % 2 == 0 and index == size - 1:  # an odd one out goes up alone
                 index, size, level = index // 2, (size + 1) // 2, level + 1
                 continue
+            if self.pass_on(level, index, value):
+                return
             with self.lock:
                 other = self.waiting.pop((level, index ^ 1), None)
                 if other is None:
@@ -194,42 +215,57 @@ class _Tree:
             index, size, level = index // 2, (size + 1) // 2, level + 1
         self.waiting[level, index] = value
 
+    def total(self) -> Any:
+        """The sum of all, or None as long as it is not known (of a tree that keeps one)."""
+        return self.waiting.get(((self.n - 1).bit_length(), 0))
+
     def rest(self) -> list[Any]:
-        """The two halves of the total, or the total itself if there was but one leaf."""
+        """The `keep` sums that are left of all, or the total itself if there was but one leaf."""
         return [self.waiting[key] for key in sorted(self.waiting)]
 
 
 def _add(left: tuple[float, list[Array]], right: tuple[float, list[Array]]) -> Any:
-    for a, b in zip(left[1], right[1], strict=True):
+    return left[0] + right[0], _add_in_place(left[1], right[1])
+
+
+def _add_in_place(left: list[Array], right: list[Array]) -> list[Array]:
+    for a, b in zip(left, right, strict=True):
         a += b
-    return left[0] + right[0], left[1]
+    return left
+
+
+# ------------------------------------------------------------------------------ several processes
+
+BUCKET = 1 << 17  # numbers that travel together: half a megabyte of float32
+POLL = 5e-4, 2e-4  # seconds between two looks at what has arrived: while shards are computed; then
+SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
 
 
 class Ranks(Protocol):
     """Processes that work on one step, each with the same parameters; this is number `rank`.
 
-    Arrays are C-contiguous. What one rank sends to another arrives in the order of sending.
+    Arrays are C-contiguous. Nothing here waits, and any thread may call it; but what all ranks
+    have to call, they call in the same order. What is returned tells whether it is done.
     """
 
     rank: int
     size: int
     exact: bool  # whether sums go up the tree; if not, `add_up` makes them
 
-    def send(self, arrays: Sequence[Array], to: int) -> None:
-        """Send arrays, which will not be written to any more, without waiting until they are
-        there."""
+    def send(self, arrays: Sequence[Array], to: int, tag: int) -> None:
+        """Send arrays, which will not be written to any more."""
 
-    def receive(self, arrays: Sequence[Array], source: int) -> None:
-        """Wait for arrays of these shapes and dtypes and write them in place."""
+    def receive(self, arrays: Sequence[Array], source: int, tag: int) -> Callable[[], bool]:
+        """Write what is sent with this tag, arrays of these shapes and dtypes, in place."""
 
-    def broadcast(self, arrays: Sequence[Array]) -> None:
+    def broadcast(self, arrays: Sequence[Array]) -> Callable[[], bool]:
         """Write the arrays of rank 0 in place of those of all others; every rank calls it."""
 
-    def add_up(self, arrays: Sequence[Array]) -> None:
+    def add_up(self, arrays: Sequence[Array]) -> Callable[[], bool]:
         """Write the sums over all ranks in place, added in any order; every rank calls it."""
 
-
-BUCKET = 1 << 20  # numbers that travel together: while some are on their way, others are added
+    def settle(self) -> None:
+        """Wait until everything that was sent is there."""
 
 
 def part(shards: int, rank: int, size: int) -> range:
@@ -242,52 +278,180 @@ def part(shards: int, rank: int, size: int) -> range:
     return range(min(rank * share, shards), min((rank + 1) * share, shards))
 
 
-def _meetings(shards: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+def wait(done: Callable[[], bool]) -> None:
+    """Wait without MPI's own loop, which would take a whole processor from those at work."""
+    begin = time.perf_counter()
+    while not done():
+        time.sleep(0 if time.perf_counter() - begin < SPIN else POLL[1])
+
+
+@dataclass
+class Letter:
+    """A sum of a bucket that another rank sends."""
+
+    arrived: Callable[[], bool]
+    bucket: int
+    level: int
+    index: int
+    arrays: list[Array]
+
+
+class _Exchange:
+    """The sums of one step on one rank: a tree for each bucket, whose sums travel between ranks.
+
+    The items of a shard are its loss and the gradients of what is wanted, the last first, as a
+    backward yields them: so buckets, which are runs of neighbours, are complete one after the other
+    while the backward goes on. A sum lies with the rank of its first shard. Where its halves lie
+    with two ranks, the right one is sent as soon as it is complete, and the left one waits for it.
+    """
+
+    def __init__(self, ranks: Ranks, shards: int, items: Sequence[Array]):
+        self.ranks, self.items = ranks, items
+        self.buckets = _buckets(items)
+        self.of_item = [b for b, bucket in enumerate(self.buckets) for _ in items[bucket]]
+        self.owners = [rank for rank in range(ranks.size) for _ in part(shards, rank, ranks.size)]
+        self.trees = [
+            _Tree(shards, _add_in_place, 1, partial(self._pass_on, b))
+            for b in range(len(self.buckets))
+        ]
+        self.started, self.computing, self.given_up = threading.Event(), True, False
+
+    def run(
+        self,
+        compute: Callable[[], Any],
+        derived: int,
+        back: Callable[[list[Array]], list[Array | None]],
+    ) -> list[Array]:
+        """Compute this rank's shards, while a thread listens; returns the totals (see `listen`)."""
+        modes = current_modes()
+
+        def listen() -> list[Array]:
+            with set_mode(**modes):
+                return self.listen(derived, back)
+
+        with ThreadPoolExecutor(1, "exchange") as pool:
+            totals = pool.submit(listen)
+            try:
+                compute()
+                self.computing = False
+                self.started.set()
+                return totals.result()
+            except BaseException:
+                self.given_up = True
+                self.started.set()
+                raise
+
+    # ---- the threads that compute
+
+    def shard(self, index: int) -> Callable[[int, Array], None]:
+        """What takes the items of a shard, by their numbers in any order."""
+        boxes: list[dict[int, Array]] = [{} for _ in self.buckets]
+
+        def take(number: int, value: Array) -> None:
+            b = self.of_item[number]
+            boxes[b][number] = value
+            bucket = self.buckets[b]
+            if len(boxes[b]) == bucket.stop - bucket.start:
+                self.trees[b].put(
+                    index, [boxes[b].pop(i) for i in range(*bucket.indices(len(self.items)))]
+                )
+
+        return take
+
+    def _pass_on(self, bucket: int, level: int, index: int, value: list[Array]) -> bool:
+        """Send a right half whose left one lies with another rank."""
+        owner = self.owners[index - index % 2 << level]
+        across = owner != self.owners[(index | 1) << level]
+        if across:
+            self.started.set()
+        if not across or owner == self.ranks.rank:
+            return False
+        self.ranks.send(value, owner, self._tag(bucket, level))
+        return True
+
+    def _tag(self, bucket: int, level: int) -> int:
+        return level * len(self.buckets) + bucket  # two ranks meet once a level at most
+
+    # ---- the thread that listens
+
+    def listen(
+        self, derived: int, back: Callable[[list[Array]], list[Array | None]]
+    ) -> list[Array]:
+        """Put what arrives into the trees, and send the totals of rank 0 to all; returns them.
+
+        The items after the loss are of `derived` tensors: their totals go no further than rank 0,
+        where ``back(totals)`` says what they add to each of the items that follow.
+        """
+        numbers = range(len(self.items))
+        kept = [[i for i in numbers[b] if not 0 < i <= derived] for b in self.buckets]
+        totals: list[list[Array]] = []
+        if self.ranks.rank:
+            totals = [
+                [np.empty(self.items[i].shape, self.items[i].dtype) for i in mine] for mine in kept
+            ]
+        under_way = deque(self.ranks.broadcast(arrays) for arrays in totals)
+        expected = self._expect()
+        sums: list[Array] = []
+        through: list[Array | None] = []
+
+        self.started.wait()
+        moved = time.perf_counter()
+        while any(expected) or len(totals) < len(kept) or under_way:
+            if self.given_up:
+                return []
+            before = moved
+            for letters in expected:
+                while letters and letters[0].arrived():
+                    letter = letters.popleft()
+                    self.trees[letter.bucket].put(letter.index, letter.arrays, letter.level)
+                    moved = time.perf_counter()
+            while len(totals) < len(kept) and (total := self.trees[len(totals)].total()):
+                had, sums = len(sums), sums + total
+                if had <= derived < len(sums):
+                    through = back(sums[1 : derived + 1])
+                mine = kept[len(totals)]
+                for i in mine:
+                    extra = through[i - derived - 1] if i else None
+                    if extra is not None:
+                        np.add(sums[i], extra, out=sums[i])
+                totals.append([sums[i] for i in mine])
+                under_way.append(self.ranks.broadcast(totals[-1]))
+                moved = time.perf_counter()
+            while under_way and under_way[0]():
+                under_way.popleft()
+                moved = time.perf_counter()
+            if moved == before:
+                spin = not self.computing and time.perf_counter() - moved < SPIN
+                time.sleep(0 if spin else POLL[not self.computing])
+        self.ranks.settle()
+        return [a for arrays in totals for a in arrays]
+
+    def _empty(self, numbers: Iterable[int]) -> list[Array]:
+        """Arrays in C order for these items."""
+        return [np.empty(self.items[i].shape, self.items[i].dtype) for i in numbers]
+
+    def _expect(self) -> list[deque[Letter]]:
+        """Begin to receive the right halves of this rank's sums: of each, bucket by bucket."""
+        expected: list[deque[Letter]] = []
+        for level, index, owner, other in _meetings(self.owners):
+            if owner == self.ranks.rank:
+                expected.append(deque())
+                for b, bucket in enumerate(self.buckets):
+                    arrays = self._empty(range(*bucket.indices(len(self.items))))
+                    done = self.ranks.receive(arrays, other, self._tag(b, level))
+                    expected[-1].append(Letter(done, b, level, index + 1, arrays))
+        return expected
+
+
+def _meetings(owners: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
     """(level, index, owner, other) of each sum, the leaves' first, whose halves `index` and
-    `index` + 1 of that level lie with two ranks. A sum lies with the owner of its first shard."""
-    owners = [rank for rank in range(size) for _ in part(shards, rank, size)]
+    `index` + 1 of that level lie with two ranks; `owners` says whose each leaf is."""
     level = 0
     while len(owners) > 1:
         for index in range(0, len(owners) - 1, 2):
             if owners[index] != owners[index + 1]:
                 yield level, index, owners[index], owners[index + 1]
         owners, level = owners[::2], level + 1
-
-
-def _across(
-    ranks: Ranks, tree: _Tree, like: Sequence[Array], add: Callable[[list[Array], list[Array]], Any]
-) -> list[Array] | None:
-    """Go on adding along the tree where its sums meet between ranks: the total, on rank 0.
-
-    `tree` holds this rank's sums, lists of arrays such as `like`. Bucket by bucket, so that a sum
-    goes up the tree while the next is on its way to it.
-    """
-    meetings = list(_meetings(tree.n, ranks.size))
-    total: list[Array] = []
-    for bucket in _buckets(like):
-        small = _Tree(tree.n, add)
-        small.waiting = {key: value[bucket] for key, value in tree.waiting.items()}
-        for level, index, owner, other in meetings:
-            if other == ranks.rank:
-                ranks.send(small.waiting.pop((level, index + 1)), owner)
-            elif owner == ranks.rank:
-                arrived = [np.empty(a.shape, a.dtype) for a in like[bucket]]
-                ranks.receive(arrived, other)
-                small.put(index // 2, add(small.waiting.pop((level, index)), arrived), level + 1)
-        if ranks.rank == 0:
-            left, *right = small.rest()
-            total += add(left, right[0]) if right else left
-    return total if ranks.rank == 0 else None
-
-
-def _at_once(ranks: Ranks, tree: _Tree, like: Sequence[Array]) -> list[Array]:
-    """The total, on every rank, in an order that is not the tree's between them."""
-    total = [np.zeros(a.shape, a.dtype) for a in like]
-    for _, arrays in sorted(tree.waiting.items()):
-        for a, b in zip(total, arrays, strict=True):
-            a += b
-    ranks.add_up(total)
-    return total
 
 
 def _buckets(arrays: Sequence[Array]) -> list[slice]:
@@ -299,6 +463,9 @@ def _buckets(arrays: Sequence[Array]) -> list[slice]:
             ends.append(i)
             size = 0
     return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
+
+
+# ----------------------------------------------------------------------------------------- a step
 
 
 def value_and_grad(
@@ -320,18 +487,20 @@ def value_and_grad(
 
     With `ranks`, every one of these processes calls with all shards and works on its own `part`;
     all are given the result, which does not depend on their number either, if they are `exact`.
+    The gradients of the last parameters travel first, so `parameters` should come in the order in
+    which the forward uses them.
     """
     if not shards:
         raise ValueError("value_and_grad: no shards; the batch is empty")
     derived = list(derive()) if derive is not None else []
     leaves = [t.detach().requires_grad_() for t in derived]
     wanted = [*parameters, *leaves]
-    tree = _Tree(len(shards), _add)
 
-    def one(index: int) -> None:
-        loss = loss_fn(shards[index], index, *leaves)
-        value = loss.item()
-        tree.put(index, (value, grad(loss, wanted, materialize_grads=True)))
+    def back(totals: list[Array]) -> list[Array | None]:
+        """What the gradients of the derived tensors add to those of the parameters."""
+        if not derived:
+            return [None] * len(parameters)
+        return [*grad(derived, parameters, totals, allow_unused=True)]
 
     def add_together(left: list[Array], right: list[Array]) -> list[Array]:
         """left += right, shared out to all threads: for when there is nothing else to do."""
@@ -343,14 +512,31 @@ def value_and_grad(
         )
         return left
 
-    def finish(grads: list[Array]) -> list[Array]:
-        """The gradients of the parameters alone, those of what was derived gone back to them."""
-        own, through = grads[: len(parameters)], grads[len(parameters) :]
-        if derived:
-            back = grad(derived, parameters, through, materialize_grads=True)
-            for a, b in zip(own, back, strict=True):
-                np.add(a, b, out=a)
-        return own
+    if ranks is not None and ranks.exact:
+        items = [np.empty(1), *(t.data for t in reversed(wanted))]
+        exchange = _Exchange(ranks, len(shards), items)
+
+        def item_by_item(index: int) -> None:
+            loss = loss_fn(shards[index], index, *leaves)
+            take = exchange.shard(index)
+            take(0, np.array([loss.item()]))
+            last = len(wanted)
+            grad(loss, wanted, materialize_grads=True, ready=lambda i, g: take(last - i, g))
+
+        mine = part(len(shards), ranks.rank, ranks.size)
+        total, *grads = exchange.run(
+            lambda: workers.map(item_by_item, mine),
+            len(leaves),
+            lambda totals: back(totals[::-1])[::-1],
+        )
+        return float(total[0]), grads[::-1]
+
+    tree = _Tree(len(shards), _add)
+
+    def one(index: int) -> None:
+        loss = loss_fn(shards[index], index, *leaves)
+        value = loss.item()
+        tree.put(index, (value, grad(loss, wanted, materialize_grads=True)))
 
     if ranks is None:
         workers.map(one, range(len(shards)))
@@ -358,19 +544,16 @@ def value_and_grad(
         for more, right in other:
             value += more
             add_together(grads, right)
-        return value, finish(grads)
-
-    workers.map(one, part(len(shards), ranks.rank, ranks.size))
-    for key, (value, grads) in tree.waiting.items():  # the loss travels with the gradients
-        tree.waiting[key] = [np.array([value]), *map(np.ascontiguousarray, grads)]
-    like = [np.empty(1), *(t.data for t in wanted)]
-    if not ranks.exact:
-        (loss, *grads) = _at_once(ranks, tree, like)
-        return float(loss[0]), finish(grads)
-    total = _across(ranks, tree, like, add_together)
-    if total is None:
-        total = [np.empty(1), *(np.empty(p.shape, p.dtype) for p in parameters)]
     else:
-        total = [total[0], *finish(total[1:])]
-    ranks.broadcast(total)
-    return float(total[0][0]), total[1:]
+        workers.map(one, part(len(shards), ranks.rank, ranks.size))
+        loss, *grads = [np.zeros(1), *(np.zeros(t.shape, t.dtype) for t in wanted)]
+        for more, right in tree.rest():
+            loss += more
+            add_together(grads, right)
+        wait(ranks.add_up([loss, *grads]))
+        value = float(loss[0])
+    through = back(grads[len(parameters) :])
+    for own, extra in zip(grads, through, strict=False):
+        if extra is not None:
+            np.add(own, extra, out=own)
+    return value, grads[: len(parameters)]

@@ -13,10 +13,11 @@ from __future__ import annotations
 import heapq
 import inspect
 import itertools
+import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,12 +218,17 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
 
 
 def walk(
-    outputs: Sequence[tuple[Node, Array]], wanted: set[Node] | None, retain_graph: bool
+    outputs: Sequence[tuple[Node, Array]],
+    wanted: set[Node] | None,
+    retain_graph: bool,
+    ready: Callable[[Node, Array], None] | None = None,
 ) -> dict[Node, Array]:
     """Send gradients from `outputs` back to the leaves (or to the `wanted` nodes), newest first.
 
     Returns the gradient of each leaf or wanted node. Nodes are freed as they are passed unless
-    `retain_graph`.
+    `retain_graph`. With `ready`, a wanted leaf does not wait for its turn, which comes last: as
+    soon as the oldest node that uses it is passed, its gradient is given to `ready`, as an array
+    of its own.
     """
     grads: dict[Node, Array] = {}
     owned: set[Node] = set()  # nodes whose gradient is a sum we made, so may be added to in place
@@ -251,8 +257,12 @@ def walk(
         send(node, g)
     oldest = min(node.id for node in wanted) if wanted else -1
     found: dict[Node, Array] = {}
+    complete = _last_uses([node for node, _ in outputs], wanted) if ready and wanted else []
     while heap and heap[0].id >= oldest:
-        node = heapq.heappop(heap)
+        early = complete and complete[-1][0] > heap[0].id
+        node = complete.pop()[1] if early else heapq.heappop(heap)
+        if node not in grads:  # a leaf that has been told, or that got no gradient
+            continue
         g = grads.pop(node)
         owned.discard(node)
         for hook in node.hooks or ():
@@ -261,9 +271,15 @@ def walk(
             if node.op == "leaf" or node.tensor is not None:
                 found[node] = g
         elif node in wanted:
+            if ready:
+                others = grads.values()
+                if node.op != "leaf" or any(np.may_share_memory(g, other) for other in others):
+                    ready(node, g.copy())  # the walk still needs it
+                else:
+                    ready(node, g)
             found[node] = g
-            if node.id == oldest:  # all that is asked for is known: leave what lies before
-                break
+            if node.id == oldest and node.op != "leaf":
+                break  # all that is asked for is known: leave what lies before
         if node.op == "leaf":
             continue
         if node.backward is None:
@@ -292,6 +308,27 @@ def walk(
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
     return found
+
+
+def _last_uses(outputs: Iterable[Node], wanted: set[Node]) -> list[tuple[int, Node]]:
+    """(id of the oldest node that uses it, leaf) of the wanted leaves, the first to be complete
+    last. What a checkpointed block uses is known when it is replayed: until then it may be all."""
+    uses: dict[Node, int] = {}
+    seen = set(outputs)
+    stack, hidden = list(seen), math.inf
+    while stack:
+        node = stack.pop()
+        if node.op == "checkpoint":
+            hidden = min(hidden, node.id)
+        for parent in node.parents:
+            if parent is None:
+                continue
+            if parent in wanted and parent.op == "leaf":
+                uses[parent] = min(uses.get(parent, node.id), node.id)
+            elif parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted((int(min(use, hidden)), leaf) for leaf, use in uses.items())
 
 
 def _input_grads(node: Node, g: Array) -> Sequence[Array | Part | None] | Node:

@@ -532,6 +532,7 @@ def grad(
     retain_graph: bool = False,
     allow_unused: bool = False,
     materialize_grads: bool = False,
+    ready: Callable[[int, Array], None] | None = None,
 ) -> list[Array]:
     """Gradients of `outputs` (a scalar, or tensors weighted by `grad_outputs`) for `inputs`.
 
@@ -540,6 +541,10 @@ def grad(
     with shared parameters. An input that has no part in the outputs is an error, or gets None with
     `allow_unused`, zeros with `materialize_grads`. Frees the graph from the outputs down to the
     oldest input; what was computed before that stays, for another backward.
+
+    ``ready(i, array)`` is called with what will be in place `i` of the list, if it is an array, as
+    soon as that is complete: in a network the last layer's gradients come first. It may do with
+    the array as it likes, while the walk goes on.
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     wanted = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -562,22 +567,37 @@ def grad(
             )
         nodes.append(x._node)
     starts = [(o._node, seed(o, w)) for o, w in zip(outs, weights, strict=True) if o._node]
-    found = walk(starts, set(nodes), retain_graph)
-    result: list[Any] = []
+    result: list[Any] = [None] * len(wanted)
     seen: set[int] = set()
-    for i, (x, node) in enumerate(zip(wanted, nodes, strict=True)):
-        g = found.get(node)
-        if g is None:
-            if not (allow_unused or materialize_grads):
-                raise ValueError(
-                    f"grad: input {i} (shape {x.shape}) has no part in the outputs; pass "
-                    "allow_unused=True for None, or materialize_grads=True for zeros"
-                )
-            g = np.zeros(x.shape, x.dtype) if materialize_grads else None
-        elif isinstance(g.base, np.ndarray) or not g.flags.c_contiguous or id(g) in seen:
+
+    def give(i: int, g: Array) -> None:
+        if isinstance(g.base, np.ndarray) or not g.flags.c_contiguous or id(g) in seen:
             g = np.array(g, order="C")  # never hand out a view of an array or the same one twice
         seen.add(id(g))
-        result.append(g)
+        result[i] = g
+        if ready:
+            ready(i, g)
+
+    places: dict[Node, list[int]] = {}
+    for i, node in enumerate(nodes):
+        places.setdefault(node, []).append(i)
+
+    def complete(node: Node, g: Array) -> None:
+        for i in places[node]:
+            give(i, g)
+
+    found = walk(starts, set(nodes), retain_graph, complete if ready else None)
+    for i, (x, node) in enumerate(zip(wanted, nodes, strict=True)):
+        if node in found:
+            if not ready:
+                give(i, found[node])
+        elif materialize_grads:
+            give(i, np.zeros(x.shape, x.dtype))
+        elif not allow_unused:
+            raise ValueError(
+                f"grad: input {i} (shape {x.shape}) has no part in the outputs; pass "
+                "allow_unused=True for None, or materialize_grads=True for zeros"
+            )
     return result
 
 

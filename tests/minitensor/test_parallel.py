@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,32 +71,59 @@ class Letters:
 
     def __init__(self, rank, size, boxes):
         self.rank, self.size, self.boxes, self.exact = rank, size, boxes, True
-        self.sent = 0
+        self.sent, self.calls = 0, 0  # messages; calls that all ranks make
 
-    def send(self, arrays, to):
+    def send(self, arrays, to, tag):
         assert all(a.flags.c_contiguous for a in arrays)
         self.sent += 1
-        self.boxes[self.rank, to].put([a.copy() for a in arrays])
+        self.boxes[self.rank, to, tag].put([a.copy() for a in arrays])
 
-    def receive(self, arrays, source):
-        letter = self.boxes[source, self.rank].get(timeout=20)
-        for a, b in zip(arrays, letter, strict=True):
-            assert a.shape == b.shape and a.dtype == b.dtype and a.flags.c_contiguous
-            a[...] = b
+    def receive(self, arrays, source, tag):
+        return self.all_of([(source, tag)], lambda letter: fill(arrays, letter))
 
     def broadcast(self, arrays):
+        self.calls += 1
         if self.rank:
-            self.receive(arrays, 0)
-        else:
-            for rank in range(1, self.size):
-                self.send(arrays, rank)
+            return self.receive(arrays, 0, ("all", self.calls))
+        for rank in range(1, self.size):
+            self.boxes[0, rank, ("all", self.calls)].put([a.copy() for a in arrays])
+        return lambda: True
 
     def add_up(self, arrays):
+        self.calls += 1
         for rank in range(self.size):
-            self.send(arrays, rank)
-        letters = [self.boxes[rank, self.rank].get(timeout=20) for rank in range(self.size)]
-        for a, *others in zip(arrays, *letters, strict=True):
-            a[...] = sum(others)
+            self.boxes[self.rank, rank, ("sum", self.calls)].put([a.copy() for a in arrays])
+        return self.all_of(
+            [(rank, ("sum", self.calls)) for rank in range(self.size)],
+            lambda *letters: fill(arrays, [sum(parts) for parts in zip(*letters, strict=True)]),
+        )
+
+    def all_of(self, awaited, then):
+        """A test of whether the letters are there; then they are opened."""
+        got, deadline = [], time.monotonic() + 20  # for when another rank has failed
+
+        def done():
+            assert time.monotonic() < deadline
+            while len(got) < len(awaited):
+                source, tag = awaited[len(got)]
+                try:
+                    got.append(self.boxes[source, self.rank, tag].get_nowait())
+                except queue.Empty:
+                    return False
+                if len(got) == len(awaited):
+                    then(*got)
+            return True
+
+        return done
+
+    def settle(self):
+        pass  # what was sent is a copy
+
+
+def fill(arrays, letter):
+    for a, b in zip(arrays, letter, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype and a.flags.c_contiguous
+        a[...] = b
 
 
 def on_ranks(size, work):
@@ -139,6 +167,41 @@ def test_ranks_do_not_change_a_bit_of_the_gradients(one_thread, count, size, buc
         assert other_value == value
         for mine, other in zip(grads, other_grads, strict=True):
             assert mine.dtype == other.dtype and mine.tobytes() == other.tobytes()
+
+
+def test_a_gradient_travels_while_others_are_still_computed(one_thread, monkeypatch):
+    """Rank 1 has the last layer's gradient sent before it may compute that of the first."""
+    monkeypatch.setattr(parallel, "BUCKET", 1)
+    first, last = (mt.Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+
+    def work(ranks):
+        def hold(gradient):
+            if ranks.rank == 1:
+                sent.append(ranks.sent)
+
+        def loss(shard, index):
+            hidden = first * shard
+            hidden.register_hook(hold)
+            return (hidden * last).sum()
+
+        return mt.value_and_grad(loss, [first, last], [2.0, 3.0], workers=one_thread, ranks=ranks)
+
+    sent: list[int] = []
+    _, results = on_ranks(2, work)
+    assert sent == [2]  # the loss, and the gradient of `last`
+    for value, grads in results:
+        assert value == 15 and [g.tolist() for g in grads] == [[5.0] * 3] * 2
+
+
+def test_an_error_in_a_shard_ends_the_step(one_thread):
+    def work(ranks):
+        return mt.value_and_grad(
+            lambda shard, index: 1 / 0, [mt.Tensor(1.0, requires_grad=True)], [1, 2, 3],
+            workers=one_thread, ranks=ranks,
+        )  # fmt: skip
+
+    with pytest.raises(ZeroDivisionError):
+        on_ranks(2, work)
 
 
 @pytest.mark.parametrize("count, size", [(1, 1), (7, 3), (16, 4), (2, 5)])

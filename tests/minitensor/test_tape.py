@@ -85,6 +85,49 @@ def test_an_input_without_a_part_is_named_or_gets_zeros():
         mt.grad(x.sum(), [mt.Tensor([1.0])])
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_gradient_is_told_as_soon_as_it_is_complete(checkpointed):
+    first, shared, last, unused = (leaf(float(i), 2.0) for i in range(4))
+    done = []
+
+    def block(t):
+        return t * first + shared
+
+    def result():
+        x = shared * 2
+        hidden = (mt.checkpoint(block, x) if checkpointed else block(x)) + 1
+        hidden.register_hook(lambda g: done.append("hidden"))
+        return (hidden + last).sum()  # one array is the gradient of `hidden` and of `last`
+
+    def ready(i, g):
+        done.append(i)
+        told[i] = g.copy()
+        g[...] = np.nan  # whoever is told may do so
+
+    told: dict[int, np.ndarray] = {}
+    inputs = [first, shared, last, unused]
+    plain = mt.grad(result(), inputs, materialize_grads=True)
+    done.clear()
+    mt.grad(result(), inputs, materialize_grads=True, ready=ready)
+    # Nobody knows what a checkpointed block uses before it is replayed.
+    assert done == (["hidden", 2, 1, 0, 3] if checkpointed else [2, "hidden", 0, 1, 3])
+    for i, g in enumerate(plain):
+        np.testing.assert_array_equal(told[i], g)
+
+
+def test_what_is_no_leaf_is_told_before_the_walk_goes_through_it():
+    x = leaf(3.0)
+    y = x * x
+    told = {}
+
+    def ready(i, g):
+        told[i] = float(g[0])
+        g[...] = 0
+
+    mt.grad((y * 2).sum(), [x, y], ready=ready)
+    assert told == {0: 12.0, 1: 2.0}
+
+
 def test_the_output_must_be_a_scalar_or_be_weighed():
     x = leaf(1.0, 2.0)
     with pytest.raises(ValueError, match="only a scalar has an implicit gradient"):

@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,14 +33,13 @@ import numpy as np
 
 import minitensor
 from minitensor import kernels
-from minitensor.parallel import part
+from minitensor.parallel import SPIN, part, wait
 from tinygpt import Error, UsageError, __version__
 from tinygpt.machine import cores
 
 Array = np.ndarray
 PATIENCE = 20.0  # seconds
 BEAT = 1.0  # seconds between two signs of life
-SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
 LAST_WORDS = 1.0  # seconds in which the launcher can pass on what was said; then it is lost
 LATER = 5.0  # seconds that the other ranks let rank 0 tell an error, which may be theirs too
 # Which processes there are, in the words of the launchers: PMI (MPICH, Intel, Microsoft, Slurm),
@@ -57,7 +57,7 @@ class World:
         self.patience, self.exact = patience, exact
         self.kept: Callable[[], str] = lambda: ""  # says where the last good checkpoint is
         self._mpi, self._comm, self._life = mpi, mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
-        self._sending: list[tuple[Any, Array]] = []
+        self._sending: list[Any] = []
         self._errors = sys.stderr
         here = (socket.gethostname(), os.getpid(), _processors())
         self._where = self._comm.allgather(here)
@@ -67,29 +67,32 @@ class World:
 
     # ---- a step
 
-    def send(self, arrays: Sequence[Array], to: int) -> None:
-        """Send arrays without waiting; they are kept until they are there."""
-        self._sending += [(self._comm.Isend(a, dest=to), a) for a in arrays]
+    def send(self, arrays: Sequence[Array], to: int, tag: int) -> None:
+        """Send arrays, which are kept until they are there."""
+        self._sending += [self._comm.Isend(a, dest=to, tag=tag) for a in arrays]
 
-    def receive(self, arrays: Sequence[Array], source: int) -> None:
-        """Wait for arrays of these shapes and dtypes and write them in place."""
-        self._wait([self._comm.Irecv(a, source=source) for a in arrays])
+    def receive(self, arrays: Sequence[Array], source: int, tag: int) -> Callable[[], bool]:
+        """Write what is sent with this tag, arrays of these shapes and dtypes, in place."""
+        return self._done([self._comm.Irecv(a, source=source, tag=tag) for a in arrays])
 
-    def broadcast(self, arrays: Sequence[Array]) -> None:
+    def broadcast(self, arrays: Sequence[Array]) -> Callable[[], bool]:
         """Write the arrays of rank 0 in place of those of all others."""
-        self._wait([self._comm.Ibcast(a, root=0) for a in arrays])
-        self._wait([request for request, _ in self._sending])
+        return self._done([self._comm.Ibcast(a, root=0) for a in arrays])
+
+    def add_up(self, arrays: Sequence[Array]) -> Callable[[], bool]:
+        """Write the sums over all ranks in place, in the order that MPI chooses."""
+        return self._done([self._comm.Iallreduce(self._mpi.IN_PLACE, a) for a in arrays])
+
+    def settle(self) -> None:
+        """Wait until everything that was sent is there."""
+        self._wait(self._sending)
         self._sending.clear()
 
-    def add_up(self, arrays: Sequence[Array]) -> None:
-        """Write the sums over all ranks in place, in the order that MPI chooses."""
-        self._wait([self._comm.Iallreduce(self._mpi.IN_PLACE, a) for a in arrays])
+    def _done(self, requests: list[Any]) -> Callable[[], bool]:
+        return partial(self._mpi.Request.Testall, requests)
 
     def _wait(self, requests: list[Any]) -> None:
-        """Wait without MPI's own loop, which would take a whole processor from those at work."""
-        begin = time.perf_counter()
-        while not self._mpi.Request.Testall(requests):
-            time.sleep(0 if time.perf_counter() - begin < SPIN else SPIN / 10)
+        wait(self._done(requests))
 
     # ---- agreement
 

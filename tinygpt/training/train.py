@@ -69,6 +69,8 @@ class Trainer:
         names = {id(p): name for name, p in self.model.named_parameters()}
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
+        used = {name: i for i, name in enumerate(names.values())}  # and this way from the model's
+        self.places = [used[name] for name, _ in self.named]
         self.before_update: Callable[[], None] = lambda: None
 
     def restore(self, saved: Saved) -> None:
@@ -100,13 +102,13 @@ class Trainer:
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
         value, grads = mt.value_and_grad(
             loss,
-            self.parameters,
+            model.parameters(),
             cut(begin, c),
             workers=self.workers,
             derive=derive,
             ranks=self.ranks,
         )
-        return float(value), grads
+        return float(value), [grads[i] for i in self.places]
 
     def step(self, step: int) -> tuple[float, float]:
         """One update. Returns the loss before it and the norm of the gradient.
