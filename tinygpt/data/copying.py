@@ -11,9 +11,10 @@ mark. Stories need the same circuit to keep a name, but teach it slowly: each ha
 nothing without the other, and few of a story's tokens ask for it. Here every token does. To learn
 from such rows first is procedural pre-training (arXiv:2601.21725).
 
-Rows are short, since forming the circuit takes steps rather than tokens. The first period is not
-predicted: no model could, and its noise would drown the rest. So the loss falls from the logarithm
-of the vocabulary's size, a guess, to near 0, where the circuit stands.
+Rows are short, since forming the circuit takes steps rather than tokens. What no model could know
+is not predicted, as its noise would drown the rest: the first period, and the token with which it
+begins again, for who knows when. So the loss falls from the logarithm of the vocabulary's size, a
+guess, to near 0, where the circuit stands.
 
 A row is a pure function of (seed, step, its place in the batch), and the steps of the warm-up are
 those before 0: a run that resumes sees what an uninterrupted one does, and the steps on the text
@@ -53,5 +54,5 @@ def batch(seed: int, step: int, vocab_size: int, context: int) -> tuple[Array, A
         sequence = [fold(seed, BATCH, step, i, place) % vocab_size for place in range(period)]
         rows[i] = np.resize(sequence, length + 1)
         targets[i] = rows[i, 1:]
-        targets[i, : period - 1] = IGNORE
+        targets[i, :period] = IGNORE
     return rows[:, :-1], targets
