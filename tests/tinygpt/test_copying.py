@@ -144,10 +144,11 @@ def test_the_plan_and_the_times_know_of_it(warm):
     assert not [line for line in plan(c, dataset, 1, Path("run")) if line.startswith("first")]
 
 
-def test_a_short_run_has_no_longer_warm_up_than_itself():
+def test_a_run_shorter_than_the_warm_up_leaves_it_out():
     base = recipes.get("quick").replace(warmup_copy=300)
     assert recipes.lay(base, {}).warmup_copy == 300
-    assert recipes.lay(base, {"max_iters": "20"}).warmup_copy == 20
+    assert recipes.lay(base, {"max_iters": "20"}).warmup_copy == 0
+    assert recipes.lay(base, {"max_iters": 300}).warmup_copy == 300
     assert recipes.lay(base, {"max_iters": 2000}).warmup_copy == 300
     assert recipes.lay(base, {"max_iters": 20, "warmup-copy": 90}).warmup_copy == 90
 

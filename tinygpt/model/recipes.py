@@ -337,15 +337,14 @@ def lay(base: Config, values: Mapping[str, Any]) -> Config:
     """`base` with `values` over it, and with what follows from them where they do not say it.
 
     The default recipe's number of documents counts embedded stories: of another text all are
-    taken. A run of fewer steps than its warm-up on copying would have has as many of these. Where
-    characters take the place of longer tokens, or these of characters, the
+    taken. A run of fewer steps than the warm-up on copying leaves it out: cut short it would form
+    nothing. Where characters take the place of longer tokens, or these of characters, the
     vocabulary's size is that of no recipe: characters then take what they need.
     """
     changes = fields_of(values)
     follows: dict[str, Any] = {}
-    if "max_iters" in changes:
-        steps = coerce("max_iters", changes["max_iters"])
-        follows["warmup_copy"] = min(base.warmup_copy, max(0, steps))
+    if "max_iters" in changes and coerce("max_iters", changes["max_iters"]) < base.warmup_copy:
+        follows["warmup_copy"] = 0
     counts_stories = base.name not in TEXTS and base.max_documents == QUICK.max_documents
     if base.data == "stories" != changes.get("data", "stories") and counts_stories:
         follows["max_documents"] = 0
