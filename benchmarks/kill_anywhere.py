@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the two modules beside this one
-from tiny_runs import difference, newest_step, outcome, tiny, train
+from tiny_runs import BEFORE, difference, newest_step, outcome, tiny, train
 from tqdm import tqdm
 from watched_files import Call, watched
 
@@ -105,7 +105,7 @@ def kill_runs(c: Config, folder: Path, kills: int, rng: random.Random) -> Counte
     while counts["kills"] < kills:
         out = folder / f"run{counts['runs']}"
         out.parent.mkdir(exist_ok=True)
-        step = -1
+        step = BEFORE
         while True:
             in_save = counts["kills"] % 3 == 2
             at = rng.randint(1, IN_SAVE) if in_save and counts["kills"] < kills else 0

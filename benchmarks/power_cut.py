@@ -29,7 +29,7 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the two modules beside this one
-from tiny_runs import difference, newest_step, outcome, tiny, train
+from tiny_runs import BEFORE, difference, newest_step, outcome, tiny, train
 from watched_files import Call, watched
 
 from tinygpt.model.config import Config
@@ -114,7 +114,7 @@ class Disk:
 def record(c: Config, out: Path, without_fsync: bool = False) -> list[tuple[Call | None, int]]:
     """Train, and list the operations, each with the step of the newest checkpoint then complete."""
     calls: list[tuple[Call | None, int]] = []
-    saved = [-1]
+    saved = [BEFORE]
     plain = Run.save
 
     def save(self: Run) -> None:

@@ -17,6 +17,8 @@ from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.training.train import Trainer
 
+BEFORE = -(1 << 53)  # all steps, those of a warm-up too
+
 
 def tiny(name: str, steps: int = 12) -> Config:
     """A recipe with its own architecture, optimiser and tokenizer, but steps of milliseconds."""
@@ -38,6 +40,7 @@ def tiny(name: str, steps: int = 12) -> Config:
         accumulation=min(c.accumulation, 2),
         shard_tokens=32,
         warmup=2,
+        warmup_copy=min(c.warmup_copy, 4),
         max_iters=steps,
         data="stories",
         valid_fraction=0.1,
@@ -92,6 +95,7 @@ def outcome(out: Path) -> dict[str, Any]:
         "best": {k: v.tobytes() for k, v in checkpoint.load(out / "best.npz").params.items()},
         "samples": (out / "samples.txt").read_bytes(),
         "losses": [(r["step"], r["loss"]) for r in log if "loss" in r],
+        "copy": [(r["step"], r["copy_loss"]) for r in log if "copy_loss" in r],
         "valid": [(r["step"], r["valid_loss"]) for r in log if "valid_loss" in r],
         "litter": sorted(p.name for p in out.iterdir() if p.name.startswith(".")),
     }
@@ -103,6 +107,6 @@ def difference(mine: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def newest_step(out: Path) -> int:
-    """The step of the newest checkpoint of a run that can be read; -1 if there is none."""
+    """The step of the newest checkpoint of a run that can be read; BEFORE all if there is none."""
     step = checkpoint.latest_step(out / "checkpoint.npz")
-    return -1 if step is None else step
+    return BEFORE if step is None else step

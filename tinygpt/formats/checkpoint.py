@@ -127,7 +127,7 @@ def _read(file: IO[bytes], path: str) -> Saved:
         tokenizer = bpe.from_dict(_object(meta, "tokenizer"))
         provenance = _provenance(_object(meta, "provenance", {}))
         training = _object(meta, "training", {})
-        _check_training(training)
+        _check_training(training, c)
     except (UsageError, ValueError) as error:
         raise Error(f"{path}: a model file of which a part cannot be read: {error}") from error
     if tokenizer.vocab_size > c.vocab_size:
@@ -183,7 +183,7 @@ def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TRAINING: dict[str, Callable[[Any], bool]] = {
-    "step": lambda v: type(v) is int and 0 <= v < 1 << 53,
+    "step": lambda v: type(v) is int and abs(v) < 1 << 53,
     "shown": lambda v: type(v) is bool,
     "optimizer": lambda v: type(v) is dict,
     "best": lambda v: v is None or (type(v) in (int, float) and math.isfinite(v)),
@@ -193,10 +193,11 @@ _TRAINING: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check_training(training: Mapping[str, Any]) -> None:
+def _check_training(training: Mapping[str, Any], c: Config) -> None:
     """Raise ValueError unless a run can go on from `training`, or there is none."""
     for key, fits in _TRAINING.items() if training else ():
-        if key not in training or not fits(training[key]):
+        known = key in training and fits(training[key])
+        if not known or (key == "step" and training[key] < -c.warmup_copy):  # before its first
             raise ValueError(f"training: {key}: {shown(training.get(key))} cannot be")
 
 

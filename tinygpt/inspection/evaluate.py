@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ import numpy as np
 
 import minitensor as mt
 from tinygpt import Error, UsageError
-from tinygpt.data import documents, streams
+from tinygpt.data import documents, stories, streams
 from tinygpt.formats.exchange import load_any
+from tinygpt.inspection import names
 from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
 from tinygpt.progress import bar
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 IGNORE = -100
 SHARD_TOKENS = 512
+STORIES = 200  # embedded ones that are judged
 BASELINE_TOKENS = 20_000  # of the text on which the untrained model is judged
 
 
@@ -193,16 +195,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="windows at a time; does not change the result",
     )
+    parser.add_argument(
+        "--names",
+        action="store_true",
+        help="also whether the embedded stories' names are kept: at each that came before",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _text(path: Path | None) -> str:
-    if path is not None and str(path) != "stories":
-        return streams.read_text(path)
-    from tinygpt.data import stories
+def _is_stories(path: Path | None) -> bool:
+    return path is None or str(path) == "stories"
 
-    return f"\n{documents.SEPARATOR}\n".join(stories.corpus(200, seed=1, split="valid"))
+
+def _stories() -> Iterator[str]:
+    return stories.corpus(STORIES, seed=1, split="valid")
+
+
+def _text(path: Path | None) -> str:
+    if path is not None and not _is_stories(path):
+        return streams.read_text(path)
+    return f"\n{documents.SEPARATOR}\n".join(_stories())
 
 
 def main(args: argparse.Namespace) -> int:
@@ -212,6 +225,8 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value < (option != "stride"):
             raise UsageError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
+    if args.names and not _is_stories(args.data):
+        raise UsageError("--names: knows the names of the embedded stories alone; leave out --data")
     saved = load_any(args.model)
     model, tokenizer = saved.model(), saved.tokenizer
     if args.stride > model.config.context:
@@ -244,6 +259,8 @@ def main(args: argparse.Namespace) -> int:
         "step": saved.provenance.get("step"),
         **result,
     }
+    if args.names:
+        result["names"] = asdict(names.judge(model, tokenizer, _stories()))
     if args.json:
         print(as_json(result))
         return 0
@@ -259,6 +276,12 @@ def main(args: argparse.Namespace) -> int:
     ):
         print(
             f"{name:12}{row['loss']:10.4f}{number(row['perplexity']):>14}{row['bits_per_byte']:16.4f}"
+        )
+    if args.names:
+        kept = result["names"]
+        print(
+            f"names that a story has told before: {kept['right']:.1%} of {kept['count']:,} are the "
+            f"likeliest there, loss {kept['loss']:.3f} a name"
         )
     if result["loss"] > result["uniform"]["loss"] + 0.05:  # an untrained one is as good as a guess
         print(

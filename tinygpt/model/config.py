@@ -53,6 +53,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # from, to
     "reduced_from": (0, _COUNT),
     "max_iters": (1, 1 << 40),
     "warmup": (0, 1 << 40),
+    "warmup_copy": (0, 1 << 40),
     "batch_size": (1, _COUNT),
     "accumulation": (1, _COUNT),
     "shard_tokens": (1, 1 << 30),
@@ -112,6 +113,7 @@ class Config:
     lr: float = 1e-3
     min_lr: float = 0.0
     warmup: int = 100
+    warmup_copy: int = 0
     schedule: str = "cosine"
     max_iters: int = 1000
     beta1: float = 0.9
@@ -208,6 +210,7 @@ MEANING = {
     "lr": "learning rate after the warmup",
     "min_lr": "learning rate at the end",
     "warmup": "steps in which lr rises from 0",
+    "warmup_copy": "steps before them, on random tokens that repeat",
     "schedule": "how it falls afterwards; wsd: late and linearly",
     "max_iters": "steps",
     "beta1": "decay of the mean of gradients",

@@ -16,9 +16,11 @@ from typing import Any
 
 from bpe.untrusted import parse_json, shown
 from tinygpt import Error, UsageError
+from tinygpt.data import copying
 from tinygpt.model.config import (
     Config,
     blaming,
+    coerce,
     dumps,
     explained,
     fields_of,
@@ -335,11 +337,14 @@ def lay(base: Config, values: Mapping[str, Any]) -> Config:
     """`base` with `values` over it, and with what follows from them where they do not say it.
 
     The default recipe's number of documents counts embedded stories: of another text all are
-    taken. Where characters take the place of longer tokens, or these of characters, the
+    taken. A run of fewer steps than the warm-up on copying leaves it out: cut short it would form
+    nothing. Where characters take the place of longer tokens, or these of characters, the
     vocabulary's size is that of no recipe: characters then take what they need.
     """
     changes = fields_of(values)
     follows: dict[str, Any] = {}
+    if "max_iters" in changes and coerce("max_iters", changes["max_iters"]) < base.warmup_copy:
+        follows["warmup_copy"] = 0
     counts_stories = base.name not in TEXTS and base.max_documents == QUICK.max_documents
     if base.data == "stories" != changes.get("data", "stories") and counts_stories:
         follows["max_documents"] = 0
@@ -393,11 +398,17 @@ def is_recipe(c: Config) -> bool:
         "lr",
         "min_lr",
         "warmup",
+        "warmup_copy",
         "schedule",
         "max_iters",
     } | {key for key in c.to_dict() if key.endswith("_interval")}
     wanted = recipe.to_dict()
     return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
+
+
+def work(c: Config) -> float:
+    """The steps of a run, those of the warm-up on copying by the tokens that they have."""
+    return c.max_iters + c.warmup_copy * copying.tokens(c.context) / c.tokens_per_step
 
 
 MAX_TIMES = 1 << 14  # bytes of times.json
@@ -475,7 +486,7 @@ def listing() -> str:
     measured = times()
     lines = [f"{'recipe':16}{'parameters':>11}{'steps':>8}{'time here':>12}  what for"]
     for name, c in RECIPES.items():
-        time = duration(measured[name] * c.max_iters) if name in measured else "-"
+        time = duration(measured[name] * work(c)) if name in measured else "-"
         lines.append(f"{name:16}{sum(count(c)):11,}{c.max_iters:8,}{time:>12}  {PURPOSE[name]}")
     return "\n".join(lines)
 

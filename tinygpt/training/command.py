@@ -170,7 +170,7 @@ def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int
         if saved:
             trainer.restore(saved)
         compare_start(trainer, world)
-        return follow(trainer, saved.training["step"] if saved else 0)
+        return follow(trainer, saved.training["step"] if saved else -c.warmup_copy)
 
 
 def compare_start(trainer: Trainer, world: World) -> None:
@@ -218,7 +218,7 @@ def perform(
                 tell(line)
             if world:
                 c = trainer.config
-                shards = len(cut(np.empty(c.sequences_per_step), c))
+                shards = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
                 for line in world.plan(shards):
                     tell(line)
             return finetune.watched(run, job.check) if run.origin else run.loop()

@@ -63,6 +63,7 @@ FREE = {
     "lr",
     "min_lr",
     "warmup",
+    "warmup_copy",
     "schedule",
     "max_iters",
     "beta1",
@@ -122,6 +123,7 @@ def configuration(saved: Saved, changes: Mapping[str, Any]) -> Config:
         "data": "stories",
         "lr": _rate(saved),
         "min_lr": 0.0,
+        "warmup_copy": 0,  # random tokens would undo what it knows
         "batch_size": max(1, min(c.batch_size, STEP_TOKENS // context)),
         "accumulation": 1,
     }

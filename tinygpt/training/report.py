@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minitensor import kernels
+from tinygpt.data import copying
 from tinygpt.data.streams import Dataset
 from tinygpt.machine import cores, megabytes
 from tinygpt.model import recipes
@@ -40,8 +41,8 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     total = c.max_iters * tokens
     known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
     before = (
-        f", {duration(known * c.max_iters)} at the {known * 1e3:.0f} ms a step that were the best "
-        "here"
+        f", {duration(known * recipes.work(c))} at the {known * 1e3:.0f} ms a step that were the "
+        "best here"
         if known
         else ""
     )
@@ -62,6 +63,14 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
                 "--set max_documents=0 takes all"
             ]
             if dataset.left_out
+            else []
+        ),
+        *(
+            [
+                f"first {c.warmup_copy:,} steps of {copying.tokens(c.context):,} random tokens "
+                "that repeat, to learn copying; not counted below"
+            ]
+            if c.warmup_copy
             else []
         ),
         f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
@@ -102,8 +111,8 @@ class StepTimes:
 
     FIRST = 10  # steps after which the time to go is told, or five seconds of them
 
-    def __init__(self, c: Config):
-        self.config = c
+    def __init__(self, tokens: int):
+        self.tokens = tokens  # of a step
         self.all: list[float] = []
         self.told = False
 
@@ -128,12 +137,12 @@ class StepTimes:
 
     def rate(self) -> float:
         """Tokens a second."""
-        return self.config.tokens_per_step / self.median()
+        return self.tokens / self.median()
 
-    def remember(self, threads: int) -> None:
+    def remember(self, c: Config, threads: int) -> None:
         """Keep a recipe's time on all of this machine, for `tinygpt recipes`."""
         if len(self.all) > self.FIRST and threads == cores():
-            recipes.remember_time(self.config, self.median())
+            recipes.remember_time(c, self.median())
 
 
 def perplexity(loss: float) -> float:

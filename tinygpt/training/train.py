@@ -4,20 +4,24 @@ A step cuts its sequences into shards of `shard_tokens` tokens. Threads take sha
 are added in a fixed order, so the bits of a run depend on its configuration and data alone, not on
 the number of threads or on where it was interrupted. More accumulation is more shards.
 
+With `warmup_copy` a run begins with so many steps on random sequences that repeat (copying.py).
+They are the steps before 0: those on the text are numbered, drawn and scheduled as without them.
+
 The run folder: config.json · tokenizer.json · token_counts.json (how often each token comes in the
 text to train on) · log.jsonl · samples.txt · model.npz (last) · best.npz (lowest validation loss) ·
 checkpoint.npz (with which a run goes on) and its predecessor. A line of log.jsonl is one of
 
     {"event": "start" | "resume", "step", "recipe", "parameters", "threads", "machine"}
                                           and on several ranks "ranks", "reduce"
+    {"step", "copy_loss", "lr", "grad_norm", "tokens", "seconds"}     the same before step 0
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
     {"event": "check", "step", "old_loss", "seconds"}                 of what --from MODEL knew
     {"event": "pause", "step", "paused", "seconds"}                   the machine slept, say
     {"event": "stop" | "end", "step", "seconds"}
 
-with losses in nats per token, tokens and seconds since the start (those of pauses left out), and
-null for what is not finite.
+with losses in nats per token, tokens of the text and seconds since the start (those of pauses left
+out), and null for what is not finite.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ import minitensor as mt
 from minitensor import optim
 from minitensor.files import sync_folder
 from tinygpt import Error
-from tinygpt.data import streams
+from tinygpt.data import copying, streams
 from tinygpt.data.streams import Dataset
 from tinygpt.files import replacing
 from tinygpt.formats import checkpoint
@@ -55,6 +59,7 @@ from tinygpt.training.ranks import World
 from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
 
 Array = np.ndarray
+Read = Callable[[Array], tuple[Array, Array]]  # what the model reads of a shard, and its targets
 GROWING = ("log.jsonl", "samples.txt")
 PAUSE = 30.0  # seconds without work that are logged as a pause
 
@@ -79,34 +84,45 @@ class Trainer:
         unpack_optimizer(self.optimizer, saved.optim, saved.training["optimizer"])
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Learning rate of a step; on the way to copying a falling one would hinder."""
         c = self.config
+        if step < 0:
+            return optim.constant(step + c.warmup_copy, lr=c.lr, warmup=copying.RISE)
         schedule = getattr(optim, c.schedule)
         return float(schedule(step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup, total=c.max_iters))
+
+    def batch(self, step: int) -> tuple[list[Array], Read, int]:
+        """The shards of a step, what reads one, and how many tokens the step predicts in all."""
+        c = self.config
+        if step < 0:
+            ids, targets = copying.batch(c.seed, step, c.vocab_size, c.context)
+            shards = cut(np.arange(len(ids)), c.shard_tokens // ids.shape[1])
+            return shards, lambda rows: (ids[rows], targets[rows]), int((targets >= 0).sum())
+        stream = self.dataset.train
+        begin = streams.starts(c.seed, step, c.sequences_per_step, len(stream), c.context)
+
+        def read(begin: Array) -> tuple[Array, Array]:
+            rows = streams.rows(stream, begin, c.context + 1)
+            return rows[:, :-1], rows[:, 1:]
+
+        return cut(begin, c.shard_tokens // c.context), read, c.tokens_per_step
 
     def gradients(self, step: int) -> tuple[float, list[Array]]:
         """Mean loss over the tokens of a step, and its gradients in the order of `named`."""
         c, model = self.config, self.model
-        begin = streams.starts(
-            c.seed, step, c.sequences_per_step, len(self.dataset.train), c.context
-        )
         if not model.training:
             model.train()
+        shards, read, tokens = self.batch(step)
 
-        def loss(begin: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
-            shard = streams.rows(self.dataset.train, begin, c.context + 1)
+        def loss(shard: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
+            ids, targets = read(shard)
             key = mt.fold(c.seed, step, index)
             head = derived[0] if derived else None
-            return model.loss(shard[:, :-1], shard[:, 1:], key, head) * (1 / c.tokens_per_step)
+            return model.loss(ids, targets, key, head) * (1 / tokens)
 
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
         value, grads = mt.value_and_grad(
-            loss,
-            model.parameters(),
-            cut(begin, c),
-            workers=self.workers,
-            derive=derive,
-            ranks=self.ranks,
+            loss, model.parameters(), shards, workers=self.workers, derive=derive, ranks=self.ranks
         )
         return float(value), [grads[i] for i in self.places]
 
@@ -172,7 +188,7 @@ class Trainer:
             return None
         length = min(c.context, len(stream) - 1)
         begin = streams.even_starts(c.eval_batches * c.batch_size, len(stream), length)
-        shards = cut(streams.rows(stream, begin, length + 1), c)
+        shards = cut(streams.rows(stream, begin, length + 1), c.shard_tokens // c.context)
         model = self.model.eval()
         with mt.no_grad(), np.errstate(all="ignore"):
             head = model.head_weight()
@@ -201,14 +217,12 @@ def sum_up(losses: list[float]) -> float:
     return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
 
 
-def cut(rows: Array, c: Config) -> list[Array]:
-    """Sequences (or where they begin) in equal shards of at most `shard_tokens` tokens (but at
-    least one sequence).
+def cut(rows: Array, most: int) -> list[Array]:
+    """Sequences (or where they begin) in equal shards of at most `most` (but at least one).
 
     Their number is even if there are several, so that two threads finish together.
     """
-    most = max(1, c.shard_tokens // c.context)
-    shards = -(-len(rows) // most)
+    shards = -(-len(rows) // max(1, most))
     return np.array_split(rows, min(len(rows), shards + (shards > 1) * shards % 2))
 
 
@@ -218,7 +232,7 @@ class Run:
     def __init__(self, trainer: Trainer, out: Path):
         self.trainer, self.out = trainer, out
         self.config, self.dataset = trainer.config, trainer.dataset
-        self.step = 0
+        self.step = -trainer.config.warmup_copy  # those before 0 are the warm-up on copying
         self.shown = False  # whether the events of `step` are already in the log
         self.best = math.inf
         self.seconds = 0.0  # spent before this process
@@ -361,7 +375,7 @@ class Run:
         if self.step >= c.max_iters:
             tell(f"the run was finished at step {self.step:,}; a larger --max-iters goes on")
         self.log(
-            event="resume" if self.step else "start",
+            event="resume" if self.step > -c.warmup_copy else "start",
             step=self.step,
             recipe=c.name,
             parameters=sum(count(c)),
@@ -369,27 +383,50 @@ class Run:
             machine=describe(),
             **self.trainer.log_of_ranks(),
         )
-        times = StepTimes(c)
-        steps = bar(c.max_iters, "steps", initial=min(self.step, c.max_iters))
-        with steps, signals() as received:
-            while self.step < c.max_iters:
-                if not self.shown:
-                    self.show()
-                    self.shown = True
-                    self.due = self.step == 0 or due(self.step, c.checkpoint_interval)
-                loss = self.advance(times)
-                now = f"loss {loss:.3f}, {times.rate():,.0f} tokens/s"
-                steps.set_postfix_str(now, refresh=False)
-                steps.update()
-                by = self.trainer.stopping(received)
-                if self.step < c.max_iters and (by or self.stopping):
-                    return self.stop(by)
+        times = StepTimes(c.tokens_per_step)
+        with signals() as received:
+            by = self.steps_to(0, StepTimes(copying.tokens(c.context)), received)
+            if by is None:
+                by = self.steps_to(c.max_iters, times, received)
+            if by is not None:
+                return self.stop(by)
             if not self.shown:
                 self.show()
                 self.shown = True
             self.trainer.compare_ranks(self.step)
             self.save()
         return self.finish(times)
+
+    def steps_to(self, last: int, times: StepTimes, received: list[int]) -> int | None:
+        """Do the steps before `last`, of one kind: of the warm-up, or of the text.
+
+        Returns None, or what is to end the run before its time: a signal's number, 0 for the
+        callback.
+        """
+        c = self.config
+        first, kind = (0, "steps") if last > 0 else (-c.warmup_copy, "steps of copying")
+        done = min(self.step, last) - first
+        with bar(last - first, kind, initial=done, disable=last == 0 <= self.step) as steps:
+            while self.step < last:
+                if not self.shown:
+                    self.show()
+                    self.shown = True
+                    begins = self.step == -c.warmup_copy
+                    self.due = begins or due(self.step, c.checkpoint_interval)
+                loss = self.advance(times)
+                now = f"loss {loss:.3f}, {times.rate():,.0f} tokens/s"
+                steps.set_postfix_str(now, refresh=False)
+                steps.update()
+                if times.enough():
+                    tell(
+                        f"a step{kind.removeprefix('steps')} takes {times.median() * 1e3:.0f} ms "
+                        f"here: about {duration((last - self.step) * times.median())} to go; "
+                        f"memory in use {peak_memory()}"
+                    )
+                by = self.trainer.stopping(received)
+                if self.step < c.max_iters and (by or self.stopping):
+                    return by
+        return None
 
     def advance(self, times: StepTimes) -> float:
         """One step, logged and timed. Returns its loss."""
@@ -400,19 +437,13 @@ class Run:
         if due(step, c.log_interval):
             self.log(
                 step=step,
-                loss=round(loss, 6),
+                **{"copy_loss" if step < 0 else "loss": round(loss, 6)},
                 lr=float(f"{self.trainer.lr(step):.6g}"),
                 grad_norm=round(norm, 6),
-                tokens=step * c.tokens_per_step,
+                tokens=max(step, 0) * c.tokens_per_step,
                 seconds=round(self.elapsed(), 3),
             )
         self.step, self.shown = step + 1, False
-        if times.enough():
-            left = duration((c.max_iters - self.step) * times.median())
-            tell(
-                f"a step takes {times.median() * 1e3:.0f} ms here: about {left} to go; memory in "
-                f"use {peak_memory()}"
-            )
         return loss
 
     def notice_pause(self, seconds: float, times: StepTimes) -> None:
@@ -436,8 +467,12 @@ class Run:
             tell(f"step {self.step:,}: nothing was done for {duration(idle + slept)}; going on")
 
     def show(self) -> None:
-        """Validate and sample, where that is due before this step, or at the end."""
+        """Validate and sample, where that is due before this step, or at the end; what a model says
+        of the text before it has seen any is not worth a look.
+        """
         c, step, end = self.config, self.step, self.step >= self.config.max_iters
+        if step < 0:
+            return
         if due(step, c.eval_interval) or end:
             loss = self.trainer.validate()
             if loss is not None:
@@ -486,7 +521,7 @@ class Run:
         """Log the end, and say where the model is."""
         self.log(event="end", step=self.step, seconds=round(self.elapsed(), 3))
         if not self.trainer.ranks:
-            times.remember(self.trainer.workers.threads)
+            times.remember(self.config, self.trainer.workers.threads)
         tell(
             f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "

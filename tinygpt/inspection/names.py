@@ -1,0 +1,75 @@
+"""Whether a model keeps the names of a story: `tinygpt eval MODEL --names`.
+
+The model reads embedded stories as they are, and is asked wherever one tells a name that it has
+told before. A name is right if each of its tokens is the likeliest there; its loss is that of its
+tokens together. A model that copies nothing guesses among the ten names that fit the pronoun, which
+costs ln 10 = 2.30 nats. None is right always: where a name comes, "he" may do as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import minitensor as mt
+from tinygpt.data import stories
+from tinygpt.model.sample import prompt_ids
+from tinygpt.model.transformer import GPT
+
+if TYPE_CHECKING:
+    from bpe import Tokenizer
+
+NAMES = re.compile(rf"\b({'|'.join(stories.BOYS + stories.GIRLS)})\b")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The share of names that are right, their mean loss in nats, and how many there are."""
+
+    right: float
+    loss: float
+    count: int
+
+
+def repeated(text: str) -> list[tuple[int, int]]:
+    """Where the names stand, from and to, that a text has told before."""
+    told: set[str] = set()
+    places = []
+    for match in NAMES.finditer(text):
+        if match.group() in told:
+            places.append(match.span())
+        told.add(match.group())
+    return places
+
+
+def judge(model: GPT, tokenizer: Tokenizer, texts: Iterable[str]) -> Names:
+    """How a model does on the repeated names of `texts`, as far as its context reaches.
+
+    A token counts as a name's if it has a letter of it, even with what stands around: a space or a
+    quotation mark belongs to many of them.
+    """
+    model.eval()
+    right, losses = 0, []
+    for text in texts:
+        ids = prompt_ids(tokenizer, text)[: model.config.context + 1]
+        sizes = [len(tokenizer.token_bytes(id)) for id in ids]
+        opening = sizes[0] if ids[0] == tokenizer.separator_id else 0  # it is no part of the text
+        ends = np.cumsum(sizes) - opening
+        with mt.no_grad():
+            logits = model(np.array([ids[:-1]])).numpy()[0].astype(np.float64)  # (T - 1, V)
+        logits -= logits.max(axis=-1, keepdims=True)
+        logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        for begin, end in repeated(text):
+            first = int(np.searchsorted(ends, begin, side="right"))
+            after = int(np.searchsorted(ends, end, side="left")) + 1
+            if first == 0 or after > len(ids):
+                continue
+            rows, wanted = logp[first - 1 : after - 1], ids[first:after]
+            right += bool((rows.argmax(axis=-1) == wanted).all())
+            losses.append(-float(rows[np.arange(len(wanted)), wanted].sum()))
+    count = len(losses)
+    return Names(right / max(count, 1), sum(losses) / max(count, 1), count)
