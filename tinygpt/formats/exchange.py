@@ -1,4 +1,4 @@
-"""Where a model can go and where one can come from: one table each, and what finds the reader.
+"""The formats a model can be written to and read from, and how the reader of a file is found.
 
 `load_any` takes whatever people have on disk: a model.npz, a run folder, a safetensors file, a
 folder of Hugging Face, a llama2.c ``.bin``.

@@ -40,7 +40,7 @@ def same(foreign: str, own: str) -> Link:
     return Link((foreign,), own, lambda a: [a], lambda parts: parts[0])
 
 
-def turned(foreign: str, own: str) -> Link:
+def transposed(foreign: str, own: str) -> Link:
     """A weight that is stored (in, out) over there."""
     return Link((foreign,), own, lambda a: [a.T], lambda parts: parts[0].T)
 
@@ -198,11 +198,11 @@ def _gpt2_body(c: Config) -> Iterator[Link]:
     for i in range(c.n_layer):
         here, there = f"blocks.{i}", f"h.{i}"
         yield from _linear(c, f"{there}.ln_1", f"{here}.attn_norm", same)
-        yield from _linear(c, f"{there}.attn.c_attn", f"{here}.attn.qkv", turned)
-        yield from _linear(c, f"{there}.attn.c_proj", f"{here}.attn.out", turned)
+        yield from _linear(c, f"{there}.attn.c_attn", f"{here}.attn.qkv", transposed)
+        yield from _linear(c, f"{there}.attn.c_proj", f"{here}.attn.out", transposed)
         yield from _linear(c, f"{there}.ln_2", f"{here}.ffn_norm", same)
-        yield from _linear(c, f"{there}.mlp.c_fc", f"{here}.ffn.up", turned)
-        yield from _linear(c, f"{there}.mlp.c_proj", f"{here}.ffn.down", turned)
+        yield from _linear(c, f"{there}.mlp.c_fc", f"{here}.ffn.up", transposed)
+        yield from _linear(c, f"{there}.mlp.c_proj", f"{here}.ffn.down", transposed)
     yield from _linear(c, "ln_f", "norm", same)
 
 

@@ -4,22 +4,22 @@ The model gives weights, shape and tokenizer; the run is a new one, with a fresh
 settings differ from those of training in four ways:
 
 - The learning rate is three tenths of the model's, after a short warm-up and down to 0. It is a
-  bargain: with more of it the new text is learned better and the old one is forgotten sooner. Of
-  `quick` after 300 steps and 100 KB of Shakespeare, in 91 steps:
+  compromise: at a higher rate the new text is learned better and the old one forgotten sooner.
+  `quick` after 300 steps, tuned on 100 KB of Shakespeare in 91 steps:
 
       share of the rate            before    0.1    0.3    0.5      1
       loss, Shakespeare held out     8.69   5.86   4.14   3.74   3.47
       loss, embedded stories         0.41   0.59   2.26   3.29   4.97
 
   Twice the steps, at 0.3, give 3.65 and 2.77. A model that was itself made this way keeps its
-  rate; one from elsewhere, whose rate nobody told, gets 1e-4.
-- There are as many steps as pass over the text sixteen times, 20 to 500 of them. When a model comes
-  to know a short text by heart, best.npz holds the weights that did best on the part held out.
-- A step has at most 4,096 tokens, as short texts have few of them.
+  rate; one from elsewhere, whose rate is not known, gets 1e-4.
+- There are enough steps to pass over the text sixteen times, at least 20 and at most 500. When a
+  model learns a short text by heart, best.npz holds the weights that did best on the part held out.
+- A step has at most 4,096 tokens, since a short text has few.
 - The last tenth of the text is held out, and judged ten times on the way.
 
-What a model learns may cost what it knew. So a text that it knew (that of --check, or the embedded
-stories if it was trained on them) is judged before and after.
+Learning a new text may cost a model what it knew. So a text that it knew (that of --check, or the
+embedded stories if it was trained on them) is judged before and after.
 """
 
 from __future__ import annotations
@@ -47,43 +47,21 @@ from tinygpt.training.train import Run
 if TYPE_CHECKING:
     from bpe import Tokenizer
 
-SHARE, UNKNOWN_LR = 0.3, 1e-4  # of the model's rate; where nobody told it
+SHARE, UNKNOWN_LR = 0.3, 1e-4  # of the model's rate; the rate where that is unknown
 PASSES, LEAST, MOST = 16, 20, 500  # over the text; steps
 STEP_TOKENS = 4096
 EVAL_TOKENS = 1 << 14  # of the text held out, judged together
 OLD_STORIES, OLD_TOKENS = 60, 20_000  # what is judged of a text that the model knew
-WORSE = 0.02  # a loss that rises by this share is worth a word
+WORSE = 0.02  # a loss that rises by this share is reported
 TOLD = ("recipe", "imported", "step", "seed", "data_sha256", "tokenizer_sha256")
 
 # What a run may set for itself. All else belongs to the weights.
 FREE = {
-    "name",
-    "dropout",
-    "optimizer",
-    "lr",
-    "min_lr",
-    "warmup",
-    "warmup_copy",
-    "schedule",
-    "max_iters",
-    "beta1",
-    "beta2",
-    "eps",
-    "weight_decay",
-    "grad_clip",
-    "batch_size",
-    "accumulation",
-    "shard_tokens",
-    "data",
-    "valid_fraction",
-    "max_documents",
-    "eval_interval",
-    "eval_batches",
-    "sample_interval",
-    "checkpoint_interval",
-    "log_interval",
-    "seed",
-}
+    "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule", "max_iters",
+    "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size", "accumulation", "shard_tokens",
+    "data", "valid_fraction", "max_documents", "eval_interval", "eval_batches",
+    "sample_interval", "checkpoint_interval", "log_interval", "seed",
+}  # fmt: skip
 
 
 def origin(saved: Saved) -> list[dict[str, Any]]:
@@ -207,7 +185,7 @@ def _stream(tokenizer: Tokenizer, docs: list[str]) -> np.ndarray:
 
 
 def watched(run: Run, check: str | Path | None) -> int:
-    """`run.loop()`, and what it did to the text held out and to one that the model knew."""
+    """Run the loop, and tell what it did to the text held out and to one that the model knew."""
     old = old_text(run, check)
     if old and not _logged(run, "old_loss"):
         _judge(run, old)
