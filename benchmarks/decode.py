@@ -51,7 +51,7 @@ def write_model(path):
     """A model file of the shape with random weights and a tokenizer of characters."""
     tokenizer = bpe.CharTokenizer.train(stories.corpus(200), SHAPE.vocab_size)
     model = GPT(SHAPE)
-    params = {name: p.numpy() for name, p in model.named_parameters()}
+    params = {name: p.data for name, p in model.named_parameters()}
     checkpoint.save(path, checkpoint.Saved(SHAPE, tokenizer, params))
 
 

@@ -1,6 +1,6 @@
 """Makes the model that comes with the package from a trained one, and tells what float16 costs it.
 
-python -m tinygpt train --out runs/box        # the default recipe, to the bit on any machine
+python -m tinygpt train --out runs/box        # the default recipe; a kind of machine, the same bits
 python benchmarks/make_box.py runs/box        # writes tinygpt/box.npz, at most 2 MB
 """
 

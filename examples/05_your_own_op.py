@@ -83,7 +83,7 @@ def learn(images, edges, steps=200):
         optimizer.step()
         if step % 50 == 0:
             print(f"step {step:3}: loss {loss.item():.2e}")
-    return w.numpy()[0, 0]
+    return w.data[0, 0]
 
 
 def main():

@@ -60,7 +60,7 @@ def compare(B=2, H=3, T=37, d=8):
 
     print(f"largest difference, {B} sequences, {H} heads, {T} tokens")
     print(f"{'':6}{'hand - fused':>14}{'hand - walk':>14}")
-    results = [[y.numpy(), *mt.grad(y, [q, k, v], g)] for y in (fused, plain)]
+    results = [[y.data, *mt.grad(y, [q, k, v], g)] for y in (fused, plain)]
     for name, a, b, c in zip(("out", "dq", "dk", "dv"), by_hand, *results, strict=True):
         print(f"{name:6}{np.abs(a - b).max():14.1e}{np.abs(a - c).max():14.1e}")
         assert np.allclose(a, b, rtol=1e-11, atol=1e-13) and np.allclose(a, c, rtol=1e-11)

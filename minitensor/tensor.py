@@ -27,6 +27,20 @@ def owner(x: Array) -> Array:
     return x
 
 
+class Size(int):
+    """A number of elements that can be asked for the shape too."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, axis: int | None = None) -> Any:
+        """The shape, or the length of one axis."""
+        if axis is None:
+            return self.shape
+        if not -len(self.shape) <= axis < len(self.shape):
+            raise IndexError(f"size: axis {axis} of a tensor of shape {self.shape}")
+        return self.shape[axis]
+
+
 class Tensor:
     """An n-dimensional array that remembers how it was made.
 
@@ -121,18 +135,20 @@ class Tensor:
             self[...] = values
 
     def numpy(self) -> Array:
-        """The array, read-only."""
-        view = self._array.view()
-        view.flags.writeable = False
-        return view
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """The array, read-only. RuntimeError for a tensor that requires a gradient, as in PyTorch;
+        `data` is the array of any."""
         if self._node is not None:
             raise RuntimeError(
                 "this tensor requires a gradient, which NumPy would lose in silence; use an op of "
                 "minitensor, or x.detach().numpy() if that is what you want"
             )
-        return np.array(self._array, dtype=dtype) if copy or dtype else self.numpy()
+        view = self._array.view()
+        view.flags.writeable = False
+        return view
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        array = self.numpy()
+        return np.array(array, dtype=dtype) if copy or dtype else array
 
     def __dlpack__(self, **options: Any) -> Any:
         """The memory itself, for ``from_dlpack`` of NumPy, PyTorch or JAX."""
@@ -167,9 +183,12 @@ class Tensor:
         return self._array.ndim
 
     @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self._array.size
+    def size(self) -> Size:
+        """Number of elements, as in NumPy; called, the shape, or the length of an axis, as in
+        PyTorch: ``x.size()``, ``x.size(0)``."""
+        size = Size(self._array.size)
+        size.shape = self._array.shape
+        return size
 
     @property
     def dtype(self) -> np.dtype[Any]:

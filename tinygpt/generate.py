@@ -79,6 +79,9 @@ def main(args: argparse.Namespace) -> int:
     temperature = 0.0 if args.greedy else args.temperature
     check(args.max_new_tokens, temperature, args.top_k, args.top_p)
     saved = load_any(args.model) if args.model else box.load()
+    if not args.model:
+        told = f"no model given: this one comes with the package, {box.told(saved)}"
+        print(f"tinygpt: {told}", file=sys.stderr, flush=True)
     tokenizer = saved.tokenizer
     if args.interactive:
         return converse(args, saved, temperature)

@@ -158,7 +158,7 @@ class LanguageModel:
         WRITERS[to][0](self._current(), Path(path))
 
     def _current(self) -> Saved:
-        params = {name: p.numpy() for name, p in self.gpt.named_parameters()}
+        params = {name: p.data for name, p in self.gpt.named_parameters()}
         return Saved(self.config, self.tokenizer, params, self.provenance)
 
     # ---------------------------------------------------------------- what one wants to know

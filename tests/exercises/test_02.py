@@ -27,7 +27,7 @@ def test_1_softplus():
     x = mt.Tensor([-1000.0, 0.0, 1000.0], requires_grad=True, dtype="float64")
     y = softplus(x)
     y.sum().backward()
-    assert y.numpy() == pytest.approx([0, math.log(2), 1000])
+    assert y.data == pytest.approx([0, math.log(2), 1000])
     assert x.grad == pytest.approx([0, 0.5, 1])
 
 

@@ -36,7 +36,7 @@ def test_1_a_penalty(points):
         p = 1 / (1 + np.exp(-X @ v))
         H = X.T * (p * (1 - p)) @ X / len(x) + np.diag(weight)
         v -= np.linalg.solve(H, X.T @ (p - y) / len(x) + weight * v)
-    assert np.allclose([*w.numpy(), *b.numpy()], v, atol=1e-6)
+    assert np.allclose([*w.data, *b.data], v, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -46,6 +46,6 @@ def test_2_two_scores(example, points):
     b = mt.Tensor(np.zeros(2), requires_grad=True)
     descend([W, b], lambda: mt.cross_entropy(mt.linear(mt.Tensor(x), W, b), y.astype(int)))
     # softmax of (s0, s1) is sigmoid(s1 − s0): only the difference of the rows counts, and it is w.
-    found = [*(W.numpy()[1] - W.numpy()[0]), b.numpy()[1] - b.numpy()[0]]
+    found = [*(W.data[1] - W.data[0]), b.data[1] - b.data[0]]
     assert np.allclose(found, example.newton(x, y), atol=1e-6)
-    assert np.allclose(W.numpy()[0], -W.numpy()[1])  # they began alike and share every step
+    assert np.allclose(W.data[0], -W.data[1])  # they began alike and share every step

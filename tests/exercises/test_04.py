@@ -16,8 +16,8 @@ def test_1_without_tanh_it_is_a_line(example):
     # Linear maps one after the other are one linear map: w = W₃ W₂ W₁, b = W₃ (W₂ b₁ + b₂) + b₃.
     w, b = np.eye(2), np.zeros(2)
     for layer in layers:
-        w, b = layer.weight.numpy() @ w, layer.weight.numpy() @ b + layer.bias.numpy()
-    assert np.allclose(network(mt.Tensor(x)).numpy(), x @ w.T + b, atol=1e-4)
+        w, b = layer.weight.data @ w, layer.weight.data @ b + layer.bias.data
+    assert np.allclose(network(mt.Tensor(x)).data, x @ w.T + b, atol=1e-4)
 
 
 def test_2_counting_parameters():

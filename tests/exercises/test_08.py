@@ -13,14 +13,14 @@ def attend(example, x, rotate):
     q = k = rotate(example.heads(x, example.H))
     weights = mt.softmax(q @ k.swapaxes(-1, -2) / math.sqrt(example.hd))
     mixed = weights @ example.heads(x, example.H)
-    return mixed.swapaxes(1, 2).reshape(x.shape).numpy()
+    return mixed.swapaxes(1, 2).reshape(x.shape).data
 
 
 def test_1_order_comes_from_positions(example):
     rng = np.random.default_rng(0)
     x = mt.Tensor(rng.normal(size=(example.B, example.T, example.D)))
     order = rng.permutation(example.T)
-    shuffled = mt.Tensor(x.numpy()[:, order])
+    shuffled = mt.Tensor(x.data[:, order])
 
     def without(x):
         return x
@@ -41,7 +41,7 @@ def test_2_rotation_leaves_distances(example):
         example.rotate(mt.Tensor(np.broadcast_to(rng.normal(size=example.hd), shape).copy()))
         for _ in range(2)
     )
-    scores = (q @ k.swapaxes(-1, -2)).numpy()[0, 0]  # (T, T)
+    scores = (q @ k.swapaxes(-1, -2)).data[0, 0]  # (T, T)
     for distance in range(-example.T + 1, example.T):  # a diagonal: all pairs that far apart
         along = np.diagonal(scores, distance)
         assert np.allclose(along, along[0])

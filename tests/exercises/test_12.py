@@ -91,7 +91,7 @@ def test_4_an_induction_head(example):
     keys = np.zeros_like(one_hot)
     keys[1:] = one_hot[:-1]  # a token is found by the letter before it
     _, weights = names["attention"](mt.Tensor(one_hot), mt.Tensor(keys), mt.Tensor(one_hot))
-    last = weights.numpy()[-1]
+    last = weights.data[-1]
     after = [j + 1 for j, ch in enumerate(text[:-1]) if ch == "a"]
     assert [text[j] for j in after] == ["b", "c", "d", "b"]
     assert np.allclose(last[after], 0.25, atol=1e-3)

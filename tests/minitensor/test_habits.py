@@ -64,9 +64,9 @@ def trained(how):
 @pytest.mark.slow
 def test_two_moons_with_a_hinge_loss():
     scores, labels = trained("data")
-    assert scores.dtype == np.float32 and ((scores > 0) == (labels > 0)).numpy().all()
+    assert scores.dtype == np.float32 and ((scores > 0) == (labels > 0)).data.all()
     for how in ("no_grad", "optimizer"):
-        np.testing.assert_array_equal(trained(how)[0].numpy(), scores.numpy())
+        np.testing.assert_array_equal(trained(how)[0].data, scores.data)
 
 
 def test_a_loss_is_added_up_over_steps_as_in_a_recurrent_net():
@@ -108,7 +108,7 @@ def test_a_convolution_by_im2col():
         out = mt.linear(im2col(x, 3), weight.reshape(4, -1))
         return mt.einsum("bhwo->bohw", out)
 
-    got = convolution(mt.tensor(x), mt.tensor(weight)).numpy()
+    got = convolution(mt.tensor(x), mt.tensor(weight)).data
     for at in ((0, 0, 0, 0), (1, 3, 3, 2), (0, 2, 1, 1)):
         b, o, i, j = at
         want = (x[b, :, i : i + 3, j : j + 3] * weight[o]).sum()
@@ -127,6 +127,14 @@ def test_names_of_pytorch_lead_on():
     ):
         with pytest.raises(AttributeError, match=words):
             getattr(owner, name)
+    # An operator, a call of numpy() or of size() in PyTorch's way.
+    with pytest.raises(AttributeError, match="write x @ y"):
+        x.matmul(x)
+    assert x.size == 2 and x.size() == (1, 2) and x.size(1) == x.size(-1) == 2
+    with pytest.raises(IndexError, match=r"^size: axis 2 of a tensor of shape \(1, 2\)$"):
+        x.size(2)
+    with pytest.raises(RuntimeError, match=r"requires a gradient.*x\.detach\(\)\.numpy\(\)"):
+        mt.tensor([1.0], requires_grad=True).numpy()
     assert not hasattr(x, "nowhere") and not hasattr(mt, "nowhere")
     for theirs, ours in (("dim", "axis"), ("keepdim", "keepdims")):
         with pytest.raises(TypeError, match=f"the option is called {ours}, as in NumPy"):

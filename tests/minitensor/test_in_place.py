@@ -23,7 +23,7 @@ def test_a_step_by_hand_writes_into_the_parameter():
     with mt.no_grad():
         p -= 0.1 * p.grad
     assert p is same and p.requires_grad and p.is_leaf
-    np.testing.assert_allclose(view.numpy(), [0.8, 1.6])
+    np.testing.assert_allclose(view.data, [0.8, 1.6])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_every_operator_writes_where_the_tensor_lies(change, want):
     scope, view = {"x": x, "y": y, "np": np}, x.reshape(2, 1)
     exec(change, scope)
     assert scope["x"] is x and x.dtype == np.float32
-    np.testing.assert_array_equal(view.numpy()[:, 0], want)
+    np.testing.assert_array_equal(view.data[:, 0], want)
 
 
 def test_a_change_by_an_operator_is_noticed_by_the_backward():
@@ -60,7 +60,7 @@ def test_a_result_that_is_its_input_is_watched_with_it():
     for same in (w.astype(w.dtype), w.reshape(1), w**1):
         y = (x * w).sum()
         same *= 2
-        shared = np.shares_memory(same.numpy(), w.numpy())
+        shared = np.shares_memory(same.data, w.data)
         assert (w.tolist() != [3]) == shared
         if shared:
             with pytest.raises(RuntimeError, match="changed in place"):
@@ -72,7 +72,7 @@ def test_a_leaf_that_requires_a_gradient_is_guarded_outside_no_grad():
     x = leaf(1.0, 2.0)
     with pytest.raises(RuntimeError, match=r"in-place sub on a leaf .* inside no_grad\(\)"):
         x -= 1.0
-    np.testing.assert_array_equal(x.numpy(), [1, 2])
+    np.testing.assert_array_equal(x.data, [1, 2])
 
 
 def test_sums_on_the_tape_go_on_with_their_gradient():
@@ -84,7 +84,7 @@ def test_sums_on_the_tape_go_on_with_their_gradient():
     total *= total
     total.sum().backward()
     assert total is before
-    np.testing.assert_allclose(x.grad, 2 * 3 * x.numpy() ** 2 * 3 * 2 * x.numpy())
+    np.testing.assert_allclose(x.grad, 2 * 3 * x.data**2 * 3 * 2 * x.data)
 
 
 def test_what_others_used_of_a_changed_result_keeps_its_gradient():
@@ -119,7 +119,7 @@ def test_a_tracked_tensor_that_others_look_at_is_not_changed():
     kept = buffer.detach()
     with pytest.raises(RuntimeError, match="another one looks at"):
         buffer += x
-    np.testing.assert_array_equal(kept.numpy(), [0, 0])
+    np.testing.assert_array_equal(kept.data, [0, 0])
 
 
 def test_results_that_do_not_fit_are_refused():
@@ -154,7 +154,7 @@ def test_data_can_be_stepped_as_in_pytorch():
     p = leaf(1.0, 2.0)
     (p * p).sum().backward()
     p.data -= 0.1 * p.grad
-    np.testing.assert_allclose(p.numpy(), [0.8, 1.6])
+    np.testing.assert_allclose(p.data, [0.8, 1.6])
     p.data = [5, 6]
     assert p.dtype == np.float64 and p.tolist() == [5, 6] and p.is_leaf
     with pytest.raises(ValueError, match=r"data: expected shape \(2,\), got \(3,\)"):
@@ -169,12 +169,11 @@ def test_data_is_read_only_while_a_graph_or_another_tensor_uses_it():
     y.backward()
     p.data[0] = 9
     assert p.tolist() == [9, 2]
-    p.numpy().flags.writeable = False
     for t in (mt.Tensor([1.0]), p * 2):
         with pytest.raises(ValueError, match="read-only"):
             t.data[0] = 1
     with pytest.raises(ValueError, match="read-only"):
-        p.numpy()[0] = 1
+        p.detach().numpy()[0] = 1
 
 
 def test_assigned_data_is_noticed_by_the_backward():
@@ -213,8 +212,8 @@ def test_leaves_are_copied_with_all_they_have(duplicate):
     (q * 3).sum().backward()
     with mt.no_grad():
         q -= 1
-    np.testing.assert_array_equal(p.grad, 2 * p.numpy())
-    np.testing.assert_array_equal(q.numpy(), p.numpy() - 1)
+    np.testing.assert_array_equal(p.grad, 2 * p.data)
+    np.testing.assert_array_equal(q.data, p.data - 1)
     frozen = duplicate(mt.Tensor([1, 2]))
     assert frozen.tolist() == [1, 2] and not frozen.requires_grad
 
@@ -312,12 +311,12 @@ def test_numpy_takes_tensors_without_a_gradient():
     x = mt.Tensor([1.0, 2.0])
     np.testing.assert_array_equal(np.stack([x, x]), [[1, 2], [1, 2]])
     assert np.asarray(x, np.float64).dtype == np.float64
-    assert not np.shares_memory(np.array(x, copy=True), x.numpy())
+    assert not np.shares_memory(np.array(x, copy=True), x.data)
 
 
 def test_dlpack_both_ways():
     x = mt.Tensor([1.0, 2.0])
-    assert np.shares_memory(np.from_dlpack(x), x.numpy())
+    assert np.shares_memory(np.from_dlpack(x), x.data)
     a = np.array([[1.0, 2.0]])
     y = mt.from_dlpack(a)
     a[...] = 0

@@ -78,7 +78,7 @@ def test_threads_do_not_change_a_bit():
 
 def test_step_takes_grad_attributes_and_skips_those_without():
     ps = parameters()
-    before = [p.numpy().copy() for p in ps]
+    before = [p.data.copy() for p in ps]
     ps[0].grad = np.ones(ps[0].shape)
     opt = optim.AdamW(ps, lr=0.1)
     opt.step()
@@ -98,7 +98,7 @@ def test_a_step_between_forward_and_backward_is_noticed():
 
 def test_groups_have_options_of_their_own():
     a, b = parameters(shapes=((2,), (2,)))
-    start = b.numpy().copy()
+    start = b.data.copy()
     opt = optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.0, "note": "kept"}], lr=1.0)
     assert [g["lr"] for g in opt.param_groups] == [1.0, 0.0]
     opt.step([np.ones(2), np.ones(2)])
@@ -110,7 +110,7 @@ def test_groups_have_options_of_their_own():
 
 def test_a_transposed_parameter_is_stepped_too():
     p = mt.nn.Parameter(np.arange(6.0).reshape(2, 3).T)
-    want = p.numpy() - 0.5
+    want = p.data - 0.5
     optim.SGD([p], lr=0.5).step([np.ones((3, 2))])
     np.testing.assert_array_equal(p.data, want)
 
@@ -231,7 +231,7 @@ def test_a_group_may_come_later():
     opt = optim.SGD([a], lr=1.0, momentum=0.5)
     opt.step([np.ones(2)])
     opt.add_param_group({"params": b, "lr": 0.1})
-    start = b.numpy().copy()
+    start = b.data.copy()
     opt.step([None, np.ones(3)])
     np.testing.assert_allclose(b.data, start - 0.1)
     assert [len(g["params"]) for g in opt.state_dict()["param_groups"]] == [1, 1]

@@ -107,6 +107,10 @@ def test_what_differs_from_the_recipe_is_shown_at_the_start(tmp_path):
     assert recipes.differences(recipes.get("mini-3m")) == ("mini-3m", {})
     custom = recipes.get("mini-3m").replace(name="mine", lr=0.5)
     assert recipes.differences(custom) == ("mini-3m", {"lr": 1e-3})
+    first = report.plan(c.replace(name="mine"), streams.load(c), 1, tmp_path)[0]
+    assert first.startswith("a configuration of its own, most like the recipe quick, from which it")
+    far = c.replace(name="mine", dropout=0.5, lr=1.0, beta1=0.5, beta2=0.5, seed=9, warmup=3)
+    assert report.plan(far, streams.load(c), 1, tmp_path)[0].startswith("mine: ")
 
 
 @pytest.mark.parametrize(

@@ -39,25 +39,55 @@ def call(*args):
     return compare.main(parser.parse_args([str(a) for a in args]))
 
 
+def cells_of(text):
+    """The cells of Markdown tables, by line."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
 def test_the_table_has_the_last_validation_of_each_run(runs, capsys):
     assert call(*runs, "--table") == 0
-    lines = capsys.readouterr().out.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == list(compare.COLUMNS)
-    assert cells[2] == [
-        runs[0].as_posix(), "mini-1m", "stories", "bpe 3,000", "1,046,656", "100", "409,600",
+    told = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in cells_of(told)}
+    assert list(rows)[2:12] == list(compare.ROWS)
+    columns = list(zip(*(rows[name] for name in ("run", *compare.ROWS)), strict=True))
+    assert columns[0] == (
+        "run0", "mini-1m", "stories", "bpe 3,000", "1,046,656", "100", "409,600",
         "2.5", "2.0000",
         f"{math.exp(2):.2f}", "1.0000",
-    ]  # fmt: skip
-    assert cells[3][8:] == ["1.0000", f"{math.exp(1):.2f}", "1.0000"]
-    assert lines[4] == ""
-    assert cells[5] == ["setting", *(run.as_posix() for run in runs)]
-    settings = {row[0]: row[1:] for row in cells[7:]}
-    assert settings["norm"] == ["layer", "rms"] and settings["windows"] == ["0", "4,0"]
-    assert settings["norm_bias"] == ["true", "false"] and "n_kv_head" not in settings
-    for part in (lines[:4], lines[5:]):
-        assert len({len(line) for line in part}) == 1
-        assert set(part[1]) == set("|-: ")
+    )  # fmt: skip
+    assert columns[1][8:] == ("1.0000", f"{math.exp(1):.2f}", "1.0000")
+    assert rows["settings:"] == ["", ""]
+    assert rows["norm"] == ["layer", "rms"] and rows["windows"] == ["0", "4,0"]
+    assert rows["norm_bias"] == ["true", "false"] and "n_kv_head" not in rows
+    lines = told.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert set(lines[1]) == set("|-: ")
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_as_many_runs_stand_side_by_side_as_there_is_room_for(runs, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    six = [runs[n % 2] for n in range(6)]
+    assert call(*six, "--table") == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= width
+    names = [name for row in cells_of(told) if row[0] == "run" for name in row[1:]]
+    assert names == ["run0", "run1"] * 3
+    tables = told.split("\n\n")
+    assert len(tables) == {50: 3, 80: 2, 200: 1}[width]
+    assert all(table.startswith("| run ") for table in tables)
+
+
+def test_runs_are_named_without_the_folder_that_all_lie_in(runs, tmp_path, monkeypatch):
+    def names(*places):
+        return compare.short_names([compare.read(place) for place in places])
+
+    monkeypatch.chdir(tmp_path)
+    assert names(runs[0]) == [runs[0].as_posix()]
+    assert names(runs[0], compare.Path("run1")) == ["run0", "run1"]
+    (tmp_path / "deep").mkdir()
+    runs[1].rename(tmp_path / "deep" / "run1")
+    assert names(runs[0], tmp_path / "deep" / "run1") == ["run0", "deep/run1"]
 
 
 def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
@@ -71,7 +101,7 @@ def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
         (runs[0] / "log.jsonl").write_text(log, encoding="utf-8")
         assert call(*runs, "--table") == 0
         told = capsys.readouterr().out
-        assert f" {text} |" in told and max(map(len, told.splitlines())) < 250
+        assert f" {text} |" in told and max(map(len, told.splitlines())) <= 80
     pytest.importorskip("matplotlib")
     assert call(*runs, "--out", str(runs[0] / "c.png")) == 0
 

@@ -62,7 +62,7 @@ def model(tokenizer=BPE, **changes) -> Saved:
 
 def logits(saved: Saved) -> np.ndarray:
     with mt.no_grad():
-        return saved.model()(np.arange(10)[None] % saved.config.vocab_size).numpy()
+        return saved.model()(np.arange(10)[None] % saved.config.vocab_size).data
 
 
 def same(one: Saved, other: Saved) -> None:
@@ -173,8 +173,8 @@ def test_llama2c_orders_the_rows_as_its_tokenizer_does(tmp_path):
     ours, theirs = saved.tokenizer.encode(text)[:8], read.tokenizer.encode(text)[:8]
     assert saved.tokenizer.decode(ours) == read.tokenizer.decode(theirs)
     with mt.no_grad():
-        a = saved.model()(np.array([ours])).numpy()[0, -1]
-        b = read.model()(np.array([theirs])).numpy()[0, -1]
+        a = saved.model()(np.array([ours])).data[0, -1]
+        b = read.model()(np.array([theirs])).data[0, -1]
     np.testing.assert_allclose(np.sort(a)[-5:], np.sort(b)[-5:], rtol=1e-5)
     assert read.tokenizer.token_bytes(int(b.argmax())) == saved.tokenizer.token_bytes(
         int(a.argmax())
@@ -393,6 +393,83 @@ def test_low_precision_weights_are_widened(folder):
         write_tensors(tensors, path)
 
 
+NEO = {"qkv_bias": False, "scale_attention": False, "windows": (0, 3)}
+SHAPES = {
+    "GPT-2": {},
+    "GPT-2, untied": {"head": "untied"},
+    "GPT-Neo, tied": NEO,
+    "GPT-Neo": {**NEO, "head": "untied"},
+    "Llama": {**LLAMA, "head": "untied"},
+    "Llama, tied, two key/value heads": {**LLAMA, "n_kv_head": 2},
+    "Llama, one key/value head, biases": {
+        **LLAMA, "head": "untied", "n_kv_head": 1, "qkv_bias": True, "out_bias": True,
+    },
+}  # fmt: skip
+
+
+def rewritten(folder: Path, change, shards: int = 1) -> None:
+    """A folder's tensors after `change`, in so many files, and nothing left of our own."""
+    from safetensors.numpy import load_file as read_tensors
+    from safetensors.numpy import save_file as write_tensors
+
+    tensors = change(read_tensors(folder / "model.safetensors"))
+    if shards > 1:
+        (folder / "model.safetensors").unlink()
+        names = sorted(tensors, key=lambda name: name[::-1])  # a layer in several files
+        files = {name: f"model-{n % shards + 1}.safetensors" for n, name in enumerate(names)}
+        for file in set(files.values()):
+            write_tensors({n: tensors[n] for n in names if files[n] == file}, folder / file)
+        index = {"metadata": {"total_size": 1}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        write_tensors(tensors, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    del values["tinygpt"]
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("prefixed", [True, False], ids=["prefixes", "bare"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_folder_as_others_write_it(shape, prefixed, shards, tmp_path):
+    """In one file or several, with prefixes of the names or without: the same logits."""
+    saved = model(**SHAPES[shape])
+    save_folder(saved, tmp_path / "hf")
+    prefix = families.family_of(saved.config).prefix
+
+    def named(tensors):
+        if prefixed:
+            assert sum(name.startswith(prefix) for name in tensors) > 10
+            return tensors
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    rewritten(tmp_path / "hf", named, shards)
+    read = exchange.load_any(tmp_path / "hf")
+    assert read.config.n_kv_head in (0, read.config.n_head, saved.config.n_kv_head)
+    assert read.config.head == saved.config.head
+    np.testing.assert_allclose(logits(read), logits(saved), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_head_may_be_there_twice_and_an_untied_one_must_be_there(tmp_path):
+    saved = model(**LLAMA)
+    save_folder(saved, tmp_path / "tied")
+    embedding = "model.embed_tokens.weight"
+    rewritten(tmp_path / "tied", lambda t: {**t, "lm_head.weight": t[embedding]})
+    np.testing.assert_allclose(logits(load_folder(tmp_path / "tied")), logits(saved), atol=1e-5)
+    save_folder(model(**LLAMA, head="untied"), tmp_path / "untied")
+    rewritten(tmp_path / "untied", lambda t: {n: a for n, a in t.items() if n != "lm_head.weight"})
+    with pytest.raises(Error, match=r"do not fit Llama: missing: lm_head\.weight"):
+        load_folder(tmp_path / "untied")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    save_folder(model(**LLAMA), tmp_path / "hf")
+    rewritten(tmp_path / "hf", lambda tensors: tensors, shards=3)
+    (tmp_path / "hf" / "model-2.safetensors").unlink()
+    with pytest.raises(Error, match=r"'model-2\.safetensors' is not a file of this folder"):
+        load_folder(tmp_path / "hf")
+
+
 def test_any_place_will_do(tmp_path, folder):
     """A run folder, a model file, a folder of Hugging Face, and what none of them is."""
     saved = model(**LLAMA)
@@ -430,7 +507,7 @@ def test_logits_are_those_of_transformers(name):
     saved = exchange.load_any(GOLDENS / name)
     assert saved.tokenizer.decode(saved.tokenizer.encode("the cat sat")) == "the cat sat"
     with np.load(GOLDENS / name / "expected.npz") as expected, mt.no_grad():
-        logits = saved.model()(expected["ids"]).numpy()
+        logits = saved.model()(expected["ids"]).data
         np.testing.assert_allclose(logits, expected["logits"], rtol=1e-4, atol=1e-5)
 
 

@@ -96,7 +96,7 @@ def test_the_pinv_head_first_predicts_its_own_input():
     c = recipes.get("pinv-0.8m")
     ids = ids_for(c, 1)
     with mt.no_grad():
-        logits = GPT(c).eval()(ids).numpy()
+        logits = GPT(c).eval()(ids).data
     assert (logits.argmax(-1) == ids).mean() > 0.9
 
 
@@ -150,7 +150,7 @@ def test_every_variant_follows_the_plain_formula(changes):
     ids = ids_for(c)
     with mt.no_grad():
         np.testing.assert_allclose(
-            model(ids).numpy(), plain(c, model.state_dict(), ids), rtol=1e-9, atol=1e-9
+            model(ids).data, plain(c, model.state_dict(), ids), rtol=1e-9, atol=1e-9
         )
 
 
@@ -242,7 +242,7 @@ def test_the_fused_branch_is_the_plain_one(c, dtype, tolerance):
             hidden = model.hidden(ids, 5, look=look)
         assert ("softmax" in seen) == (look is not None or c.positions == "alibi")
         grads = mt.grad(hidden, model.parameters(), weights, allow_unused=True)  # the head has none
-        results.append([hidden.numpy(), *(g for g in grads if g is not None)])
+        results.append([hidden.data, *(g for g in grads if g is not None)])
     assert len(results[0]) == len(results[1]) > 10
     for a, b in zip(*results, strict=True):
         assert a.dtype == b.dtype == dtype
@@ -255,8 +255,8 @@ def test_parts_with_a_cache_are_the_whole(changes):
     c = c.replace(**changes)
     model, ids, cache = GPT(c), ids_for(c), Cache(c, batch=2)
     with mt.no_grad():
-        whole = model.hidden(ids).numpy()
-        parts = [model.hidden(part, cache=cache).numpy() for part in np.split(ids, [5, 6, 13], 1)]
+        whole = model.hidden(ids).data
+        parts = [model.hidden(part, cache=cache).data for part in np.split(ids, [5, 6, 13], 1)]
     assert cache.length == 16
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="17 tokens exceed the context of 16"), mt.no_grad():
@@ -291,9 +291,9 @@ def test_a_head_is_taken_out_by_looking_or_by_its_weights():
             return heads * np.array([1.0, 1, 0, 1])[:, None, None]
 
     with mt.no_grad():
-        whole, looked = model.hidden(ids).numpy(), model.hidden(ids, look=without).numpy()
+        whole, looked = model.hidden(ids).data, model.hidden(ids, look=without).data
         model.blocks[1].attn.out.weight[:, 4:6] = 0
-        np.testing.assert_allclose(looked, model.hidden(ids).numpy(), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(looked, model.hidden(ids).data, rtol=1e-12, atol=1e-12)
     assert not np.allclose(looked, whole)
 
 
@@ -315,7 +315,7 @@ def test_alibi_is_causal_and_prefers_what_is_near():
     changed = ids.copy()
     changed[:, -1] += 1
     with mt.no_grad():
-        a, b = model(ids).numpy(), model(changed % 20).numpy()
+        a, b = model(ids).data, model(changed % 20).data
     assert np.array_equal(a[:, :-1], b[:, :-1]) and not np.allclose(a[:, -1], b[:, -1])
 
 

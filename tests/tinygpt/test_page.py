@@ -166,7 +166,7 @@ def test_how_far_weights_moved_is_counted_from_their_start(tmp_path):
     config = model(
         norm_bias=False, qkv_bias=False, out_bias=False, ffn_bias=False
     ).config  # they start at 0
-    params = {name: p.numpy() for name, p in GPT(config.replace(seed=5)).named_parameters()}
+    params = {name: p.data for name, p in GPT(config.replace(seed=5)).named_parameters()}
     params["norm.weight"] = params["norm.weight"] * 1.5
     origin = {"recipe": "small", "step": 40, "seed": 5}
     rows = page.tensors(Saved(config, model().tokenizer, params, origin)).split("<tr>")
@@ -590,7 +590,7 @@ def test_pages_with_something_missing_open(browser, tmp_path, what):
     if what == "other kinds":
         c = saved.config.replace(head="pinv", positions="alibi", norm="layer", vocab_size=80)
         chars = bpe.CharTokenizer("".join(sorted(set(TEXT))), vocab_size=80)
-        params = {name: p.numpy() for name, p in GPT(c).named_parameters()}
+        params = {name: p.data for name, p in GPT(c).named_parameters()}
         path, saved = tmp_path / "m.npz", Saved(c, chars, params)
         checkpoint.save(path, saved)
     opened(browser, path, tmp_path, **options)

@@ -69,7 +69,7 @@ def model_of(config: Config, seed: int = 0) -> tuple[GPT, np.ndarray]:
 
 
 def payload(model: GPT, dtype: str) -> dict:
-    params = {name: p.numpy() for name, p in model.named_parameters()}
+    params = {name: p.data for name, p in model.named_parameters()}
     saved = Saved(model.config, bpe.CharTokenizer("ab"), params)
     return {"config": model.config.to_dict(), "weights": page.weights(saved, dtype)}
 
@@ -85,7 +85,7 @@ function open({config, weights}) {
 def test_logits_are_those_of_numpy(name):
     model, ids = model_of(CASES[name])
     with mt.no_grad():
-        expected = model(ids).numpy()[0]
+        expected = model(ids).data[0]
     script = f"""{OPEN}
         const model = open(given), all = model.logits(given.ids);
         const cache = model.cache(), steps = [];
@@ -102,11 +102,11 @@ def test_logits_are_those_of_numpy(name):
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
 def test_rounded_weights_differ_by_what_the_page_says(name, dtype):
     model, ids = model_of(CASES[name])
-    params = {name: p.numpy() for name, p in model.named_parameters()}
+    params = {name: p.data for name, p in model.named_parameters()}
     saved = Saved(model.config, bpe.CharTokenizer("ab"), params)
     said = page.rounding_error(saved, dtype, ids[0].tolist())
     with mt.no_grad():
-        expected = model(ids).numpy()[0]
+        expected = model(ids).data[0]
     script = f"{OPEN} console.log(JSON.stringify(Array.from(open(given).logits(given.ids))));"
     logits = node(script, {**payload(model, dtype), "ids": ids[0].tolist()})
     found = np.abs(np.reshape(logits, expected.shape) - expected).max()
@@ -120,18 +120,18 @@ def test_what_is_shown_and_taken_out_is_that_of_the_model():
 
     def look(name, x):
         if name == "blocks.1.attn.heads":
-            other = x.numpy().copy()
+            other = x.data.copy()
             other[:, 2] = 0
             shown[name] = other
             return mt.Tensor(other)
         if name == "blocks.0.ffn":
-            shown[name] = np.zeros_like(x.numpy())
+            shown[name] = np.zeros_like(x.data)
             return mt.Tensor(shown[name])
-        shown[name] = x.numpy().copy()
+        shown[name] = x.data.copy()
         return None
 
     with mt.no_grad():
-        final = model.hidden(ids, look=look).numpy()
+        final = model.hidden(ids, look=look).data
     script = f"""{OPEN}
         const shown = {{}};
         const keep = (name, x, shape) => {{ shown[name] = [shape, Array.from(x)]; }};

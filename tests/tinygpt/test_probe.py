@@ -95,7 +95,7 @@ def test_a_zero_row_has_cosine_zero(tokenizer):
 @pytest.mark.parametrize("words", [["near", "boy"], ["analogy", "boy", "-", "girl", "+", "cat"]])
 def test_the_command(words, tokenizer, tmp_path, capsys):
     config = Config(vocab_size=tokenizer.vocab_size, n_layer=1, d_model=8, n_head=2, d_ff=8)
-    params = {name: p.numpy() for name, p in GPT(config).named_parameters()}
+    params = {name: p.data for name, p in GPT(config).named_parameters()}
     checkpoint.save(tmp_path / "model.npz", checkpoint.Saved(config, tokenizer, params))
     parser = argparse.ArgumentParser()
     probe.add_arguments(parser)
@@ -113,7 +113,7 @@ def test_a_head_of_its_own_is_what_knows_the_words(tokenizer):
     config = Config(vocab_size=tokenizer.vocab_size, n_layer=1, d_model=8, n_head=2, d_ff=8)
     for head, name in (("untied", "head.weight"), ("tied", "embedding.weight")):
         model = GPT(config.replace(head=head))
-        params = {name: p.numpy() for name, p in model.named_parameters()}
+        params = {name: p.data for name, p in model.named_parameters()}
         saved = checkpoint.Saved(model.config, tokenizer, params)
         np.testing.assert_array_equal(Embedding.of(saved).rows, params[name])
         np.testing.assert_array_equal(

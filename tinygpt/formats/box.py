@@ -1,7 +1,9 @@
 """The model in the box: a small trained one that comes with the package.
 
 With it ``tinygpt generate`` writes a story before anything is trained. Its weights are stored as
-float16, in half the room, and computed with as float32. `benchmarks/make_box.py` makes it.
+float16, in half the room, and computed with as float32. It is the default recipe, trained with its
+own seed; `benchmarks/make_box.py` makes it of that run, and its provenance (`tinygpt.load()
+.provenance`) says with which steps, seed, data and versions.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ def load() -> Saved:
         )
     with importlib.resources.as_file(place()) as path:
         return checkpoint.load(path)
+
+
+def told(saved: Saved) -> str:
+    """What the model is and where it comes from, in a few words."""
+    steps = saved.provenance.get("step")
+    return f"{saved.config.name} after {steps:,} steps" if steps else saved.config.name
 
 
 def make(saved: Saved, path: Path) -> int:

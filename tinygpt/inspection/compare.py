@@ -1,14 +1,16 @@
 """Several runs side by side: ``tinygpt compare RUN RUN ...``.
 
-Prints a table (Markdown) of data, parameters, training and final validation, another of the
-settings that differ, and draws the validation curves over steps, tokens and minutes (extra
-``plot``). Perplexity compares runs with the same tokenizer only, and is drawn for these alone; bits
-per byte compare any that were validated on the same text.
+Prints a table (Markdown) with a column for each run: data, parameters, training, final validation,
+and below these the settings that differ. Draws the validation curves over steps, tokens and minutes
+(extra ``plot``). Perplexity compares runs with the same tokenizer only, and is drawn for these
+alone; bits per byte compare any that were validated on the same text.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,7 @@ from tinygpt.model.transformer import count
 from tinygpt.training.report import number, perplexity, plain
 
 Array = np.ndarray
-COLUMNS = (
-    "run",
+ROWS = (
     "recipe",
     "data",
     "tokenizer",
@@ -74,11 +75,10 @@ def read(folder: Path) -> RunLog:
     return RunLog(folder.as_posix(), config.load(folder / "config.json"), valid)
 
 
-def row(run: RunLog) -> tuple[str, ...]:
-    """A run's line of the table; losses are those of its last validation."""
+def figures(run: RunLog) -> tuple[str, ...]:
+    """A run's column of the table; losses are those of its last validation."""
     last = {key: float(values[-1]) for key, values in run.valid.items()}
     return (
-        run.name,
         run.config.name,
         Path(run.config.data).name,
         f"{Path(run.config.tokenizer).name} {run.config.vocab_size:,}",
@@ -92,36 +92,57 @@ def row(run: RunLog) -> tuple[str, ...]:
     )
 
 
-def table(runs: list[RunLog]) -> str:
-    """All runs as a Markdown table whose columns also line up as plain text."""
-    return markdown([COLUMNS, *map(row, runs)], names=4)
-
-
-def settings(runs: list[RunLog]) -> str:
-    """What differs of the settings that are no columns, a line each; "" if nothing does."""
-    columns = ("name", "data", "tokenizer", "vocab_size")
+def settings(runs: list[RunLog]) -> dict[str, tuple[str, ...]]:
+    """What differs of the settings that have no row of their own, with each run's."""
+    own = ("name", "data", "tokenizer", "vocab_size")
     configs = [run.config.to_dict() for run in runs]
-    rows = [
-        (key, *(plain(c[key]) for c in configs))
+    return {
+        key: tuple(plain(c[key]) for c in configs)
         for key in configs[0]
-        if not (key in columns or key.endswith("_interval"))
+        if not (key in own or key.endswith("_interval"))
         and any(c[key] != configs[0][key] for c in configs)
+    }
+
+
+def table(runs: list[RunLog], width: int) -> str:
+    """All runs as Markdown tables that also line up as plain text: a column for each run, and as
+    many side by side as there is `width` for."""
+    differ = settings(runs)
+    heads = ["run", *ROWS, *(["settings:"] if differ else []), *differ]
+    columns = [
+        [name, *figures(run), *([""] if differ else []), *(v[i] for v in differ.values())]
+        for i, (name, run) in enumerate(zip(short_names(runs), runs, strict=True))
     ]
-    return markdown([("setting", *(run.name for run in runs)), *rows], names=1) if rows else ""
+    room = width - len("| ") - max(map(len, heads)) - len(" |")
+    groups: list[list[list[str]]] = []
+    taken = 0
+    for column in columns:
+        taken += max(map(len, column)) + len("  |")
+        if not groups or taken > room:
+            groups.append([])
+            taken = max(map(len, column)) + len("  |")
+        groups[-1].append(column)
+    return "\n\n".join(markdown(list(zip(heads, *group, strict=True))) for group in groups)
 
 
-def markdown(rows: list[tuple[str, ...]], names: int) -> str:
-    """A table of which the first row is the head, and the first `names` columns go to the left."""
+def short_names(runs: list[RunLog]) -> list[str]:
+    """The runs' folders without the one in which all of them lie."""
+    places = [Path(run.name).absolute() for run in runs]
+    shared = Path(os.path.commonpath([place.parent for place in places]))
+    if len(runs) == 1 or shared == Path(shared.anchor):
+        return [run.name for run in runs]
+    return [place.relative_to(shared).as_posix() for place in places]
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """A table of which the first row is the head; the first column goes to the left, the others
+    to the right."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = []
-    for cells in rows:
-        # names to the left, figures to the right
-        parts = [
-            f"{cell:{'<' if i < names else '>'}{w}}"
-            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(parts)} |")
-    rule = ["-" * w if i < names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    for first, *others in rows:
+        cells = [f"{cell:>{w}}" for cell, w in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([f'{first:<{widths[0]}}', *cells])} |")
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     lines.insert(1, f"| {' | '.join(rule)} |")
     return "\n".join(lines)
 
@@ -190,9 +211,7 @@ def main(args: argparse.Namespace) -> int:
     if not args.table and args.out.suffix.lower() != ".png":
         raise UsageError(f"--out: a name that ends in .png is expected, not {args.out}")
     runs = [read(folder) for folder in args.runs]
-    print(table(runs))
-    if differ := settings(runs):
-        print(f"\n{differ}")
+    print(table(runs, shutil.get_terminal_size((80, 24)).columns))
     if len({run.text for run in runs}) > 1:
         print(
             "these runs were validated on different texts, so their figures do not compare; judge "

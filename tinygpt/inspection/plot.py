@@ -4,7 +4,7 @@ training_curves.png       loss of training and validation by step, and perplexit
 attention_heatmaps/       each layer's heads on a prompt: how much a token looks at which other
 weight_distributions/     histograms of each layer's matrices; spectral norms by layer
 embedding_map.png         tokens in the plane of the two widest directions of their rows
-temperatures.png          the next token's probabilities and a text at 0.5, 0.8, 1.0 and 1.2
+temperatures.png          the next token's probabilities and a text at 0.3, 0.7, 1.0 and 1.5
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from tinygpt.training.report import perplexity
 Array = np.ndarray
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog."
 UNSURE = "One day, Tom went to the"  # many words can follow, so the temperature matters
-TEMPERATURES = (0.5, 0.8, 1.0, 1.2)
+TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
+LIKELIEST = 8  # tokens that have a bar of their own beside them
 TOKENS = 24  # of the prompt, on the axes of an attention map
 LABELS = 600  # tokens that are candidates for a label on the embedding map
 TRAIN_KEYS = ("step", "loss", "lr", "grad_norm", "tokens", "seconds")
@@ -399,23 +400,31 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
     """A page with a row a temperature: probabilities of the next token, and a text.
 
     Dividing the logits by a temperature below one makes likely tokens likelier, above one it
-    evens them out. All texts are drawn with the same seed.
+    evens them out, and all the tokens that have no bar of their own gain. All texts are drawn with
+    the same seed.
     """
     from tinygpt.model.sample import sample_text
 
     ids = prompt_ids(tokenizer, prompt, model.config.context)
-    logits = model(np.array([ids])).numpy()[0, -1].astype(np.float64)
-    top = np.argsort(-logits, kind="stable")[:8]
-    labels = [token_label(tokenizer, int(id)) for id in top]
+    logits = model(np.array([ids])).data[0, -1].astype(np.float64)
+    order = np.argsort(-logits, kind="stable")
+    labels = [token_label(tokenizer, int(id)) for id in order[:LIKELIEST]]
+    scaled = np.exp(np.outer(1 / np.array(TEMPERATURES), logits[order] - logits.max()))
+    shares = scaled / scaled.sum(axis=1, keepdims=True)  # (temperatures, V)
+    rest = shares[:, LIKELIEST:].sum(axis=1, keepdims=True)
+    shares = np.concatenate([shares[:, :LIKELIEST], rest], axis=1)
     picture = figure(12, 10)
     picture.suptitle(f"What follows {literal(prompt)!r} at four temperatures")
     grid = picture.subplots(len(TEMPERATURES), 2, width_ratios=(1, 3))
-    for (bars, page), temperature in zip(grid, TEMPERATURES, strict=True):
-        scaled = np.exp((logits - logits.max()) / temperature)
+    for (bars, page), temperature, p in zip(grid, TEMPERATURES, shares, strict=True):
         tidy(bars, f"temperature {temperature}", grid=False)
-        bars.barh(labels, (scaled / scaled.sum())[top], color=BLUE)
+        drawn = bars.barh(range(len(p)), p, color=[BLUE] * len(labels) + [GREY])
+        bars.bar_label(drawn, [f"{share:.1%}" for share in p], padding=3, fontsize=8)
+        bars.set_yticks(range(len(p)), [*labels, "all others"])
         bars.invert_yaxis()
-        bars.set_xlim(0, 1)
+        bars.set_xlim(0, 1.15 * shares.max())
+        bars.xaxis.set_visible(False)
+        bars.spines["bottom"].set_visible(False)
         text = sample_text(
             model, tokenizer, prompt=prompt, max_new_tokens=240, temperature=temperature, seed=seed
         )

@@ -90,7 +90,7 @@ class Decoder:
             )
         params = getattr(model, "params", None)
         if params is None:
-            params = {name: p.numpy() for name, p in model.named_parameters()}  # type: ignore
+            params = {name: p.data for name, p in model.named_parameters()}  # type: ignore
         c = self.config = model.config
         self.past_context = past_context
         self.threads = min(threads or cores(), max(1, sequences))

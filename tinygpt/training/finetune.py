@@ -57,9 +57,9 @@ TOLD = ("recipe", "imported", "step", "seed", "data_sha256", "tokenizer_sha256")
 
 # What a run may set for itself. All else belongs to the weights.
 FREE = {
-    "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule", "max_iters",
-    "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size", "accumulation", "shard_tokens",
-    "data", "valid_fraction", "max_documents", "eval_interval", "eval_batches",
+    "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule",
+    "max_iters", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size",
+    "accumulation", "shard_tokens", "data", "valid_fraction", "max_documents", "eval_interval", "eval_batches",
     "sample_interval", "checkpoint_interval", "log_interval", "seed",
 }  # fmt: skip
 

@@ -79,7 +79,7 @@ def profile(trainer: Trainer, steps: int) -> None:
     costs, total = measure(trainer, steps)
     work = sum(cost.flops for cost in costs.values())
     print(
-        f"{steps} steps on {trainer.workers.threads} thread, {total / steps * 1e3:.1f} ms each, "
+        f"{steps} step{'s' * (steps != 1)} on one thread, {total / steps * 1e3:.1f} ms each, "
         f"{work / total / 1e9:.1f} GFLOP/s\n"
     )
     print(

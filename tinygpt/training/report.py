@@ -21,6 +21,10 @@ from tinygpt.model.transformer import count
 
 PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program and its libraries
 
+NEAR = (
+    12  # settings in which a configuration of another name may differ from a recipe and be like it
+)
+
 
 def say(line: str) -> None:
     """A text to standard error, above a progress bar if there is one."""
@@ -49,9 +53,14 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
     like, differs = recipes.differences(c)
     mine = c.to_dict()
     parts = [f"{key} {plain(mine[key])} (not {plain(value)})" for key, value in differs.items()]
+    compared = f"differs from the recipe {like}"
+    if c.name != like:
+        compared = f"a configuration of its own, most like the recipe {like}, from which it differs"
+        if len(parts) > NEAR:
+            parts = []
     used = sum(dataset.documents.values())
     return [
-        *([f"differs from the recipe {like}: {', '.join(parts)}"] if parts else []),
+        *([f"{compared}: {', '.join(parts)}"] if parts else []),
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
         f"head {c.head}",

@@ -317,7 +317,7 @@ class Run:
         Raises Error if weights or moments are not finite: no run could go on with them.
         """
         c, dataset = self.config, self.dataset
-        params = {name: p.numpy() for name, p in self.trainer.model.named_parameters()}
+        params = {name: p.data for name, p in self.trainer.model.named_parameters()}
         about = checkpoint.provenance(c, dataset.tokenizer, self.step, dataset.sha256)
         if self.origin:
             about["from"] = self.origin

@@ -282,7 +282,7 @@ def start(saved: Saved) -> dict[str, Array]:
     if not {"recipe", "seed", "step"} <= saved.provenance.keys():
         return {}
     c = saved.config.replace(seed=saved.provenance["seed"])
-    return {name: p.numpy() for name, p in GPT(c).named_parameters()}
+    return {name: p.data for name, p in GPT(c).named_parameters()}
 
 
 def tensors(saved: Saved) -> str:
