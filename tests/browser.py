@@ -21,7 +21,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync "
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync --hide-scrollbars "
     "--disable-background-networking --disable-component-update --remote-debugging-pipe"
 )
 LAUNCH = """if True:  # Chromium hears on 3 and speaks on 4
@@ -187,14 +187,15 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": theme}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
-    def picture(self, selector: str) -> bytes:
-        """An element as PNG."""
+    def picture(self, selector: str, margin: int = 8) -> bytes:
+        """An element and a margin around it as PNG."""
         x, y, width, height = self.ask(
             f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             const b = e.getBoundingClientRect();
             return [b.x + scrollX, b.y + scrollY, b.width, b.height]; }})()"""
         )
-        clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+        clip = {"x": x - margin, "y": y - margin, "width": width + 2 * margin,
+                "height": height + 2 * margin, "scale": 1}  # fmt: skip
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(answer["data"])
 

@@ -427,7 +427,7 @@ def test_a_stranger_s_text_does_nothing(browser, tmp_path):
 
 
 def test_scores_are_those_of_the_weights(browser, tmp_path):
-    saved, text = model(), "The cat and the dog and the cat."
+    saved, text = model(), "The cat and the dog. The cat and the dog. The cat."
     opened(browser, folder(tmp_path / "run"), tmp_path, prompt=text, dtype="float32")
     ids = prompt_ids(saved.tokenizer, text)
     weights: dict[str, np.ndarray] = {}
