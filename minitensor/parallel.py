@@ -267,6 +267,9 @@ class Ranks(Protocol):
     def settle(self) -> None:
         """Wait until everything that was sent is there."""
 
+    def worked(self) -> None:
+        """Take note that this rank has computed its shards of a step."""
+
 
 def part(shards: int, rank: int, size: int) -> range:
     """The shards that a rank works on: neighbours, and no rank has more than it must.
@@ -333,6 +336,7 @@ class _Exchange:
             totals = pool.submit(listen)
             try:
                 compute()
+                self.ranks.worked()
                 self.computing = False
                 self.started.set()
                 return totals.result()
@@ -546,6 +550,7 @@ def value_and_grad(
             add_together(grads, right)
     else:
         workers.map(one, part(len(shards), ranks.rank, ranks.size))
+        ranks.worked()
         loss, *grads = [np.zeros(1), *(np.zeros(t.shape, t.dtype) for t in wanted)]
         for more, right in tree.rest():
             loss += more

@@ -71,7 +71,7 @@ class Letters:
 
     def __init__(self, rank, size, boxes):
         self.rank, self.size, self.boxes, self.exact = rank, size, boxes, True
-        self.sent, self.calls = 0, 0  # messages; calls that all ranks make
+        self.sent, self.calls, self.steps = 0, 0, 0  # messages; calls that all ranks make; steps
 
     def send(self, arrays, to, tag):
         assert all(a.flags.c_contiguous for a in arrays)
@@ -118,6 +118,9 @@ class Letters:
 
     def settle(self):
         pass  # what was sent is a copy
+
+    def worked(self):
+        self.steps += 1
 
 
 def fill(arrays, letter):
@@ -229,3 +232,4 @@ def test_every_shard_has_one_rank_and_none_has_more_than_it_must(shards, size):
 def test_parts_that_fit_the_tree_send_one_sum_each(one_thread, shards, size):
     ranks, _ = on_ranks(size, lambda ranks: step(shards, 0, one_thread, ranks))
     assert [r.sent for r in ranks[1:]] == [1] * (size - 1)
+    assert [r.steps for r in ranks] == [1] * size

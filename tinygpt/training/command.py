@@ -113,8 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SECONDS",
         default=ranks.PATIENCE,
-        help="under mpiexec: end the run when a rank gives no sign of life for so long "
-        "(default: %(default)g)",
+        help="under mpiexec: end the run when a rank gives no sign of life for so long, or takes "
+        f"{ranks.STALL} times as long for a step as the others (default: %(default)g)",
     )
     add(
         "--reduce",
@@ -144,8 +144,6 @@ def main(args: argparse.Namespace) -> int:
     with ranks.world(args.patience, args.reduce == "exact") as world:
         if world is None:
             return perform(resolve(args), threads(args.threads))
-        if args.start is not None:
-            raise UsageError("--from: expected one process, got several; go on from it on one")
         n_threads = world.threads() if args.threads is None else threads(args.threads)
         world.compare({**ranks.software(), **asked(args)})
         if world.rank:
@@ -166,11 +164,16 @@ def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int
     """Train on a rank that writes nothing: rank 0 says with which configuration, and from where."""
     c, out, saved = world.share(None)
     world.kept = lambda: kept(out)
-    with ready(c, n_threads, saved, world=world) as trainer:
-        if saved:
+    fit = fit_to(asked_for(args)) if saved and not saved.training else None
+    with ready(c, n_threads, saved, fit, world) as trainer:
+        if saved and saved.training:
             trainer.restore(saved)
+        elif saved:
+            trainer.model.load_state_dict(saved.params)
         compare_start(trainer, world)
-        return follow(trainer, saved.training["step"] if saved else -c.warmup_copy)
+        fresh = {"step": -c.warmup_copy, "shown": False}
+        done = saved.training if saved and saved.training else fresh
+        return follow(trainer, done["step"], bool(done["shown"]))
 
 
 def compare_start(trainer: Trainer, world: World) -> None:
@@ -210,10 +213,10 @@ def perform(
             saved.params.clear()  # the model has them now; a large one needs the room
         if job.check and not run.origin:
             raise UsageError(CHECK)
+        if world:
+            compare_start(trainer, world)
         run.open()
         try:
-            if world:
-                compare_start(trainer, world)
             for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
                 tell(line)
             if world:
@@ -300,13 +303,12 @@ def starting_from(
     c = finetune.configuration(saved, changes)
     if check is not None:
         streams.read_text(check)  # fails now, not after the work
-    return Job(
-        c,
-        new_folder(out, c.name),
-        saved,
-        fit=lambda c, dataset: finetune.fit(c, dataset, changes.keys()),
-        check=check,
-    )
+    return Job(c, new_folder(out, c.name), saved, fit=fit_to(changes), check=check)
+
+
+def fit_to(changes: Mapping[str, Any]) -> Callable[[Config, Dataset], Config]:
+    """What decides, from the data, what was not asked for in a run that starts from a model."""
+    return lambda c, dataset: finetune.fit(c, dataset, changes.keys())
 
 
 def going_on(

@@ -59,8 +59,8 @@ TOLD = ("recipe", "imported", "step", "seed", "data_sha256", "tokenizer_sha256")
 FREE = {
     "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule",
     "max_iters", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size",
-    "accumulation", "shard_tokens", "data", "valid_fraction", "max_documents", "eval_interval", "eval_batches",
-    "sample_interval", "checkpoint_interval", "log_interval", "seed",
+    "accumulation", "shard_tokens", "data", "valid_fraction", "max_documents", "eval_interval",
+    "eval_batches", "sample_interval", "checkpoint_interval", "log_interval", "seed",
 }  # fmt: skip
 
 

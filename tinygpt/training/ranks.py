@@ -5,8 +5,9 @@ weights, each on its own part of the shards, and every sum has the order that it
 (`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
-own: whoever is not heard of for `patience` seconds is named, and MPI ends all processes. An error
-on one rank ends all. The weights are compared before every checkpoint.
+own, with the number of steps whose shards it has computed: whoever is not heard of for `patience`
+seconds, or stays behind the others for `STALL` times as long, is named, and MPI ends all processes.
+An error on one rank ends all. The weights are compared before every checkpoint.
 
 MPI is imported by `world`, and by nobody else.
 """
@@ -38,8 +39,10 @@ from tinygpt import Error, UsageError, __version__
 from tinygpt.machine import cores
 
 Array = np.ndarray
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds
+STALL = 10  # times the patience that a rank may take for a step when the others have done theirs
 BEAT = 1.0  # seconds between two signs of life
+LEFT = -1  # the last one
 LAST_WORDS = 1.0  # seconds in which the launcher can pass on what was said; then it is lost
 LATER = 5.0  # seconds that the other ranks let rank 0 tell an error, which may be theirs too
 # Which processes there are, in the words of the launchers: PMI (MPICH, Intel, Microsoft, Slurm),
@@ -61,6 +64,7 @@ class World:
         self._errors = sys.stderr
         here = (socket.gethostname(), os.getpid(), _processors())
         self._where = self._comm.allgather(here)
+        self.steps = 0  # whose shards this rank has computed
         self._leaving = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="signs of life", daemon=True)
         self._watch.start()
@@ -88,6 +92,10 @@ class World:
         self._wait(self._sending)
         self._sending.clear()
 
+    def worked(self) -> None:
+        """Take note that this rank has computed its shards of a step."""
+        self.steps += 1
+
     def _done(self, requests: list[Any]) -> Callable[[], bool]:
         return partial(self._mpi.Request.Testall, requests)
 
@@ -106,6 +114,11 @@ class World:
         """What rank 0 gives, on every rank."""
         self.meet()
         return self._comm.bcast(thing)
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        """The ranks' lists one after the other, on every rank."""
+        self.meet()
+        return [thing for theirs in self._comm.allgather(mine) for thing in theirs]
 
     def meet(self) -> None:
         """Wait until every rank is here."""
@@ -196,22 +209,25 @@ class World:
     def _keep_watch(self) -> None:
         """Send signs of life and look for them: all to rank 0, and rank 0 to all.
 
-        A last one, of 0, says that this rank leaves. Who was stopped himself, as when the machine
-        slept or the whole job was suspended, begins to count anew.
+        A sign is the number of steps that a rank has computed; a last one of `LEFT` says that it
+        leaves. Who was stopped himself, as when the machine slept or the whole job was suspended,
+        begins to count anew.
         """
         others = [0] if self.rank else list(range(1, self.size))
-        patience = self.patience + (2 * BEAT if self.rank > 1 else 0)  # rank 1 tells of rank 0
-        inbox = {rank: np.ones(1, np.int8) for rank in others}
+        late = 2 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
+        inbox = {rank: np.zeros(1, np.int64) for rank in others}
         awaited = {rank: self._life.Irecv(inbox[rank], source=rank) for rank in others}
         sent: dict[int, tuple[Any, Array]] = {}
         looked = time.monotonic()
-        heard, left = dict.fromkeys(others, looked), set[int]()
+        heard, moved, left = dict.fromkeys(others, looked), looked, set[int]()
+        steps = dict.fromkeys(others, 0)
         while len(left) < len(others) or any(not request.Test() for request, _ in sent.values()):
             leaving = self._leaving.wait(BEAT)
             if leaving:
                 time.sleep(SPIN)
             now = time.monotonic()
             stopped, looked = now - looked > self.patience / 2, now
+            before = dict(steps)
             for rank in others:
                 if rank in left:
                     continue
@@ -219,26 +235,35 @@ class World:
                     heard[rank] = now
                 while rank not in left and awaited[rank].Test():
                     heard[rank] = now
-                    if inbox[rank][0]:
-                        awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
-                    else:
+                    if inbox[rank][0] == LEFT:
                         left.add(rank)
-                if now - heard[rank] > patience:
-                    self._lost(rank)
+                    else:
+                        steps[rank] = int(inbox[rank][0])
+                        awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
+                if now - heard[rank] > self.patience + late:
+                    self._lost(rank, f"has given no sign of life for {self.patience:.0f} s")
+            slowest = min(others, key=lambda rank: steps[rank])
+            if stopped or steps != before or steps[slowest] >= max(self.steps, *steps.values()):
+                moved = now
+            if now - moved > STALL * self.patience + late and not left:
+                self._lost(
+                    slowest,
+                    f"is alive, but has not finished its part of a step for "
+                    f"{STALL * self.patience:.0f} s, and the others have theirs",
+                )
             self._beat(others, sent, leaving)
 
     def _beat(self, others: list[int], sent: dict[int, tuple[Any, Array]], leaving: bool) -> None:
         """Send each rank a sign of life, if the one before is on its way; one last when leaving."""
         for rank in others:
             request, sign = sent.get(rank, (None, None))
-            if (sign is None or sign[0]) and (request is None or request.Test()):
-                sign = np.array([not leaving], np.int8)
+            if (sign is None or sign[0] != LEFT) and (request is None or request.Test()):
+                sign = np.array([LEFT if leaving else self.steps], np.int64)
                 sent[rank] = self._life.Isend(sign, dest=rank), sign
 
-    def _lost(self, rank: int) -> NoReturn:
+    def _lost(self, rank: int, what: str) -> NoReturn:
         print(
-            f"tinygpt: error: {self.name(rank)} has given no sign of life for "
-            f"{self.patience:.0f} s; the run ends on all ranks{self.kept()}",
+            f"tinygpt: error: {self.name(rank)} {what}; the run ends on all ranks{self.kept()}",
             file=self._errors,
             flush=True,
         )

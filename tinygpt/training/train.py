@@ -42,6 +42,7 @@ import numpy as np
 import minitensor as mt
 from minitensor import optim
 from minitensor.files import sync_folder
+from minitensor.parallel import part
 from tinygpt import Error
 from tinygpt.data import copying, streams
 from tinygpt.data.streams import Dataset
@@ -182,7 +183,10 @@ class Trainer:
         )
 
     def validate(self) -> float | None:
-        """Mean validation loss in nats a token, over evenly spread sequences; None without any."""
+        """Mean validation loss in nats a token, over evenly spread sequences; None without any.
+
+        Ranks share the sequences out: all of them have to call.
+        """
         c, stream = self.config, self.dataset.valid
         if len(stream) < 2:
             return None
@@ -197,7 +201,16 @@ class Trainer:
             with mt.no_grad(), np.errstate(all="ignore"):
                 return model.loss(shard[:, :-1], shard[:, 1:], head=head).item()
 
-        return sum_up(self.workers.map(loss, shards)) / (len(begin) * length)
+        if not self.ranks:
+            return sum_up(self.workers.map(loss, shards)) / (len(begin) * length)
+        mine = part(len(shards), self.ranks.rank, self.ranks.size)
+        losses = self.workers.map(lambda i: loss(shards[i]), mine)
+        return sum_up(self.ranks.gather(losses)) / (len(begin) * length)
+
+    def validation_due(self, step: int) -> bool:
+        """Whether there is to be a validation before this step, or at the end."""
+        c = self.config
+        return (step >= 0 and due(step, c.eval_interval)) or step >= c.max_iters
 
     def sample(self, step: int) -> str:
         """A text from the empty prompt, of at most two contexts and 1,024 tokens."""
@@ -473,7 +486,7 @@ class Run:
         c, step, end = self.config, self.step, self.step >= self.config.max_iters
         if step < 0:
             return
-        if due(step, c.eval_interval) or end:
+        if self.trainer.validation_due(step):
             loss = self.trainer.validate()
             if loss is not None:
                 bits = self.dataset.bits_per_byte(loss)
@@ -530,16 +543,27 @@ class Run:
         return 0
 
 
-def follow(trainer: Trainer, step: int) -> int:
-    """Do the steps of a run on a rank that writes nothing, until rank 0's `Run` is done."""
+def follow(trainer: Trainer, step: int, shown: bool) -> int:
+    """Do the steps of a run on a rank that writes nothing, until rank 0's `Run` is done.
+
+    `shown` is whether the run was judged at this step before it was interrupted.
+    """
     by = 0
     with signals() as received:
-        while step < trainer.config.max_iters and not by:
+        while step < trainer.config.max_iters:
+            if not shown and trainer.validation_due(step):
+                trainer.validate()
             trainer.step(step)
-            step += 1
+            step, shown = step + 1, False
             by = trainer.stopping(received)
+            if by and step < trainer.config.max_iters:
+                break
+        else:
+            by = 0
+            if not shown:
+                trainer.validate()
         trainer.compare_ranks(step)
-    return 128 + by if by and step < trainer.config.max_iters else 0
+    return 128 + by if by else 0
 
 
 def kept(out: Path) -> str:
