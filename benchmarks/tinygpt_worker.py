@@ -1,19 +1,21 @@
 """The project's side: a training step, the sgemm peak, or decoding, each on request.
 
 Started by the programs beside it:
-    step CONFIG THREADS · peak THREADS · decode MODEL SEQUENCES TOKENS
+    step CONFIG THREADS · peak THREADS · decode MODEL SEQUENCES TOKENS [plain] · prompt MODEL TOKENS
 """
 
 import itertools
 import json
 import sys
 
+import numpy as np
 from workers import serve
 
 import minitensor as mt
 from tinygpt.formats import checkpoint
 from tinygpt.model import sample
 from tinygpt.model.config import Config
+from tinygpt.model.decode import Decoder
 from tinygpt.training import bench
 from tinygpt.training.train import Trainer
 
@@ -42,16 +44,43 @@ def peak(threads):
         serve(lambda: bench.sgemm_peak(workers, 10) / 1e9)
 
 
-def decode(model, sequences, tokens):
+def opening(saved):
+    """How a text begins."""
+    return sample.prompt_ids(saved.tokenizer, "")
+
+
+def decode(model, sequences, tokens, guessing="guessing"):
     """`tokens` tokens of each of `sequences` texts, as `tinygpt generate` draws them."""
-    saved, prompts = checkpoint.load(model), [[1]] * int(sequences)
+    saved = checkpoint.load(model)
+    prompts = [opening(saved)] * int(sequences)
+    options = {
+        "max_new_tokens": int(tokens),
+        "vocab_size": saved.tokenizer.vocab_size,
+        "guessing": guessing == "guessing",
+    }
 
     def work():
-        return sum(1 for _ in sample.generate_many(saved, prompts, max_new_tokens=int(tokens)))
+        return sum(1 for _ in sample.generate_many(saved, prompts, **options))
 
-    sample.sample_text(saved, saved.tokenizer, max_new_tokens=4)
+    sample.sample_text(saved, saved.tokenizer, max_new_tokens=40)
+    serve(work)
+
+
+def prompt(model, tokens):
+    """A prompt of so many tokens to the first token after it, 20 times."""
+    saved = checkpoint.load(model)
+    ids = [*opening(saved), *range(int(tokens))][: int(tokens)]
+    decoder = Decoder(saved, threads=1)
+    u = np.array([0.5])
+
+    def work():
+        for _ in range(20):
+            decoder.window[0] = []
+            sample.choose(decoder.feed([ids]), 0.8, 200, 1.0, u)
+
+    work()
     serve(work)
 
 
 if __name__ == "__main__":
-    {"step": step, "peak": peak, "decode": decode}[sys.argv[1]](*sys.argv[2:])
+    {"step": step, "peak": peak, "decode": decode, "prompt": prompt}[sys.argv[1]](*sys.argv[2:])

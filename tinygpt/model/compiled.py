@@ -26,6 +26,7 @@ from tinygpt.model.decode_kernels import (
     Rows,
     Shape,
 )
+from tinygpt.model.guess import ORDER
 from tinygpt.model.transformer import fixed_positions, rotations
 
 if TYPE_CHECKING:
@@ -216,9 +217,15 @@ class Compiled:
         return decode_kernels.decode(self.model, self.cache, Rows(ids, slots, positions), wanted)
 
     def write(
-        self, rows: Rows, vocab_size: int, choice: Choice, u: Array, past: Array, guesses: Guesses
+        self, work: Work, vocab_size: int, choice: Choice, u: Array, guesses: Guesses
     ) -> Array:
-        """See `decode_kernels.write`."""
+        """See `decode_kernels.write`; `work` has the last few tokens of each slot."""
+        rows = Rows(
+            *np.array([(last[-1], slot, position) for slot, position, last in work]).T.copy()
+        )
+        past = np.full((len(work), ORDER + len(u)), -1)
+        for n, (_, _, last) in enumerate(work):
+            past[n, ORDER - len(last) : ORDER] = last
         return decode_kernels.write(
             self.model, self.cache, rows, vocab_size, choice, u, past, guesses, self.guessing
         )
@@ -226,6 +233,6 @@ class Compiled:
 
 def no_guesses() -> Guesses:
     """Those of a model that was not asked yet."""
-    rates = np.full(decode_kernels.ORDER + 1, 0.5, np.float32)
+    rates = np.full(ORDER + 1, 0.5, np.float32)
     entries = aligned(decode_kernels.ENTRIES * decode_kernels.ENTRY, np.int32)
     return Guesses(entries, rates, np.zeros(3, np.int64))

@@ -28,24 +28,29 @@ from minitensor import kernels
 from tinygpt import UsageError
 from tinygpt.machine import cores
 from tinygpt.model.config import Config
+from tinygpt.model.guess import ORDER, Memory
+from tinygpt.model.sample import Choice, draw, probabilities
 from tinygpt.model.transformer import GPT, Cache, kernels_know
 
 if TYPE_CHECKING:
     from tinygpt.formats.checkpoint import Saved
-    from tinygpt.model.sample import Choice
 
 Array = np.ndarray
 Work = Sequence[tuple[int, int, Sequence[int]]]  # slot, position of the first token, tokens
 PAST_CONTEXT = ("drop", "exact")
-MIN_SHARE = 4  # sequences that are worth a thread
+TOGETHER = 8  # positions that `Plain` processes in one pass
+MIN_SHARE, MAX_SHARE = 4, 16  # sequences that are worth a thread; whose keys stay in a cache
 
 
 class Plain:
-    """The model with the caches of some sequences, one token at a time.
+    """The model with the caches of some sequences, `TOGETHER` positions at a time.
 
-    Several tokens in a call would be one larger matrix product, and quicker; but BLAS adds up the
-    sums of a row in an order that depends on how many rows there are, and then a text would depend
-    on what it was generated with.
+    BLAS adds up a row in an order that may depend on how many rows there are, and where among them
+    it is; and a text must not depend on what it was generated with. So positions are processed in
+    fixed blocks, 0 to 7, 8 to 15, …, whether one of their tokens is new or all of them are: every
+    product then has the same shape each time, and a token is always the same row of it. The rows of
+    a block that are there already become the same once more. What the rows after the last token
+    give is not looked at: nobody sees the future, and the tokens to come write over it.
     """
 
     def __init__(self, c: Config, params: Mapping[str, Array], sequences: int):
@@ -54,18 +59,51 @@ class Plain:
         with mt.no_grad():
             self.head = self.model.head_weight()
         self.caches = [Cache(c) for _ in range(sequences)]
+        self.ids = np.zeros((sequences, c.context), np.int64)
+
+    def rows(self, slot: int, position: int, tokens: Sequence[int]) -> Array:
+        """Logits (rows, V) after the tokens; of more than a block, after those in the last one."""
+        cache, ids, end = self.caches[slot], self.ids[slot], position + len(tokens)
+        ids[position:end] = tokens
+        with mt.no_grad():
+            for begin in range(position // TOGETHER * TOGETHER, end, TOGETHER):
+                cache.length = begin
+                block = ids[None, begin : begin + TOGETHER]  # (1, TOGETHER), fewer at the end
+                hidden = self.model.hidden(block, cache=cache)  # (1, TOGETHER, D)
+            logits = mt.linear(hidden, self.head).numpy()[0]  # (TOGETHER, V)
+        return logits[max(0, position - begin) : end - begin]
 
     def logits(self, work: Work) -> Array:
         """Logits (N, V) after the last token of each slot's new ones."""
-        last = []
-        with mt.no_grad():
-            for slot, position, tokens in work:
-                cache = self.caches[slot]
-                cache.length = position
-                for token in tokens:
-                    hidden = self.model.hidden(np.array([[token]]), cache=cache)  # (1, 1, D)
-                last.append(mt.linear(hidden, self.head).numpy()[0, 0])
-        return np.stack(last)
+        return np.stack([self.rows(*item)[-1] for item in work])
+
+    def write(self, work: Work, vocab_size: int, choice: Choice, u: Array, memory: Memory) -> Array:
+        """Tokens (steps, N) drawn with u (steps, N); `work` has the last few tokens of each slot.
+
+        The rest of a block costs next to nothing: it is filled with guesses, as far as there are.
+        """
+        out = np.full(u.shape, -1)
+        for n, (slot, position, last) in enumerate(work):
+            past, done = list(last), 0
+            while done < len(u):
+                at, ahead = position + done, list(past[-1:])
+                while len(ahead) < min(TOGETHER - at % TOGETHER, len(u) - done):
+                    token = memory.guess([*past, *ahead[1:]], u[done + len(ahead) - 1, n])
+                    if token < 0:
+                        break
+                    ahead.append(token)
+                for row, guess in zip(self.rows(slot, at, ahead), [*ahead[1:], -1], strict=True):
+                    if not np.isfinite(row[:vocab_size].max()):
+                        return out
+                    p = probabilities(row[:vocab_size], *choice)
+                    token = draw(p, u[done, n])
+                    memory.remember(past, p)
+                    past.append(token)
+                    out[done, n] = token
+                    done += 1
+                    if token != guess:  # the rows that follow are of another text
+                        break
+        return out
 
 
 class Decoder:
@@ -94,17 +132,19 @@ class Decoder:
         c = self.config = model.config
         self.past_context = past_context
         self.threads = min(threads or cores(), max(1, sequences))
-        self.guesses: list[Any] = []  # one for each share of a call
+        self.guessing = guessing
+        self.memories: list[Any] = []  # for guesses, one for each share of a call
         self.pool = ThreadPoolExecutor(self.threads)  # starts no thread before the first use
         self.window: list[list[int]] = [[] for _ in range(sequences)]  # the tokens in the cache
         self.plain = kernels.backend() == "numpy" or not kernels_know(c)
         self.twin: Any
+        self.memory: Callable[[], Any]
         if self.plain:
-            self.twin = Plain(c, params, sequences)
+            self.twin, self.memory = Plain(c, params, sequences), Memory
         else:
-            from tinygpt.model.compiled import Compiled  # imports numba
+            from tinygpt.model.compiled import Compiled, no_guesses  # imports numba
 
-            self.twin = Compiled(c, params, sequences, guessing)
+            self.twin, self.memory = Compiled(c, params, sequences, guessing), no_guesses
 
     def feed(self, tokens: Sequence[Sequence[int]], slots: Sequence[int] | None = None) -> Array:
         """Append `tokens[n]`, one or more, to sequence `slots[n]`; the logits (N, V) after each.
@@ -117,34 +157,29 @@ class Decoder:
         return np.concatenate(list(self._map(self.twin.logits, shares)))
 
     def room(self, slots: Sequence[int]) -> int:
-        """Tokens that fit into the windows of all these sequences; 0 where `write` is not there."""
+        """Tokens that `write` can append to all of these sequences; 0 where there is no gain."""
         longest = max((len(self.window[slot]) for slot in slots), default=0)
-        return 0 if self.plain else self.config.context - longest
+        return 0 if self.plain and not self.guessing else self.config.context - longest
 
     def write(
         self, tokens: Sequence[int], slots: Sequence[int], u: Array, vocab_size: int, choice: Choice
     ) -> list[list[int]]:
         """Append a token to each sequence and draw the next, len(u) times: (len(u), N) tokens.
 
-        In place of `feed` and `sample.choose`, for at most `room` times, in one compiled call.
+        In place of `feed` and `sample.choose`, for at most `room` times: in one compiled call, and
+        with guesses, so that one pass may give several tokens.
         """
-        from tinygpt.model.compiled import no_guesses
-        from tinygpt.model.decode_kernels import ORDER, Rows
-
-        ids, where = np.array(tokens), np.array(slots)
-        places = np.array([len(self.window[slot]) for slot in slots])
-        past = np.full((len(slots), ORDER + len(u)), -1)
-        for n, slot in enumerate(slots):
-            last = [*self.window[slot][1 - ORDER :], tokens[n]]
-            past[n, ORDER - len(last) : ORDER] = last
+        work = [
+            (slot, len(self.window[slot]), [*self.window[slot][1 - ORDER :], token])
+            for slot, token in zip(slots, tokens, strict=True)
+        ]
         shares = self._shares(len(slots))
-        self.guesses += [no_guesses() for _ in range(len(shares) - len(self.guesses))]
+        self.memories += [self.memory() for _ in range(len(shares) - len(self.memories))]
 
         def part(share: int) -> Array:
             n = shares[share]
-            rows = Rows(ids[n], where[n], places[n])
             mine = np.ascontiguousarray(u[:, n])
-            return self.twin.write(rows, vocab_size, choice, mine, past[n], self.guesses[share])
+            return self.twin.write(work[n], vocab_size, choice, mine, self.memories[share])
 
         new = np.concatenate(list(self._map(part, list(range(len(shares))))), axis=1)
         for n, slot in enumerate(slots):
@@ -152,9 +187,10 @@ class Decoder:
         return new.tolist()
 
     def _shares(self, count: int) -> list[slice]:
-        """Parts of a list of sequences, one a thread where that is worth it."""
+        """Parts of a list of sequences: one a thread where that is worth it, or more."""
         size = -(-count // self.threads)
         size = max(1, count if size < MIN_SHARE else size)
+        size = -(-size // -(-size // MAX_SHARE))
         return [slice(n, n + size) for n in range(0, count, size)]
 
     def _map(self, work: Callable[..., Array], shares: list[Any]) -> Iterable[Array]:

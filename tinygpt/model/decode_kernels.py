@@ -33,15 +33,13 @@ from minitensor.kernels.simd import (
     store,
     zeros,
 )
+from tinygpt.model.guess import LIKELY, LIKELY_SHARE, ORDER
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
 PANEL = 2 * REGISTER  # outputs that lie together
 ROWS = REGISTER // 2  # rows that share the reading of a panel: half of all registers hold sums
 FEW = ROWS // 2  # rows that share the reading of two
 BLOCK = 64  # rows that go through all layers together, small enough for the cache
-ORDER = 4  # tokens that a guess looks back at, at most
-LIKELY = 5  # tokens that are remembered for each context, each with at least
-LIKELY_SHARE = 1 / 16  # of the probability
 ENTRY = 1 + 3 * LIKELY  # numbers (32 bits) of what is remembered: a cache line
 ENTRIES = 1 << 15
 RATE = np.float32(0.05)  # at which a rate follows what comes true
@@ -361,8 +359,8 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
 
 
 @part
-def attention(model, cache, layer, window, rows, begin, count, qkv, step, p, y, y_step):
-    """Cache the keys and values of `count` rows, then let each look at those of its sequence."""
+def keep(model, cache, layer, rows, begin, count, qkv, step):
+    """Rotate the queries and keys of `count` rows; cache the keys and values."""
     group, blocks, lanes, W = (
         model.shape.group,
         model.shape.blocks,
@@ -370,24 +368,31 @@ def attention(model, cache, layer, window, rows, begin, count, qkv, step, p, y, 
         model.shape.width,
     )
     cos, sin, T = model.cos, model.sin, model.shape.context
-    slots, positions = rows.slots, rows.positions
     one, width = qkv.dtype.type(1), blocks * W
     for r in range(count):
-        t, row = positions[begin + r], r * step
-        at = layer + (2 * slots[begin + r] * T + t) * width
+        t, row = rows.positions[begin + r], r * step
+        at = layer + (2 * rows.slots[begin + r] * T + t) * width
         for n in range((group + 1) * blocks):
             scale = model.scale if n < group * blocks else one
             rotate(qkv, row + n * W, cos, sin, t, lanes, W, scale)
         for n in range(width):
             cache[U(at + n)] = qkv[U(row + group * width + n)]
             cache[U(at + T * width + n)] = qkv[U(row + (group + 1) * width + n)]
-    for r in range(count):
-        t = positions[begin + r]
-        first = max(0, t - window + 1) if window > 0 else 0
-        for n in range(group * blocks):
-            keys = layer + 2 * slots[begin + r] * T * width + n % blocks * W
-            values, q_at, y_at = keys + T * width, r * step + n * W, r * y_step + n * W
-            attend(qkv, q_at, lanes, W, cache, keys, values, width, first, t, p, y, y_at)
+
+
+@part
+def look_back(model, cache, layer, window, rows, row, qkv, q_at, p, y, y_at):
+    """Let a row look at the keys and values of its sequence, up to its own."""
+    shape, t = model.shape, rows.positions[row]
+    W, width = shape.width, shape.blocks * shape.width
+    first = max(0, t - window + 1) if window > 0 else 0
+    sequence = layer + 2 * rows.slots[row] * shape.context * width
+    for n in range(shape.group * shape.blocks):
+        keys = sequence + n % shape.blocks * W
+        values, at = keys + shape.context * width, n * W
+        attend(
+            qkv, q_at + at, shape.lanes, W, cache, keys, values, width, first, t, p, y, y_at + at
+        )
 
 
 @inline
@@ -453,12 +458,26 @@ def logits_of(model, cache, rows, wanted, scratch, out):
                 x[U(r * Dp + n)] = embedding[U(token), U(n)]
             for n in range(model.positions.shape[1]):
                 x[U(r * Dp + n)] += model.positions[U(place), U(n)]
+        asked, end = 0, begin + count
+        while done + asked < len(wanted) and wanted[done + asked] < end:
+            asked += 1
         for i in range(len(windows)):
             at, window = i * places.size, windows[i]
             for r in range(count):
                 norm(x, r * Dp, D, w, at + places.attn_norm, shape.rms, eps, h, r * Dp)
             linear(w, at + places.qkv, h, D, Dp, qkv, Cp, count, False)
-            attention(model, cache, i * layer, window, rows, begin, count, qkv, Cp, p, y, Ap)
+            keep(model, cache, i * layer, rows, begin, count, qkv, Cp)
+            if i == len(windows) - 1:  # from here on the rows that nobody asked for do not matter
+                for r in range(asked):
+                    row = wanted[done + r] - begin
+                    for n in range(D):
+                        x[U(r * Dp + n)] = x[U(row * Dp + n)]
+                    for n in range(heads):
+                        qkv[U(r * Cp + n)] = qkv[U(row * Cp + n)]
+                count = asked
+            for r in range(count):
+                row = begin + r if i < len(windows) - 1 else wanted[done + r]
+                look_back(model, cache, i * layer, window, rows, row, qkv, r * Cp, p, y, r * Ap)
             linear(w, at + places.out, y, heads, Ap, x, Dp, count, True)
             for r in range(count):
                 norm(x, r * Dp, D, w, at + places.ffn_norm, shape.rms, eps, h, r * Dp)
@@ -466,17 +485,23 @@ def logits_of(model, cache, rows, wanted, scratch, out):
             for r in range(count):
                 activate(g, r * Gp, Fp, shape.activation, F, a, r * Fp)
             linear(w, at + places.down, a, F, Fp, x, Dp, count, True)
-        asked = 0
-        while done + asked < len(wanted) and wanted[done + asked] < begin + count:
-            row = (wanted[done + asked] - begin) * Dp
-            norm(x, row, D, w, places.norm, shape.rms, eps, h, asked * Dp)
-            asked += 1
+        for r in range(asked):
+            norm(x, r * Dp, D, w, places.norm, shape.rms, eps, h, r * Dp)
         if asked:
             linear(w, places.head, h, D, Dp, z, Vp, asked, False)
         for r in range(asked):
             for n in range(V):
                 out[U(done + r), U(n)] = z[U(r * Vp + n)]
         done += asked
+
+
+@inline
+def folded(key, counter):
+    """One round of `minitensor.random.fold`."""
+    key = np.uint64(key ^ np.uint64(counter)) + np.uint64(0x9E3779B97F4A7C15)
+    key = np.uint64(key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = np.uint64(key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))
 
 
 @part
@@ -647,6 +672,18 @@ def decode(model, cache, rows, wanted):
     out = np.empty((len(wanted), model.shape.vocab_size), model.weights.dtype)
     logits_of(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
     return out
+
+
+@jit
+def uniforms(key, sequences, begin, steps):
+    """`sample.uniform(seed, n, begin + i)` for each i < steps and n of `sequences` (N,), with the
+    key `fold(seed)`: (steps, N)."""
+    u = np.empty((steps, len(sequences)))
+    for s in range(len(sequences)):
+        first = folded(key, sequences[s])
+        for i in range(steps):
+            u[i, s] = np.float64(folded(first, begin + i) >> np.uint64(11)) * 2.0**-53
+    return u
 
 
 @jit

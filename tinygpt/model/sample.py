@@ -96,6 +96,16 @@ def uniform(seed: int, *counters: int) -> float:
     return (fold(seed, *counters) >> 11) * 2.0**-53
 
 
+def uniforms(seed: int, sequences: Sequence[int], begin: int, steps: int) -> Array:
+    """`uniform(seed, n, begin + i)` for each i < steps and n of `sequences` (N,): (steps, N)."""
+    if kernels.backend() == "numba":
+        from tinygpt.model import decode_kernels  # imports numba
+
+        key, where = np.uint64(fold(seed)), np.array(sequences)
+        return decode_kernels.uniforms(key, where, begin, steps)
+    return np.array([[uniform(seed, n, begin + i) for n in sequences] for i in range(steps)])
+
+
 def generate_many(
     model: GPT | Saved,
     prompts: Sequence[Sequence[int]],
@@ -132,7 +142,7 @@ def generate_many(
     tokens = list(prompts)
     while active and count < max_new_tokens:
         steps = min(STEPS, max_new_tokens - count, decoder.room(active)) if count else 0
-        u = np.array([[uniform(seed, n, count + i) for n in active] for i in range(max(1, steps))])
+        u = uniforms(seed, active, count, max(1, steps))
         if steps:
             last = [new[0] for new in tokens]
             choice = Choice(float(temperature), int(top_k), float(top_p))
