@@ -46,7 +46,7 @@ import bpe
 import minitensor as mt
 from bpe.untrusted import shown
 from tinygpt import Error
-from tinygpt.data import prepare, streams
+from tinygpt.data import corpus, prepare, streams
 from tinygpt.formats import checkpoint, exchange
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model import config
@@ -524,7 +524,7 @@ def _prepared() -> list[Files]:
     def write(out: Path) -> None:
         source = out.with_name("text.txt")
         source.write_text("\n<|endoftext|>\n".join(f"{TEXT} {i}" for i in range(30)))
-        prepare.prepare([source], out, options=prepare.Options(vocab_size=270))
+        prepare.prepare([source], out, options=corpus.Options(vocab_size=270))
 
     return [_folder(write)]
 
@@ -600,7 +600,7 @@ def read_tokenizer(path: Path) -> None:
 def read_source(path: Path) -> None:
     out = path.with_name("out")
     shutil.rmtree(out, ignore_errors=True)
-    prepare.prepare([path], out, options=prepare.Options(tokenizer="char"))
+    prepare.prepare([path], out, options=corpus.Options(tokenizer="char"))
     streams.load_prepared(out)
 
 

@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer."""
+"""The byte-level BPE tokenizer: text to tokens and back, by merges that training.py learned."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from minitensor import nn, ops, optim
 from minitensor.draw import draw
 from minitensor.dtypes import IndexArray
 from minitensor.gradcheck import GradcheckError, gradcheck
+from minitensor.gradients import checkpoint, grad
 from minitensor.op import Op, op, registry
 from minitensor.ops import *  # noqa: F403
 from minitensor.parallel import Workers, value_and_grad
@@ -30,7 +31,7 @@ from minitensor.tape import (
     observe,
     recording,
 )
-from minitensor.tensor import Tensor, checkpoint, from_dlpack, grad, tensor
+from minitensor.tensor import Tensor, from_dlpack, tensor
 
 # fmt: off
 __all__ = [

@@ -120,14 +120,7 @@ class Op:
         try:
             out, backward = self.fn(*arrays, *options, **kwargs)
         except (ValueError, IndexError, TypeError, OverflowError) as error:
-            text = str(error)
-            for theirs, ours in (("'dim'", "axis"), ("'keepdim'", "keepdims")):
-                if "unexpected keyword" in text and theirs in text:
-                    text = f"the option is called {ours}, as in NumPy, not {theirs}"
-            if not text.startswith(f"{self.name}: "):
-                text = f"{self.name}: {text}; got {', '.join(map(describe, arrays))}"
-            kinds = (IndexError, TypeError, ValueError)
-            raise next((k for k in kinds if isinstance(error, k)), ValueError)(text) from error
+            raise self._told(error, arrays) from error
         finally:
             mode.recording = outer
         if type(out) is not np.ndarray:
@@ -156,6 +149,17 @@ class Op:
         if mode.anomaly:
             _check_finite(self.name, arrays, out, result._node)
         return result
+
+    def _told(self, error: Exception, arrays: Sequence[Any]) -> Exception:
+        """An error of the op's function, with the op's name and its inputs."""
+        text = str(error)
+        for theirs, ours in (("'dim'", "axis"), ("'keepdim'", "keepdims")):
+            if "unexpected keyword" in text and theirs in text:
+                text = f"the option is called {ours}, as in NumPy, not {theirs}"
+        if not text.startswith(f"{self.name}: "):
+            text = f"{self.name}: {text}; got {', '.join(map(describe, arrays))}"
+        kinds = (IndexError, TypeError, ValueError)
+        return next((k for k in kinds if isinstance(error, k)), ValueError)(text)
 
     def _split(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -29,8 +29,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minitensor.gradients import grad
 from minitensor.tape import Array, mode, set_mode
-from minitensor.tensor import Tensor, grad
+from minitensor.tensor import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -49,11 +49,6 @@ def threshold(p: float) -> np.uint32:
     return np.uint32(min(round(p * 2**32), 2**32 - 1))
 
 
-def keep_mask(key: int, size: int, p: float) -> np.ndarray:
-    """Boolean array of `size`: which elements survive dropout with probability `p` of a zero."""
-    return hash32(np.arange(size, dtype=np.uint32), *halves(key)) >= threshold(p)
-
-
 def attention_bits(shape: tuple[int, ...], k0: np.uint32, k1: np.uint32) -> np.ndarray:
     """The bits that decide about dropout of attention weights (B, H, T, S), under the key (k0, k1).
 

@@ -272,39 +272,21 @@ def walk(
                 found[node] = g
         elif node in wanted:
             if ready:
-                others = grads.values()
-                if node.op != "leaf" or any(np.may_share_memory(g, other) for other in others):
-                    ready(node, g.copy())  # the walk still needs it
-                else:
-                    ready(node, g)
+                needed = node.op != "leaf" or any(np.may_share_memory(g, a) for a in grads.values())
+                ready(node, g.copy() if needed else g)
             found[node] = g
             if node.id == oldest and node.op != "leaf":
                 break  # all that is asked for is known: leave what lies before
         if node.op == "leaf":
             continue
-        if node.backward is None:
-            raise RuntimeError(
-                f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
-                "pass retain_graph=True to that call, or compute the result again"
-            )
-        if sum([counter[0] for counter in node.saved]) != node.stamp:
-            raise RuntimeError(
-                f"backward: an array that '{node.op}' needs was changed in place after it was "
-                "used; change a copy, or change it after backward"
-            )
+        _check_intact(node)
         sent = _input_grads(node, g)
         if isinstance(sent, Node):  # a replayed block: its tape takes the gradient from here
             send(sent, g)
             sent = ()
         for parent, grad in zip(node.parents, sent, strict=False):
             if parent is not None and grad is not None:
-                if not isinstance(grad, Part):
-                    grad = np.asarray(grad)
-                    if grad.shape != parent.shape:
-                        grad = unbroadcast(grad, parent.shape)
-                    if grad.dtype != parent.dtype:
-                        grad = grad.astype(parent.dtype)
-                send(parent, grad)
+                send(parent, grad if isinstance(grad, Part) else _fitted(grad, parent))
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
     return found
@@ -329,6 +311,28 @@ def _last_uses(outputs: Iterable[Node], wanted: set[Node]) -> list[tuple[int, No
                 seen.add(parent)
                 stack.append(parent)
     return sorted((int(min(use, hidden)), leaf) for leaf, use in uses.items())
+
+
+def _check_intact(node: Node) -> None:
+    """RuntimeError if the node cannot send a gradient any more."""
+    if node.backward is None:
+        raise RuntimeError(
+            f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
+            "pass retain_graph=True to that call, or compute the result again"
+        )
+    if sum([counter[0] for counter in node.saved]) != node.stamp:
+        raise RuntimeError(
+            f"backward: an array that '{node.op}' needs was changed in place after it was "
+            "used; change a copy, or change it after backward"
+        )
+
+
+def _fitted(g: Any, parent: Node) -> Array:
+    """What a vjp returned, in the shape and dtype of the node that it is for."""
+    g = np.asarray(g)
+    if g.shape != parent.shape:
+        g = unbroadcast(g, parent.shape)
+    return g if g.dtype is parent.dtype else g.astype(parent.dtype, copy=False)
 
 
 def _input_grads(node: Node, g: Array) -> Sequence[Array | Part | None] | Node:

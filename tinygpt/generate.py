@@ -1,9 +1,7 @@
-"""Write text with a trained model.
+"""The command ``tinygpt generate``: write text with a trained model.
 
-Logits are divided by the temperature, then all but the `top_k` likeliest tokens are left out, then
-all but the fewest likeliest tokens that together have a probability of `top_p` (the nucleus); from
-what remains a token is drawn. The text streams to standard output as it comes; several samples are
-separated by lines of three hyphens.
+How a token is drawn is in model/sample.py. The text streams to standard output as it comes; several
+samples are separated by lines of three hyphens.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitensor.gradients import grad
 from minitensor.op import Op, registry
 from minitensor.tape import Array, no_grad
-from minitensor.tensor import Tensor, grad
+from minitensor.tensor import Tensor
 
 TOLERANCE = 1e-6
 

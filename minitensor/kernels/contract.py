@@ -33,6 +33,7 @@ written must be all three.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -433,13 +434,8 @@ class Writer:
 
     def optional(self, check: Optional, v: str) -> None:
         """What is written for the argument, behind "if it is there"."""
-        inside = Writer()
-        inside.maybe, inside.letters, inside.typed, inside.count = (
-            True,
-            self.letters,
-            self.typed,
-            self.count,
-        )
+        inside = copy.copy(self)
+        inside.lines, inside.last, inside.maybe = [], [], True
         inside.write(check.some, v)
         for lines, more in ((self.lines, inside.lines), (self.last, inside.last)):
             if more:

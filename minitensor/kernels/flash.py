@@ -1,4 +1,4 @@
-"""Causal attention without a T×T array (twin: `reference.attention`).
+"""Attention, causal or not, without a T×T array (twin: `reference.attention`).
 
 LANES queries are handled at once, one a vector lane, so that softmax needs no sum across lanes and
 the causal mask only shortens loops. Every product of the forward and the backward is one
@@ -221,15 +221,39 @@ def forward(packed, attend, drop):
                         store(p, (j + 1) * LANES, f)
                     inverse = splat(drop.rescale) / l  # dropout's factor, once for all keys
                     for n in range(0, d, KEYS):
-                        o = tile(
-                            p, start * LANES, LANES, vs, ko + start * D + n, D, 1, stop - start
-                        )
+                        at, count = ko + start * D + n, stop - start
+                        o = tile(p, start * LANES, LANES, vs, at, D, 1, count)
                         for c in range(KEYS):
                             store(oT, (n + c) * LANES, o[c] * inverse)
                     to_rows(oT, os, qo + i0 * D, D)
                     store_part(lse, (b * H + h) * T + i0, (m + log2(l)) * dt(LN2), T - i0)
             copy_heads(out, b, c0 * group, c1 * group, none, dt(1), os, D, True)
     return out, lse.reshape(B, H, T)
+
+
+@inline
+def add_paired(ds, p, q2, g2, ko, start, stop, D, dks, dvs):
+    """dK += dSᵀ Q and dV += Pᵀ G of a block of queries, two in a vector: q2 and g2."""
+    for j in range(start, stop, KEYS):
+        o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, D, splat_pair)
+        w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, D, splat_pair)
+        for c in range(0, KEYS, 2):
+            to = ko + (j + c) * D
+            store(dks, to, load(dks, to) + sum_pairs(o[c], o[c + 1]))
+            store(dvs, to, load(dvs, to) + sum_pairs(w[c], w[c + 1]))
+
+
+@inline
+def add_single(ds, p, qs, gs, at, ko, start, stop, D, dks, dvs):
+    """The same for heads that fill vectors: queries and gradients lie in qs and gs from `at` on."""
+    for j in range(start, stop, KEYS):
+        for n in range(0, D, LANES):
+            o = tile(qs, at + n, D, ds, j * LANES, 1, LANES, LANES)
+            w = tile(gs, at + n, D, p, j * LANES, 1, LANES, LANES)
+            for c in range(KEYS):
+                to = ko + (j + c) * D + n
+                store(dks, to, load(dks, to) + o[c])
+                store(dvs, to, load(dvs, to) + w[c])
 
 
 @outlined
@@ -300,28 +324,15 @@ def backward(g, packed, out, lse, attend, drop):
                             store(p, (j + n) * LANES, f)
                             store(ds, (j + n) * LANES, e * (y - delta))
                     for n in range(0, d, KEYS):
-                        o = tile(
-                            ds, start * LANES, LANES, ks, ko + start * D + n, D, 1, stop - start
-                        )
+                        from_, count = ko + start * D + n, stop - start
+                        o = tile(ds, start * LANES, LANES, ks, from_, D, 1, count)
                         for c in range(KEYS):
                             store(oT, (n + c) * LANES, o[c])
                     to_rows(oT, dqs, at, D)
-                    for j in range(start, stop, KEYS):
-                        if paired:
-                            o = tile(q2, 0, LANES, ds, j * LANES, 2, LANES, D, splat_pair)
-                            w = tile(g2, 0, LANES, p, j * LANES, 2, LANES, D, splat_pair)
-                            for c in range(0, KEYS, 2):
-                                to = ko + (j + c) * D
-                                store(dks, to, load(dks, to) + sum_pairs(o[c], o[c + 1]))
-                                store(dvs, to, load(dvs, to) + sum_pairs(w[c], w[c + 1]))
-                        else:
-                            for n in range(0, D, LANES):
-                                o = tile(qs, at + n, D, ds, j * LANES, 1, LANES, LANES)
-                                w = tile(gs, at + n, D, p, j * LANES, 1, LANES, LANES)
-                                for c in range(KEYS):
-                                    to = ko + (j + c) * D + n
-                                    store(dks, to, load(dks, to) + o[c])
-                                    store(dvs, to, load(dvs, to) + w[c])
+                    if paired:
+                        add_paired(ds, p, q2, g2, ko, start, stop, D, dks, dvs)
+                    else:
+                        add_single(ds, p, qs, gs, at, ko, start, stop, D, dks, dvs)
             copy_heads(grads, b, c0 * group, c1 * group, back, scale, dqs, D, True)
             copy_heads(grads, b, H + c0, H + c1, back, dt(LN2), dks, D, True)
             copy_heads(grads, b, H + K + c0, H + K + c1, none, dt(1), dvs, D, True)

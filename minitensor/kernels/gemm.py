@@ -133,23 +133,8 @@ def sweep(a, i, down, across, panels, count, bias, out, o, columns, step, add, s
     for n in range(0, whole, WIDTH):
         tile(a, i, down, across, panels, n * count, count, bias, n, out, o + n, step, add)
     for n in range(whole, columns, WIDTH):
-        edge(
-            a,
-            i,
-            down,
-            across,
-            panels,
-            n * count,
-            count,
-            bias,
-            n,
-            out,
-            o + n,
-            step,
-            add,
-            skip,
-            min(WIDTH, columns - n),
-        )
+        some, j = min(WIDTH, columns - n), n * count
+        edge(a, i, down, across, panels, j, count, bias, n, out, o + n, step, add, skip, some)
 
 
 @inline
@@ -210,21 +195,8 @@ def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
     """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
     for m in range(0, rows, ROWS):
         r = min(m, rows - ROWS)  # the last strip goes back, to be whole
-        sweep(
-            a,
-            i + r * down,
-            down,
-            1,
-            panels,
-            count,
-            bias,
-            out,
-            o + r * step,
-            columns,
-            step,
-            add,
-            m - r,
-        )
+        strip, to = i + r * down, o + r * step
+        sweep(a, strip, down, 1, panels, count, bias, out, to, columns, step, add, m - r)
 
 
 @outlined
@@ -240,28 +212,12 @@ def multiply_transposed(a, i, M, rows, panels, bias, out, N, add):
         last = min(first + STRIPS * ROWS, M)
         for k in range(rows):
             for m in range(first, last, ROWS):  # a vector; the next row covers its surplus
-                store(
-                    strips,
-                    (m - first) // ROWS * size + k * ROWS,
-                    load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0)),
-                )
+                row = load_part(a, i + k * M + min(m, M - ROWS), ROWS, a.dtype.type(0))
+                store(strips, (m - first) // ROWS * size + k * ROWS, row)
         for m in range(first, last, ROWS):
             r = min(m, M - ROWS)
-            sweep(
-                strips,
-                (m - first) // ROWS * size,
-                1,
-                ROWS,
-                panels,
-                rows,
-                bias,
-                out,
-                r * N,
-                N,
-                N,
-                add,
-                m - r,
-            )
+            at = (m - first) // ROWS * size
+            sweep(strips, at, 1, ROWS, panels, rows, bias, out, r * N, N, N, add, m - r)
 
 
 @jit

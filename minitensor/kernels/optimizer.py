@@ -1,4 +1,5 @@
-"""AdamW and the gradient norm in one pass each over flat arrays (twins in reference.py)."""
+"""AdamW, and the sum of squares that a gradient's norm is made of, over flat arrays in one pass
+each (twins in reference.py)."""
 
 from __future__ import annotations
 

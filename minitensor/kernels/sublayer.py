@@ -1,4 +1,4 @@
-"""The two sublayers of a transformer block, and its loss, in blocks of rows (twins: composed.py).
+"""A transformer block's two sublayers and a model's loss, in blocks of rows (twins: composed.py).
 
 One op after the other, every array of a block is written to memory and read again, and each call
 waits for Python's lock. Here a block of rows goes from the norm to the residual sum while
@@ -275,11 +275,8 @@ def _feed_forward(x, norm, gate, up, down, tanh, drop):
     norm = whole_norm(norm, x)
     y, mean, r = aligned(N * D, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     a, b = aligned(N * F if gated else 0, x), aligned(N * F, x)
-    gates, ups, downs = (
-        panels_of(gate.weight, True),
-        panels_of(up.weight, True),
-        panels_of(down.weight, True),
-    )
+    gates, ups = panels_of(gate.weight, True), panels_of(up.weight, True)
+    downs = panels_of(down.weight, True)
     gate_begin, up_begin = padded(gate.bias, F, x), padded(up.bias, F, x)
     down_begin = padded(down.bias, D, x)
     h, c, flat = aligned(SCRATCH * D, x), aligned(SCRATCH * F, x), x.reshape(-1)
@@ -308,11 +305,8 @@ def _feed_forward_backward(g, x, norm, gate, up, down, saved, tanh, drop):
     dgate, dgate_bias = aligned(gate.weight.size, x), np.zeros(gate.bias.size, x.dtype)
     dup, dup_bias = aligned(F * D, x), np.zeros(up.bias.size, x.dtype)
     ddown, ddown_bias = aligned(F * D, x), np.zeros(down.bias.size, x.dtype)
-    gates, ups, downs = (
-        panels_of(gate.weight, False),
-        panels_of(up.weight, False),
-        panels_of(down.weight, False),
-    )
+    gates, ups = panels_of(gate.weight, False), panels_of(up.weight, False)
+    downs = panels_of(down.weight, False)
     nothing = zeros(up_to(max(D, F)), x)
     h, c = aligned(SCRATCH * D, x), aligned(SCRATCH * F, x)
     da, db = aligned(SCRATCH * F if gated else 0, x), aligned(SCRATCH * F, x)
@@ -340,17 +334,8 @@ def _feed_forward_backward(g, x, norm, gate, up, down, saved, tanh, drop):
         add_rows(db, 0, rows, F, dup_bias)
         add_rows(dbranch, n, rows, D, ddown_bias)
         n += rows
-    return (
-        dx,
-        dweight,
-        dbias,
-        dgate.reshape(gate.weight.shape),
-        dgate_bias,
-        dup.reshape(F, D),
-        dup_bias,
-        ddown.reshape(D, F),
-        ddown_bias,
-    )
+    dgate, dup, ddown = dgate.reshape(gate.weight.shape), dup.reshape(F, D), ddown.reshape(D, F)
+    return dx, dweight, dbias, dgate, dgate_bias, dup, dup_bias, ddown, ddown_bias
 
 
 # -------------------------------------------------------------------------------------- the loss
@@ -404,9 +389,7 @@ def plain(bundle: Norm | Linear | None) -> tuple[Any, ...]:
     return (bundle[0], NONE, *bundle[2:]) if bundle[1] is None else tuple(bundle)
 
 
-def attention_sublayer(
-    x: Array, norm: Norm, qkv: Linear, out: Linear, attend: Attend, drop_weights: Drop, drop: Drop
-) -> tuple[Array, AttentionSaved]:
+def attention_sublayer(x, norm, qkv, out, attend, drop_weights, drop):
     B, T, D = x.shape
     rows = x.reshape(B * T, D)
     if not suits(rows, qkv.weight, out.weight):
@@ -416,17 +399,7 @@ def attention_sublayer(
     return y.reshape(x.shape), AttentionSaved(*saved)
 
 
-def attention_sublayer_backward(
-    g: Array,
-    x: Array,
-    norm: Norm,
-    qkv: Linear,
-    out: Linear,
-    saved: AttentionSaved,
-    attend: Attend,
-    drop_weights: Drop,
-    drop: Drop,
-) -> Grads:
+def attention_sublayer_backward(g, x, norm, qkv, out, saved, attend, drop_weights, drop):
     B, T, D = x.shape
     rows = x.reshape(B * T, D)
     if not suits(rows, qkv.weight, out.weight):
@@ -444,9 +417,7 @@ def there(norm: Norm, dweight: Array, dbias: Array, *others: Array) -> Grads:
     return dweight, None if norm.bias is None else dbias, *(d if d.size else None for d in others)
 
 
-def feed_forward_sublayer(
-    x: Array, norm: Norm, gate: Linear | None, up: Linear, down: Linear, tanh: bool, drop: Drop
-) -> tuple[Array, FeedForwardSaved]:
+def feed_forward_sublayer(x, norm, gate, up, down, tanh, drop):
     if not suits(x, up.weight, down.weight, *(gate or ())[:1]):
         return composed.feed_forward_sublayer(x, norm, gate, up, down, tanh, drop)
     maps = plain(gate), plain(up), plain(down)
@@ -454,17 +425,7 @@ def feed_forward_sublayer(
     return y, FeedForwardSaved(mean, r, None if gate is None else a, b)
 
 
-def feed_forward_sublayer_backward(
-    g: Array,
-    x: Array,
-    norm: Norm,
-    gate: Linear | None,
-    up: Linear,
-    down: Linear,
-    saved: FeedForwardSaved,
-    tanh: bool,
-    drop: Drop,
-) -> Grads:
+def feed_forward_sublayer_backward(g, x, norm, gate, up, down, saved, tanh, drop):
     if not suits(x, up.weight, down.weight, *(gate or ())[:1]):
         return composed.feed_forward_sublayer_backward(
             g, x, norm, gate, up, down, saved, tanh, drop
@@ -476,9 +437,7 @@ def feed_forward_sublayer_backward(
     return dx, *there(norm, *others)
 
 
-def linear_cross_entropy(
-    x: Array, weight: Array, targets: Array, ignore_index: int, factor: float, wanted: bool
-) -> tuple[float, Array | None, Array | None]:
+def linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted):
     if not suits(x, weight):
         return composed.linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)
     total, dx, dw = _linear_cross_entropy(x, weight, targets, ignore_index, factor, wanted)

@@ -25,7 +25,7 @@ from minitensor.tensor import Tensor
 Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-def draw(
+def drawn(
     rng: np.random.Generator, *shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0
 ) -> tuple[Array, ...]:
     """One float64 array per shape, uniform in [low, high)."""
@@ -35,7 +35,7 @@ def draw(
 def unary_cases(low: float = -2.0, high: float = 2.0) -> Callable[[np.random.Generator], Cases]:
     def cases(rng: np.random.Generator) -> Cases:
         for shape in (3, 4), (), (0, 2), (2, 1, 3):
-            yield draw(rng, shape, low=low, high=high), {}
+            yield drawn(rng, shape, low=low, high=high), {}
 
     return cases
 
@@ -55,9 +55,9 @@ def _binary(low: float = -2.0, high: float = 2.0) -> Callable[[np.random.Generat
             ((2, 1, 3), (4, 1)),
             ((0, 3), (1, 3)),
         ):
-            yield draw(rng, *shapes, low=low, high=high), {}
-        yield (*draw(rng, (2, 3), low=low, high=high), 1.5), {}
-        yield (1.5, *draw(rng, (2, 3), low=low, high=high)), {}
+            yield drawn(rng, *shapes, low=low, high=high), {}
+        yield (*drawn(rng, (2, 3), low=low, high=high), 1.5), {}
+        yield (1.5, *drawn(rng, (2, 3), low=low, high=high)), {}
 
     return cases
 
@@ -124,8 +124,8 @@ def _power(x: Any, n: Any) -> Any:
 def _pow_cases(rng: np.random.Generator) -> Cases:
     yield from _binary(0.5, 2.0)(rng)
     for n in (2, 3, 0.5, -0.5, -1, -2, 1, 0, 5, 2.5, 2.7, 20):
-        yield (*draw(rng, (2, 3), low=0.5), n), {}
-    yield (*draw(rng, (3, 2)), 3), {}
+        yield (*drawn(rng, (2, 3), low=0.5), n), {}
+    yield (*drawn(rng, (3, 2)), 3), {}
 
 
 @op(cases=_pow_cases, integers=True)
@@ -159,10 +159,10 @@ def abs(x: Array) -> Any:
 
 
 def _choice_cases(rng: np.random.Generator) -> Cases:
-    a, b = draw(rng, (3, 4), (3, 4))
+    a, b = drawn(rng, (3, 4), (3, 4))
     yield (rng.random((3, 4)) < 0.5, a, b), {}
-    yield (rng.random((3, 1)) < 0.5, *draw(rng, (4,), (2, 1, 1))), {}
-    yield (rng.random((2, 3)) < 0.5, *draw(rng, (2, 3)), -10.0), {}
+    yield (rng.random((3, 1)) < 0.5, *drawn(rng, (4,), (2, 1, 1))), {}
+    yield (rng.random((2, 3)) < 0.5, *drawn(rng, (2, 3)), -10.0), {}
 
 
 @op(cases=_choice_cases, integers=True)

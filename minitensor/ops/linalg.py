@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, draw
+from minitensor.ops.elementwise import Cases, drawn
 from minitensor.tape import Array
 from minitensor.tensor import Tensor
 
@@ -35,7 +35,7 @@ def _matmul_cases(rng: np.random.Generator) -> Cases:
         ((2, 4, 0), (0, 3)),
         ((2, 4, 3), (1, 3, 2)),
     ):
-        yield draw(rng, *shapes), {}
+        yield drawn(rng, *shapes), {}
 
 
 @op(cases=_matmul_cases, integers=True)
@@ -74,7 +74,7 @@ def matmul(a: Array, b: Array) -> Any:
 
 
 @op(
-    cases=lambda rng: iter([(draw(rng, (3,), (4,)), {}), (draw(rng, (0,), (2,)), {})]),
+    cases=lambda rng: iter([(drawn(rng, (3,), (4,)), {}), (drawn(rng, (0,), (2,)), {})]),
     integers=True,
 )
 def outer(a: Array, b: Array) -> Any:
@@ -141,7 +141,7 @@ def _einsum_cases(rng: np.random.Generator) -> Cases:
         ("...i,i", (2, 1, 3), (3,)),
         ("ij,ij->i", (2, 3), (1, 3)),
     ):
-        yield draw(rng, *shapes), {"subscripts": subscripts}
+        yield drawn(rng, *shapes), {"subscripts": subscripts}
 
 
 @op(name="einsum", cases=_einsum_cases, integers=True)

@@ -16,7 +16,7 @@ from minitensor import kernels
 from minitensor.dtypes import IndexArray
 from minitensor.op import op
 from minitensor.ops.activation import sigmoid_array
-from minitensor.ops.elementwise import Cases, draw
+from minitensor.ops.elementwise import Cases, drawn
 from minitensor.tape import Array, recording
 
 Rng = np.random.Generator
@@ -43,7 +43,7 @@ def _same_shape(x: Array, target: Array) -> None:
 
 def _cases(rng: np.random.Generator) -> Cases:
     for reduction in ("mean", "sum", "none"):
-        (x,) = draw(rng, (3, 4))
+        (x,) = drawn(rng, (3, 4))
         yield (x, rng.uniform(0, 1, (3, 4))), {"reduction": reduction}
 
 
@@ -76,9 +76,9 @@ def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Any:
 
 def _kl_cases(rng: Rng) -> Cases:
     for reduction in ("mean", "sum", "none", "batchmean"):
-        (x,) = draw(rng, (3, 4))
+        (x,) = drawn(rng, (3, 4))
         yield (x, rng.uniform(0.1, 1, (3, 4))), {"reduction": reduction}
-    yield draw(rng, (2, 3), (2, 3)), {"log_target": True}
+    yield drawn(rng, (2, 3), (2, 3)), {"log_target": True}
 
 
 @op(cases=_kl_cases)
@@ -243,11 +243,11 @@ def _weighted(rows: Array, t: Array, used: Array, w: Array, s: float, scale: flo
 
 
 def _nll_cases(rng: Rng) -> Cases:
-    (x,) = draw(rng, (3, 4))
+    (x,) = drawn(rng, (3, 4))
     yield (x, np.array([0, 3, 1])), {}
     yield (x[0], np.array(2)), {}
     yield (x, np.array([0, -100, 1])), {"weight": [1, 2, 3, 4], "reduction": "sum"}
-    yield (*draw(rng, (2, 3, 2)), np.array([[0, 2], [1, 1]])), {"axis": 1, "reduction": "none"}
+    yield (*drawn(rng, (2, 3, 2)), np.array([[0, 2], [1, 1]])), {"axis": 1, "reduction": "none"}
 
 
 @op(cases=_nll_cases)

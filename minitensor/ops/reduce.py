@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, draw
+from minitensor.ops.elementwise import Cases, drawn
 from minitensor.ops.shape import gather
 from minitensor.tape import Array
 from minitensor.tensor import Axis, Tensor
@@ -51,15 +51,15 @@ def _wide(x: Array) -> Any:
 
 def _cases(rng: np.random.Generator) -> Cases:
     for axis in (None, 0, -1, (0, 2)):
-        yield draw(rng, (2, 3, 4)), {"axis": axis}
-    yield draw(rng, (2, 3)), {"axis": 1, "keepdims": True}
-    yield draw(rng, ()), {}
+        yield drawn(rng, (2, 3, 4)), {"axis": axis}
+    yield drawn(rng, (2, 3)), {"axis": 1, "keepdims": True}
+    yield drawn(rng, ()), {}
 
 
 def _with_empty(rng: np.random.Generator) -> Cases:
     yield from _cases(rng)
-    yield draw(rng, (3, 0)), {"axis": 0}
-    yield draw(rng, (2, 0)), {"axis": 1}
+    yield drawn(rng, (3, 0)), {"axis": 0}
+    yield drawn(rng, (2, 0)), {"axis": 1}
 
 
 @op(cases=_with_empty, integers=True)
@@ -78,7 +78,7 @@ def _prod_cases(rng: np.random.Generator) -> Cases:
     x = rng.uniform(0.5, 2, (3, 3))
     x[0, 1] = x[1, 0] = x[1, 2] = 0
     yield (x,), {"axis": 1}
-    yield draw(rng, (2, 0)), {"axis": 1}
+    yield drawn(rng, (2, 0)), {"axis": 1}
 
 
 @op(cases=_prod_cases, integers=True)
@@ -105,7 +105,8 @@ def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, shape), {"axis": axis}) for shape, axis in (((3, 4), 1), ((2, 3), -2), ((0,), 0))
+        (drawn(rng, shape), {"axis": axis})
+        for shape, axis in (((3, 4), 1), ((2, 3), -2), ((0,), 0))
     ),
     integers=True,
 )

@@ -18,16 +18,16 @@ import numpy as np
 
 from minitensor.dtypes import IndexArray, accept
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, draw
+from minitensor.ops.elementwise import Cases, drawn
 from minitensor.tape import Array, Part
 from minitensor.tensor import Tensor
 
 
 def _reshape_cases(rng: np.random.Generator) -> Cases:
     for shape in (2, 12), (4, -1), (1, 24, 1), 24:
-        yield draw(rng, (2, 3, 4)), {"shape": shape}
-    yield draw(rng, ()), {"shape": (1, 1)}
-    yield (draw(rng, (3, 4))[0].T,), {"shape": (2, 6)}
+        yield drawn(rng, (2, 3, 4)), {"shape": shape}
+    yield drawn(rng, ()), {"shape": (1, 1)}
+    yield (drawn(rng, (3, 4))[0].T,), {"shape": (2, 6)}
 
 
 @op(cases=_reshape_cases, integers=True)
@@ -51,7 +51,7 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
     return reshape(x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
-@op(cases=lambda rng: ((draw(rng, shape), {}) for shape in ((2, 3), ())), integers=True)
+@op(cases=lambda rng: ((drawn(rng, shape), {}) for shape in ((2, 3), ())), integers=True)
 def clone(x: Array) -> Any:
     """A copy; the gradient passes. ``x.detach().clone()`` leaves the history behind."""
     return x.copy(), (lambda g: g,)
@@ -59,7 +59,7 @@ def clone(x: Array) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, (2, 3, 4)), {"axes": axes}) for axes in ((1, 0, 2), (2, 0, 1), (-1, 0, 1))
+        (drawn(rng, (2, 3, 4)), {"axes": axes}) for axes in ((1, 0, 2), (2, 0, 1), (-1, 0, 1))
     ),
     integers=True,
 )
@@ -75,7 +75,7 @@ def permute(x: Array, axes: Sequence[int]) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, (2, 3, 4)), {"axis1": a, "axis2": b}) for a, b in ((0, 1), (-1, 0), (1, 1))
+        (drawn(rng, (2, 3, 4)), {"axis1": a, "axis2": b}) for a, b in ((0, 1), (-1, 0), (1, 1))
     ),
     integers=True,
 )
@@ -91,7 +91,7 @@ swapaxes = transpose  # both names mean this in PyTorch, and this one in NumPy t
 
 
 @op(
-    cases=lambda rng: ((draw(rng, (1, 3, 1)), {"axis": axis}) for axis in (None, 0, -1, (0, 2))),
+    cases=lambda rng: ((drawn(rng, (1, 3, 1)), {"axis": axis}) for axis in (None, 0, -1, (0, 2))),
     integers=True,
 )
 def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
@@ -101,7 +101,7 @@ def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
 
 
 @op(
-    cases=lambda rng: ((draw(rng, (2, 3)), {"axis": axis}) for axis in (0, 1, -1, (0, 3))),
+    cases=lambda rng: ((drawn(rng, (2, 3)), {"axis": axis}) for axis in (0, 1, -1, (0, 3))),
     integers=True,
 )
 def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
@@ -112,9 +112,9 @@ def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
 @op(
     cases=lambda rng: iter(
         [
-            (draw(rng, (1, 3)), {"shape": (2, 4, 3)}),
-            (draw(rng, (2, 1)), {"shape": (-1, 3)}),
-            (draw(rng, ()), {"shape": (2, 0)}),
+            (drawn(rng, (1, 3)), {"shape": (2, 4, 3)}),
+            (drawn(rng, (2, 1)), {"shape": (-1, 3)}),
+            (drawn(rng, ()), {"shape": (2, 0)}),
         ]
     ),
     integers=True,
@@ -133,9 +133,9 @@ def expand(x: Array, shape: Sequence[int]) -> Any:
 @op(
     cases=lambda rng: iter(
         [
-            (draw(rng, (2, 3), (1, 3), (0, 3)), {}),
-            (draw(rng, (2, 3), (2, 1)), {"axis": -1}),
-            (draw(rng, (2,)), {}),
+            (drawn(rng, (2, 3), (1, 3), (0, 3)), {}),
+            (drawn(rng, (2, 3), (2, 1)), {"axis": -1}),
+            (drawn(rng, (2,)), {}),
         ]
     ),
     integers=True,
@@ -154,7 +154,7 @@ cat = concat  # PyTorch has both names too
 
 
 @op(
-    cases=lambda rng: ((draw(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)),
+    cases=lambda rng: ((drawn(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)),
     integers=True,
 )
 def stack(*xs: Array, axis: int = 0) -> Any:
@@ -207,9 +207,9 @@ def chunk(x: Any, chunks: int, axis: int = 0) -> list[Tensor]:
 @op(
     cases=lambda rng: iter(
         [
-            (draw(rng, (2, 3)), {"width": (2, 1, 1, 0)}),
-            (draw(rng, (2, 3)), {"width": (1, 1), "value": 3.0}),
-            (draw(rng, ()), {"width": ()}),
+            (drawn(rng, (2, 3)), {"width": (2, 1, 1, 0)}),
+            (drawn(rng, (2, 3)), {"width": (1, 1), "value": 3.0}),
+            (drawn(rng, ()), {"width": ()}),
         ]
     ),
     integers=True,
@@ -240,7 +240,7 @@ def pad(x: Array, width: Sequence[int], value: float = 0.0) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, shape), {"times": times})
+        (drawn(rng, shape), {"times": times})
         for shape, times in (((2, 3), (2, 1)), ((3,), (2, 2)), ((), (3,)), ((2,), (0,)))
     ),
     integers=True,
@@ -257,7 +257,7 @@ def repeat(x: Array, times: Sequence[int]) -> Any:
 
 
 @op(
-    cases=lambda rng: ((draw(rng, (2, 3)), {"axes": axes}) for axes in (0, (0, 1), -1, ())),
+    cases=lambda rng: ((drawn(rng, (2, 3)), {"axes": axes}) for axes in (0, (0, 1), -1, ())),
     integers=True,
 )
 def flip(x: Array, axes: int | Sequence[int]) -> Any:
@@ -268,7 +268,7 @@ def flip(x: Array, axes: int | Sequence[int]) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
+        (drawn(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
     ),
     integers=True,
 )
@@ -282,7 +282,7 @@ def tril(x: Array, k: int = 0) -> Any:
 
 @op(
     cases=lambda rng: (
-        (draw(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
+        (drawn(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
     ),
     integers=True,
 )
@@ -294,7 +294,7 @@ def triu(x: Array, k: int = 0) -> Any:
     return np.triu(x, k), (lambda g: np.triu(g, k),)
 
 
-@op(cases=lambda rng: iter([(draw(rng, (2, 3)), {"dtype": np.float64})]), integers=True)
+@op(cases=lambda rng: iter([(drawn(rng, (2, 3)), {"dtype": np.float64})]), integers=True)
 def astype(x: Array, dtype: Any) -> Any:
     """The values in another dtype that tensors have (a copy). The gradient is cast back by the
     walk; to integers there is none."""
@@ -304,7 +304,7 @@ def astype(x: Array, dtype: Any) -> Any:
 
 
 def _index_cases(rng: np.random.Generator) -> Cases:
-    (x,) = draw(rng, (4, 3, 5))
+    (x,) = drawn(rng, (4, 3, 5))
     for index in (
         2,
         -1,
@@ -351,8 +351,8 @@ def _scatter(g: Array, x: Array, places: Array) -> Array:
 
 
 def _gather_cases(rng: np.random.Generator) -> Cases:
-    yield (*draw(rng, (3, 4)), rng.integers(0, 4, (3, 2))), {"axis": 1}
-    yield (*draw(rng, (3, 4)), rng.integers(0, 3, (5, 2))), {"axis": -2}
+    yield (*drawn(rng, (3, 4)), rng.integers(0, 4, (3, 2))), {"axis": 1}
+    yield (*drawn(rng, (3, 4)), rng.integers(0, 3, (5, 2))), {"axis": -2}
 
 
 @op(name="gather", cases=_gather_cases, integers=True)

@@ -9,8 +9,9 @@ import pytest
 
 from tinygpt import cli, files
 from tinygpt.data import streams
+from tinygpt.data.corpus import Options
 from tinygpt.data.documents import SEPARATOR
-from tinygpt.data.prepare import Options, prepare
+from tinygpt.data.prepare import prepare
 from tinygpt.model import recipes
 from tinygpt.training import command, report
 

@@ -10,9 +10,10 @@ import pytest
 
 import bpe
 from tinygpt import Error, UsageError
+from tinygpt.data import corpus, streams
 from tinygpt.data import prepare as module
-from tinygpt.data import streams
-from tinygpt.data.prepare import Options, prepare, repair_mojibake
+from tinygpt.data.corpus import Options, repair_mojibake
+from tinygpt.data.prepare import prepare
 from tinygpt.data.streams import load_prepared
 from tinygpt.files import alone
 from tinygpt.model import recipes
@@ -27,7 +28,7 @@ SEPARATOR = "\n<|endoftext|>\n"
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of 512 bytes, so that a small text takes the way of a large one."""
-    monkeypatch.setattr(module, "PIECE", 512)
+    monkeypatch.setattr(corpus, "PIECE", 512)
 
 
 @pytest.fixture
@@ -76,10 +77,10 @@ def test_the_split_depends_on_a_document_and_not_on_its_place(make, small_pieces
 
 
 def test_many_documents_are_split_by_their_hash(make, monkeypatch):
-    monkeypatch.setattr(module, "FEW", 10)
+    monkeypatch.setattr(corpus, "FEW", 10)
     data, _ = make(SEPARATOR.join(STORIES), valid_fraction=0.3)
     assert 5 <= data.documents["valid"] <= 35
-    hashes = [module.document_hash(d) / (1 << 64) for d in documents(data, "valid")]
+    hashes = [corpus.document_hash(d) / (1 << 64) for d in documents(data, "valid")]
     assert max(hashes) < 0.3
 
 
@@ -103,7 +104,7 @@ def test_processes_and_piece_sizes_do_not_change_the_tokens(make, monkeypatch):
     text = SEPARATOR.join(STORIES)
     whole, _ = make(text)
     whole = np.array(whole.train)
-    monkeypatch.setattr(module, "PIECE", 700)
+    monkeypatch.setattr(corpus, "PIECE", 700)
     pieces, _ = make(text, valid_fraction=0.050001)
     np.testing.assert_array_equal(whole, pieces.train)
     parallel, _ = make(text, valid_fraction=0.050002, processes=2)
@@ -172,7 +173,7 @@ def test_a_bad_line_of_json_is_named(make, small_pieces, line, message):
 
 
 def test_a_line_without_an_end_is_not_read_to_its_end(make, small_pieces, monkeypatch):
-    monkeypatch.setattr(module, "MAX_JSON", 4096)
+    monkeypatch.setattr(corpus, "MAX_JSON", 4096)
     with pytest.raises(Error, match=r"stories\.jsonl, line 2: more than 0 MB in a line"):
         make('{"text": "a"}\n' + '{"text": "' + "x" * 50_000, name="stories.jsonl")
 
@@ -349,7 +350,7 @@ def test_what_is_not_utf8_is_named_by_its_place(make, small_pieces):
 
 
 def test_errors_of_a_worker_arrive(make, small_pieces, monkeypatch):
-    monkeypatch.setattr(module, "FEW", 1)  # so that the scan leaves the reading to the workers
+    monkeypatch.setattr(corpus, "FEW", 1)  # so that the scan leaves the reading to the workers
     with pytest.raises(Error, match="byte 0xff at offset"):
         make(SEPARATOR.join(STORIES).encode() + b"\xff", processes=2, tokenizer="char-plain")
 
@@ -415,7 +416,7 @@ TEXTS = {
 )
 def test_the_tokens_are_those_of_training_on_the_text(tmp_path, monkeypatch, tiny, text, settings):
     """For each kind of tokenizer, whatever the pieces and the processes."""
-    monkeypatch.setattr(module, "PIECE", 700)
+    monkeypatch.setattr(corpus, "PIECE", 700)
     source = tmp_path / "text.txt"
     source.write_bytes(text.encode())
     config = tiny.replace(data=str(source), **settings)

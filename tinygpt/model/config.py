@@ -300,6 +300,13 @@ def _number(kind: type, value: Any, wrong: UsageError) -> Any:
 
 def _check(c: Config) -> None:
     """Raise UsageError, in one line, for a configuration that cannot be built or trained."""
+    _check_fields(c)
+    _check_text(c)
+    _check_shapes(c)
+
+
+def _check_fields(c: Config) -> None:
+    """What holds of each field by itself."""
     for key, choices in CHOICES.items():
         if getattr(c, key) not in choices:
             raise UsageError(
@@ -313,7 +320,6 @@ def _check(c: Config) -> None:
             raise UsageError(f"{key}: expected {floor}, got {value}")
         if value > most:
             raise UsageError(f"{key}: expected at most {most:,}, got {shown(value)}")
-    _check_text(c)
     largest = FLOAT_RANGE[c.dtype][1]
     for key in ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps", "rope_theta"):
         if getattr(c, key) > largest:
@@ -325,6 +331,10 @@ def _check(c: Config) -> None:
     for key in ("dropout", "beta1", "beta2", "valid_fraction"):
         if not 0 <= getattr(c, key) < 1:
             raise UsageError(f"{key}: expected 0 <= {key} < 1, got {getattr(c, key)}")
+
+
+def _check_shapes(c: Config) -> None:
+    """What must hold of several fields together."""
     if c.d_model % c.n_head:
         raise UsageError(f"d_model: {c.d_model} is not a multiple of n_head, {c.n_head}")
     if c.n_head % c.kv_heads:

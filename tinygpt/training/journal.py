@@ -1,4 +1,4 @@
-"""The files of a run that grow: its log and its samples."""
+"""The files of a run that grow, its log and its samples: appended to, cut back, and read."""
 
 from __future__ import annotations
 
