@@ -82,8 +82,11 @@ class Trainer:
         schedule = getattr(optim, c.schedule)
         return float(schedule(step, lr=c.lr, min_lr=c.min_lr, warmup=c.warmup, total=c.max_iters))
 
-    def gradients(self, step: int) -> tuple[float, list[Array]]:
-        """Mean loss over the tokens of a step, and its gradients in the order of `named`."""
+    def gradients(self, step: int, trial: bool = False) -> tuple[float, list[Array]]:
+        """Mean loss over the tokens of a step, and its gradients in the order of `named`.
+
+        A `trial` takes the step's first shard alone, on this rank alone.
+        """
         c, model = self.config, self.model
         begin = streams.starts(
             c.seed, step, c.sequences_per_step, len(self.dataset.train), c.context
@@ -101,12 +104,20 @@ class Trainer:
         value, grads = mt.value_and_grad(
             loss,
             self.parameters,
-            cut(begin, c),
+            cut(begin, c)[:1] if trial else cut(begin, c),
             workers=self.workers,
             derive=derive,
-            ranks=self.ranks,
+            ranks=None if trial else self.ranks,
         )
         return float(value), grads
+
+    def try_step(self, step: int) -> None:
+        """Raise Error if nobody could go on with the weights: finite, but at 1e30, say."""
+        with np.errstate(all="ignore"):
+            loss, grads = self.gradients(step, trial=True)
+            norm = optim.grad_norm(grads)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Error(self._not_finite(step, loss, grads, "saved"))
 
     def step(self, step: int) -> tuple[float, float]:
         """One update. Returns the loss before it and the norm of the gradient.
@@ -119,7 +130,7 @@ class Trainer:
             loss, grads = self.gradients(step)
             norm = optim.grad_norm(grads, workers=self.workers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Error(self._not_finite(step, loss, grads))
+            raise Error(self._not_finite(step, loss, grads, "updated"))
         if due(step, c.checkpoint_interval):
             self.compare_ranks(step)
         self.before_update()
@@ -146,7 +157,7 @@ class Trainer:
         number = received[0] if received else 0
         return self.ranks.most(number) if self.ranks else number
 
-    def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
+    def _not_finite(self, step: int, loss: float, grads: list[Array], what: str) -> str:
         bad = [f"the weight {name}" for name, p in self.named if not np.isfinite(p.data).all()]
         bad += [
             f"the gradient of {name}"
@@ -159,7 +170,7 @@ class Trainer:
             else "every single weight and gradient is finite, their norm is not"
         )
         return (
-            f"step {step}: the loss is {loss:.4g} and {where}; nothing was updated; try a "
+            f"step {step}: the loss is {loss:.4g} and {where}; nothing was {what}; try a "
             f"lower lr (now {self.config.lr:g}) or a longer warmup"
         )
 
@@ -379,6 +390,7 @@ class Run:
                 by = self.trainer.stopping(received)
                 if self.step < c.max_iters and (by or self.stopping):
                     return self.stop(by)
+            self.trainer.try_step(self.step)  # no other comes to show that the weights are sound
             if not self.shown:
                 self.show()
                 self.shown = True
@@ -468,6 +480,7 @@ class Run:
         Returns the exit status.
         """
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
+        self.trainer.try_step(self.step)
         self.trainer.compare_ranks(self.step)
         self.save()
         tell(
