@@ -22,10 +22,11 @@ from tinygpt import cli
 
 DOCS = Path(__file__).parent
 MOST = 3_000_000  # bytes of the finished page
-STORY = (
+STORY = (  # the beginning of one that no model was trained on
     "Once upon a time, there was a young boy named Bob. He lived in a quiet town. His grandma was "
     "sick, so Bob wanted to bring home a shell.\nOne windy morning, he looked by the river, but he "
-    'found no shell. "Where can it be?" thought Bob. Then'
+    "found no shell. On the way, he saw an old hen. The hen was stuck in a deep hole. "
+    '"Can you help me?" asked the hen. "If I stop, I will be late," thought'
 )
 PLAY = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the"
 
@@ -66,7 +67,6 @@ def quick(browser: Any, page: Path) -> None:
     """A picture of each part, and of what carries the names."""
     browser.open(page)
     keep(browser, "#charts", "run")
-    choose(browser, "␣thought")
     keep(browser, "#tokens", "prompt")
     show(browser, 3, 0)
     keep(browser, "#heads", "heads")
@@ -74,7 +74,6 @@ def quick(browser: Any, page: Path) -> None:
     browser.click("#measure")
     browser.wait("/grows most/.test(document.querySelector('#effect').textContent)")
     keep(browser, "#parts", "parts")
-    choose(browser, "␣Then")
     without(browser, "blocks.3.attn")
     keep(browser, "#stories", "without")
     browser.click("#restore")
