@@ -213,6 +213,7 @@ def test_without_matplotlib_an_example_says_so_and_goes_on(tmp_path):
 QUOTED = {
     "matmul": [ROOT / "benchmarks/matmul_ladder.py", Path(mt.__file__).parent / "kernels/gemm.py"],
     "sublayer": [ROOT / "benchmarks/sublayer_ladder.py"],
+    "generating": [ROOT / "benchmarks/generating_ladder.py"],
 }
 
 
@@ -256,7 +257,9 @@ def test_every_rung_of_the_sublayer_is_right():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["guide", "attention", "matmul", "sublayer", "pytorch", "python"])
+@pytest.mark.parametrize(
+    "page", ["guide", "attention", "matmul", "sublayer", "generating", "pytorch", "python"]
+)
 def test_the_code_of_a_page_prints_what_stands_below_it(page, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path))
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

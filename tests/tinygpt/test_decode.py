@@ -181,7 +181,7 @@ def test_what_the_kernels_do_not_know_is_decoded_by_the_model_itself(monkeypatch
     c = CASES["alibi"]
     model, ids = model_of(c), tokens(c, 30)
     with_kernels = Decoder(model)
-    assert with_kernels.plain and with_kernels.room([0]) == 0
+    assert with_kernels.plain
     assert not Decoder(model_of(CASES["quick"])).plain
     monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
     close(with_kernels.feed([ids])[0], Decoder(model).feed([ids])[0])

@@ -777,7 +777,7 @@ def write(model, cache, rows, vocab_size, choice, u, past, guesses, guessing):
                 if token < 0:
                     return out
                 out[done[s], s] = past[s, end] = token
-                if most > going:
+                if most > going and likely[0] >= 0:
                     remember(guesses.entries, past, s, end, likely, edges)
                 hit = np.float32(ahead[r] == token)
                 guesses.rates[orders[r]] += RATE * (hit - guesses.rates[orders[r]])

@@ -36,12 +36,14 @@ class Memory:
         self.likely: dict[tuple[int, ...], list[tuple[int, float, float]]] = {}
 
     def remember(self, past: Sequence[int], p: Array) -> None:
-        """The probabilities p (V,) followed the tokens `past`."""
+        """The probabilities p (V,) followed the tokens `past`; kept if any token was likely."""
         if len(self.likely) > MOST:
             self.likely.clear()
         ends = np.cumsum(p)
         tokens = np.flatnonzero(p >= LIKELY_SHARE)[:LIKELY]
         likely = [(int(n), float(ends[n] - p[n]), float(ends[n])) for n in tokens]
+        if not likely:
+            return
         for order in range(1, min(ORDER, len(past)) + 1):
             self.likely[tuple(past[-order:])] = likely
 
