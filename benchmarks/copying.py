@@ -73,13 +73,15 @@ def train(out: Path, settings: dict[str, Any], threads: int, every: int) -> None
                 trainer.step(step)
 
 
-def draw(warm: Path, plain: Path, out: Path) -> None:
+def draw(warm: Path, plain: Path | None, out: Path) -> None:
     """Losses above, attention below, with the warm-up and without."""
     picture = plot.figure(10, 7)
     upper, lower = picture.subplots(2, 1, sharex=True)
-    plot.tidy(upper, "A default run, with the copying warm-up and without", y="nats")
+    plot.tidy(upper, "A default run and its copying warm-up", y="nats")
     plot.tidy(lower, "", "step (those before 0 are the warm-up's)", "attention of the best head")
     for path, label, style in ((plain, "without", ":"), (warm, "with", "-")):
+        if path is None:
+            continue
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         columns = {key: np.array([row[key] for row in rows], float) for key in rows[0]}
         steps = columns["step"]
@@ -117,7 +119,7 @@ def main() -> None:
     one.add_argument("--threads", type=int, default=2)
     two = commands.add_parser("draw")
     two.add_argument("warm", type=Path)
-    two.add_argument("plain", type=Path)
+    two.add_argument("plain", type=Path, nargs="?")
     two.add_argument("--out", type=Path, default=Path("docs/img/copying.png"))
     args = parser.parse_args()
     if args.command == "draw":
