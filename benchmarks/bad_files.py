@@ -49,6 +49,8 @@ from tinygpt import Error
 from tinygpt.data import prepare, streams
 from tinygpt.formats import checkpoint, exchange
 from tinygpt.formats.checkpoint import Saved
+from tinygpt.inspection import plot
+from tinygpt.inspection.page import page
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import layout
@@ -548,6 +550,38 @@ def _exported(format: str, name: str, **fields: Any) -> Files:
     return _folder(write)
 
 
+NEO = {"positions": "learned", "qkv_bias": False, "scale_attention": False, "windows": (4,)}
+LLAMA = {"norm": "rms", "positions": "rope", "ffn": "swiglu"}
+LLAMA |= dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), False)
+
+
+def _hf_models() -> list[Files]:
+    """A folder of each family, with our configuration beside the foreign one and without."""
+    folders = []
+    for fields in ({"ffn": "gelu_tanh"}, {"ffn": "gelu_tanh", **NEO}, LLAMA):
+        files = _exported("hf", "", **fields)
+        values = json.loads(files["config.json"])
+        values.pop("tinygpt")
+        folders += [files, {**files, "config.json": json.dumps(values).encode()}]
+    return folders
+
+
+def _run() -> list[Files]:
+    train = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.5, "tokens": 64, "seconds": 0.5}
+    valid = {"valid_loss": 2.5, "valid_perplexity": 9.5, "valid_bits_per_byte": 1.5}
+    valid |= {"tokens": 64, "seconds": 0.5}
+    lines: list[dict[str, Any]] = [{"event": "start", "step": 0, "recipe": "x", "threads": 2}]
+    lines += [{"step": step, **record} for step in range(9) for record in (valid, train)]
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    samples = "".join(f"=== step {step} ===\n{TEXT}\n\n" for step in range(3))
+    files = {
+        "log.jsonl": log,
+        "samples.txt": samples,
+        "config.json": config.dumps(Config(), ".json"),
+    }
+    return [{name: text.encode() for name, text in files.items()}]
+
+
 def _configs(suffix: str) -> list[Files]:
     return [{"": config.dumps(Config(), suffix).encode()}]
 
@@ -597,6 +631,12 @@ def read_tokenizer(path: Path) -> None:
     assert bpe.from_dict(tokenizer.to_dict()) == tokenizer
 
 
+def read_run(path: Path) -> None:
+    plot.read_log(path)
+    page.read_samples(path / "samples.txt")
+    page.read_run(path)
+
+
 def read_source(path: Path) -> None:
     out = path.with_name("out")
     shutil.rmtree(out, ignore_errors=True)
@@ -629,12 +669,11 @@ READERS = {
     "llama2c": Reader(
         "tokenizer.bin", lambda: _bpe_files("llama2c", slice(2)), one(change_rows), read_tokenizer
     ),
+    "run": Reader("run", _run, change_folder, read_run),
     "json lines": Reader("d.jsonl", _json_lines, one(change_lines), read_source),
 }
 
 
-LLAMA = {"norm": "rms", "positions": "rope", "ffn": "swiglu"}
-LLAMA |= dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), False)
 READERS["llama2c model"] = Reader(
     "folder", lambda: [_exported("llama2c", "model.bin", **LLAMA)], change_folder, read_foreign
 )
@@ -645,9 +684,7 @@ if importlib.util.find_spec("safetensors"):
         one(change_tensors),
         read_foreign,
     )
-    READERS["hf model"] = Reader(
-        "folder", lambda: [_exported("hf", "", ffn="gelu_tanh")], change_folder, read_foreign
-    )
+    READERS["hf model"] = Reader("folder", _hf_models, change_folder, read_foreign)
 
 
 def put(files: Files, path: Path) -> None:

@@ -1,12 +1,14 @@
-"""Every file operation of training, resuming and preparing fails once, with every error.
+"""Every file operation of training, resuming, preparing, exporting and importing fails once, with
+every error.
 
-    python benchmarks/failing_calls.py [--every N] [--seed S]
+    python benchmarks/failing_calls.py [WORK …] [--error ENOSPC] [--every N]
 
 For the n-th open, read, write, truncate, fsync, rename, unlink and mkdir, for every n, and for
 ENOSPC, EIO and EACCES: the command ends with status 1 and one line that names a file and the error,
 or goes on to the right end; and the same command without the fault then ends with the same bits as
 if nothing had happened. Prints how many calls failed and how the commands ended. `--every N` takes
-each N-th call only (the tests do).
+each N-th call only (the tests do). What the libraries safetensors and gguf read and write without
+Python's files is not seen here; `test_a_full_disk_while_exporting` fills the disk instead.
 """
 
 from __future__ import annotations
@@ -15,19 +17,26 @@ import argparse
 import contextlib
 import errno
 import io
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the two modules beside this one
 from tiny_runs import difference, interrupted, outcome, tiny, train
 from watched_files import Call, watched
 
+import bpe
 from tinygpt import cli
+from tinygpt.formats import checkpoint
+from tinygpt.formats.checkpoint import Saved
+from tinygpt.model.transformer import GPT
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
@@ -46,18 +55,33 @@ class Fault:
             raise OSError(self.number, os.strerror(self.number), call.path)
 
 
-def prepare(source: Path, out: Path) -> tuple[int, str]:
-    """`tinygpt data prepare` in this process."""
+def call(*args: str | Path) -> tuple[int, str]:
+    """A command of `tinygpt` in this process: its status and what standard error got."""
     messages = io.StringIO()
     with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(io.StringIO()):
-        args = ["data", "prepare", str(source), "--out", str(out), "--tokenizer", "char"]
-        status = cli.main([*args, "--processes", "1"])
+        status = cli.main(list(map(str, args)))
     return status, messages.getvalue()
 
 
-def prepared(out: Path) -> dict[str, bytes]:
-    """What a folder of prepared data holds."""
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+def held(out: Path) -> dict[str, Any]:
+    """Everything that a folder holds, by path."""
+    return {str(p.relative_to(out)): content(p) for p in out.rglob("*") if p.is_file()}
+
+
+def content(path: Path) -> Any:
+    """The bytes of a file; the header of a safetensors file has its keys in no fixed order."""
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def other(out: Path, wanted: dict[str, Any]) -> str:
+    """What `out` holds otherwise than `wanted`, and what is missing or too much; "" if nothing."""
+    mine = held(out)
+    keys = sorted(mine.keys() | wanted.keys())
+    return ", ".join(key for key in keys if mine.get(key) != wanted.get(key))
 
 
 def check(
@@ -68,13 +92,13 @@ def check(
     folder: Path,
     every: int,
     offset: int = 0,
+    errors: Sequence[int] = ERRORS,
 ) -> Counter[str]:
     """Let calls of `work` fail in a copy of `start`, and go on with `again`; count the endings."""
     counts: Counter[str] = Counter()
     n = 1 + offset % every
     while True:
-        number = ERRORS[n // every % len(ERRORS)] if every > 1 else 0
-        for code in (number,) if number else ERRORS:
+        for code in errors if every == 1 else [errors[n // every % len(errors)]]:
             out = folder / "run"
             shutil.rmtree(out, ignore_errors=True)
             if start:
@@ -103,7 +127,7 @@ def check(
         n += every
 
 
-def training(folder: Path, every: int, offset: int = 0) -> Counter[str]:
+def training(folder: Path, *options: Any) -> Counter[str]:
     """A new run."""
     c = tiny("quick", steps=5)
     train(c, folder / "whole")
@@ -114,11 +138,11 @@ def training(folder: Path, every: int, offset: int = 0) -> Counter[str]:
 
     return check(
         lambda out: train(c, out), again, None, lambda out: difference(outcome(out), wanted),
-        folder, every, offset,
+        folder, *options,
     )  # fmt: skip
 
 
-def resuming(folder: Path, every: int, offset: int = 0) -> Counter[str]:
+def resuming(folder: Path, *options: Any) -> Counter[str]:
     """A run that was stopped."""
     c = tiny("quick", steps=5)
     train(c, folder / "whole")
@@ -131,33 +155,101 @@ def resuming(folder: Path, every: int, offset: int = 0) -> Counter[str]:
 
     return check(
         go_on, go_on, folder / "begun", lambda out: difference(outcome(out), wanted),
-        folder, every, offset,
+        folder, *options,
     )  # fmt: skip
 
 
-def preparing(folder: Path, every: int, offset: int = 0) -> Counter[str]:
+def preparing(folder: Path, *options: Any) -> Counter[str]:
     """`tinygpt data prepare`."""
     source = folder / "text.txt"
     source.write_text("\n<|endoftext|>\n".join(f"Story {n}. The end." for n in range(200)), "utf-8")
-    prepare(source, folder / "whole")
-    wanted = prepared(folder / "whole")
 
     def work(out: Path) -> tuple[int, str]:
-        return prepare(source, out)
+        to = ("--out", out, "--tokenizer", "char", "--processes", "1")
+        return call("data", "prepare", source, *to)
 
-    return check(
-        work, work, None, lambda out: difference(prepared(out), wanted), folder, every, offset
+    work(folder / "whole")
+    wanted = held(folder / "whole")
+    return check(work, work, None, lambda out: other(out, wanted), folder, *options)
+
+
+FORMATS = {  # what `tinygpt export --to` takes: (what it writes, whether it can be read again)
+    "safetensors": ("model.safetensors", True),
+    "hf": ("model", True),
+    "llama2c": ("model.bin", True),
+    "gguf": ("model.gguf", False),
+}
+
+
+def exchanging(folder: Path, back: bool, *options: Any) -> Counter[str]:
+    """`tinygpt export` to all formats, or `tinygpt import` from them."""
+    tokenizer = bpe.BPETokenizer.train(["Once upon a time there was a hedgehog."], 260)
+    c = tiny("mini-1m").replace(vocab_size=260, norm="rms", norm_eps=1e-5, positions="rope")
+    c = c.replace(
+        ffn="swiglu", **dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), False)
     )
+    counts: Counter[str] = Counter()
+    for to, (name, readable) in FORMATS.items():
+        start, whole = folder / f"start of {to}", folder / f"whole {to}"
+        start.mkdir()
+        checkpoint.save(start / "m.npz", Saved(c, tokenizer, GPT(c).state_dict()))
+        if back and not readable:
+            continue
+        args: tuple[str, ...] = ("export", "m.npz", "--to", to, "--out", name)
+        if back:
+            call_in(start, *args)
+            args = ("import", name, "--out", "again.npz")
+        shutil.copytree(start, whole)
+        status, told = call_in(whole, *args)
+        if status:
+            raise AssertionError(f"{to}: {told}")
+        wanted = held(whole)
+
+        def work(out: Path, args: tuple[str, ...] = args) -> tuple[int, str]:
+            return call_in(out, *args)
+
+        def again(out: Path, args: tuple[str, ...] = args) -> tuple[int, str]:
+            # A folder that got its name before the call failed is whole, and not written over.
+            if args[0] == "export" and (out / args[-1]).is_dir():
+                return 0, ""
+            return call_in(out, *args)
+
+        counts += check(work, again, start, partial(other, wanted=wanted), folder, *options)
+    return counts
+
+
+def call_in(folder: Path, *args: str) -> tuple[int, str]:
+    """`call` of COMMAND SOURCE … TARGET, both taken in `folder`."""
+    command, source, *rest = args
+    return call(command, folder / source, *rest[:-1], folder / rest[-1])
+
+
+def exporting(folder: Path, *options: Any) -> Counter[str]:
+    """`tinygpt export`, to each format."""
+    return exchanging(folder, False, *options)
+
+
+def importing(folder: Path, *options: Any) -> Counter[str]:
+    """`tinygpt import`, from each format."""
+    return exchanging(folder, True, *options)
+
+
+WORKS = (training, resuming, preparing, exporting, importing)
 
 
 def main() -> None:
-    """All three, and their counts."""
+    """Some of the works or all, and their counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [work.__name__ for work in WORKS]
+    parser.add_argument("work", nargs="*", default=names, metavar="WORK", help=", ".join(names))
     parser.add_argument("--every", type=int, default=1, metavar="N")
-    every = parser.parse_args().every
-    for work in (training, resuming, preparing):
+    known = [errno.errorcode[code] for code in ERRORS]
+    parser.add_argument("--error", choices=known, action="append", help="default: all")
+    args = parser.parse_args()
+    errors = [getattr(errno, name) for name in args.error or known]
+    for work in (work for work in WORKS if work.__name__ in args.work):
         with tempfile.TemporaryDirectory() as name:
-            counts = work(Path(name).resolve(), every)
+            counts = work(Path(name).resolve(), args.every, 0, errors)
         total = sum(n for key, n in counts.items() if key != "calls in all")
         print(f"{work.__name__}: {counts.pop('calls in all')} calls, {total} failures")
         for key, n in sorted(counts.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import os
 import time
@@ -44,10 +45,21 @@ def decode_blocks(
         raise TokenizerError(f"{name}: not UTF-8: {error.reason} at byte {at}") from error
 
 
-def read_file(path: Path) -> bytes:
-    """All of a file that can be a tokenizer: a larger one is refused unread."""
+def open_ordinary(path: Path) -> BinaryIO:
+    """Open a file that lies in a stranger's folder. OSError for a pipe, which would never answer,
+    and for a device, which may never end; links to them are no better."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path, named: bool = True) -> bytes:
+    """All of a file that can be a tokenizer: a larger one is refused unread.
+
+    One that nobody has `named`, but that lies beside another, is to be an ordinary file.
+    """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if named else open_ordinary(path) as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror}") from error

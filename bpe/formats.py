@@ -62,13 +62,13 @@ def _reader(path: Path, data: bytes) -> Callable[..., Tokenizer]:
     if start.startswith(b"{"):
         content = json_object(data)
         if {type(value) for value in content.values()} == {int}:  # "model" is a word of GPT-2
-            merges = read_file(path.with_name("merges.txt"))
+            merges = read_file(path.with_name("merges.txt"), named=False)
             return lambda **options: from_gpt2(content, merges, **options)
         if "model" in content:
             return lambda: from_huggingface(content)
         return lambda: from_dict(content)
     if start.startswith(b"#version"):
-        vocab = json_object(read_file(path.with_name("vocab.json")))
+        vocab = json_object(read_file(path.with_name("vocab.json"), named=False))
         return lambda **options: from_gpt2(vocab, data, **options)
     if re.match(rb"[A-Za-z0-9+/=]+ [0-9]+\r?(\n|$)", data):
         return lambda **options: from_tiktoken(data, **options)

@@ -21,6 +21,8 @@ from typing import IO
 
 import numpy as np
 
+from bpe.files import open_ordinary
+
 Array = np.ndarray
 
 MAX_MEMBERS = 1 << 16
@@ -99,7 +101,7 @@ def shape_of(shape: tuple[int, ...]) -> str:
 
 def array_file(path: Path) -> Stored:
     """The header of a `.npy` file. BadFile if it is not sound, OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         return array_header(file, path.name, 0, os.fstat(file.fileno()).st_size)
 
 

@@ -91,6 +91,11 @@ def test_reduced(tokenizer, sample):
     assert reduced.encode("猫") == [100] * len(tokenizer.encode("猫"))
 
 
+def test_reduced_wants_a_text(tokenizer):
+    with pytest.raises(bpe.TokenizerError, match="no text to train on"):
+        bpe.ReducedTokenizer.train(tokenizer, ["", ""], 50)
+
+
 def test_reduced_to_all_loses_nothing(tokenizer, sample, tmp_path):
     reduced = bpe.ReducedTokenizer.train(tokenizer, [sample], tokenizer.vocab_size)
     assert reduced.coverage == 1

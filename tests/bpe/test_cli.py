@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -189,3 +191,48 @@ def test_the_version_is_that_of_the_distribution(capsys):
         main(["--version"])
     assert leaving.value.code == 0
     assert capsys.readouterr().out.startswith("bpe ")
+
+
+def test_the_help_is_written_as_other_output_is(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["encode", "--help"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: bpe encode")
+
+
+def test_a_package_that_is_not_installed_has_no_version(capsys, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == "bpe of a folder that is not installed\n"
+
+
+def test_ctrl_c_ends_it_in_one_line(trained, capsys, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bpe.cli.load", interrupted)
+    assert main(["info", str(trained)]) == 130
+    assert capsys.readouterr().err == "bpe: stopped\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written(trained):
+    with open("/dev/full", "wb") as full:
+        call = [sys.executable, "-m", "bpe", "info", str(trained)]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr == b"bpe: standard output: No space left on device\n"
+        debug = subprocess.run([*call, "--debug"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert debug.returncode == 1 and b"OSError: [Errno 28]" in debug.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="how a shell closes a stream")
+def test_streams_that_are_closed(trained):
+    call = f'"{sys.executable}" -m bpe info "{trained}" >&- 2>&-'
+    assert subprocess.run(call, shell=True, timeout=60).returncode == 0

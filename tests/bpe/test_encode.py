@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bpe
+from bpe.sources import batches
 
 DATA = Path(__file__).parent / "data"
 END = "<|endoftext|>"
@@ -149,6 +150,24 @@ def test_a_stream_is_encoded_as_the_whole(tokenizer, text, cuts):
     assert list(tokenizer.encode_iterable(parts)) == tokenizer.encode(text)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "char", "reduced"])
+def test_a_long_stream_with_special_tokens_is_encoded_as_the_whole(tokenizer, kind):
+    """Special tokens in the middle of a block, at its end, and across it."""
+    text = ("a day by the sea, " * 2000 + "<|endoftext|>" + "the end ") * 4 + "<|endoftext|>"
+    special = bpe.BPETokenizer(
+        tokenizer.vocab, tokenizer.merges, special_tokens={"<|endoftext|>": len(tokenizer.vocab)}
+    )
+    of = {
+        "bpe": special,
+        "char": bpe.CharTokenizer.train([text]),
+        "reduced": bpe.ReducedTokenizer.train(special, [text], 60),
+    }[kind]
+    whole = of.encode(text, allowed_special="all")
+    for size in (1000, 65_535, 65_541):
+        parts = (text[i : i + size] for i in range(0, len(text), size))
+        assert list(of.encode_iterable(parts, allowed_special="all")) == whole
+
+
 def test_a_long_stream_is_not_held(tokenizer, sample):
     """Ids come out long before the text has ended."""
     read = 0
@@ -165,7 +184,11 @@ def test_a_long_stream_is_not_held(tokenizer, sample):
     assert read < 100
 
 
-@pytest.mark.slow
+def test_texts_are_handed_out_in_batches():
+    assert list(batches(["aa", "b", "cc", "d"], size=3)) == [["aa", "b"], ["cc", "d"]]
+    assert list(batches(["aaa"], size=3)) == [["aaa"]]
+
+
 def test_batches_with_processes(tokenizer, sample):
     texts = [*sample.split("\n"), "", "🐶"] * 3
     expected = [tokenizer.encode(text) for text in texts]

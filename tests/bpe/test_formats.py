@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import warnings
 
@@ -277,6 +278,15 @@ def test_saving_is_whole_or_not_at_all(tokenizer, tmp_path, monkeypatch):
         warnings.simplefilter("error")
         tokenizer.save(path)
     assert bpe.load(path) == tokenizer
+
+
+def test_what_a_killed_process_left_goes_when_it_is_old(tokenizer, tmp_path):
+    old, new = (tmp_path / f".t.json.{process}.tmp" for process in (1, 2))
+    old.write_bytes(b"half")
+    new.write_bytes(b"of one that may be at work")
+    os.utime(old, (0, 0))
+    tokenizer.save(tmp_path / "t.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "t.json"]
 
 
 def test_the_alphabet():

@@ -269,6 +269,12 @@ def test_llama2c(tmp_path, data, message):
     refused(tmp_path / "tokenizer.bin", data, message)
 
 
+def test_the_control_tokens_of_llama2c_can_have_other_names(tmp_path):
+    (tmp_path / "t.bin").write_bytes(rows(*LLAMA))
+    tokenizer = bpe.load(tmp_path / "t.bin", special_tokens={"<end>": 2})
+    assert tokenizer.special_tokens == {"<end>": 2}
+
+
 def test_a_file_of_2_gb_is_not_read(tmp_path):
     path = tmp_path / "big.json"
     with path.open("wb") as file:
@@ -285,6 +291,36 @@ def test_what_is_no_file(tmp_path):
     if os.path.exists(os.devnull):
         with pytest.raises(bpe.TokenizerError, match="empty"):
             bpe.load(os.devnull)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links")
+def test_what_lies_beside_a_file_is_an_ordinary_file(tmp_path):
+    """A pipe would never answer, a device never end."""
+    SMALL.save(tmp_path / "t", format="gpt2")
+    ends = {"merges.txt": os.mkfifo, "vocab.json": lambda path: path.symlink_to("/dev/zero")}
+    for name, end in ends.items():
+        path = tmp_path / "t" / name
+        kept = path.read_bytes()
+        path.unlink()
+        end(path)
+        other = {"merges.txt": "vocab.json", "vocab.json": "merges.txt"}[name]
+        with pytest.raises(bpe.TokenizerError, match=f"{name}: not an ordinary file"):
+            bpe.load(tmp_path / "t" / other)
+        path.unlink()
+        path.write_bytes(kept)
+    assert bpe.load(tmp_path / "t") == bpe.load(tmp_path / "t" / "vocab.json")
+
+
+def test_more_ids_than_there_may_be(tmp_path):
+    vocab = [*OWN["vocab"], *[None] * 262_144]
+    message = r"vocab: 262\d+ tokens; 262144 are allowed"
+    refused(tmp_path / "t.json", {**OWN, "vocab": vocab}, message)
+
+
+def test_special_tokens_that_are_no_table(tmp_path):
+    SMALL.save(tmp_path / "ranks", format="tiktoken")
+    with pytest.raises(bpe.TokenizerError, match="special_tokens: names with their ids, not"):
+        bpe.load(tmp_path / "ranks", special_tokens=["<s>"])
 
 
 SOUND = [json.dumps(OWN).encode(), rows(*LLAMA, b"ab"), tiktoken(b"YWI= 256\n")]

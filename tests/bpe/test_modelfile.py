@@ -82,3 +82,5 @@ def test_no_size_is_believed(model):
     for size in (1 << 60, MAX_JSON + (1 << 13)):
         data[extra + 4 : extra + 20] = struct.pack("<2Q", size, size)
         refused(model, bytes(data), "more than 64 MB")
+    data[extra : extra + 2] = b"\2\0"  # something else than sizes
+    refused(model, bytes(data), "'meta' does not tell its size")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe.files import open_ordinary
 from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
 from tinygpt import Error, archive
 from tinygpt.data import documents
@@ -195,6 +196,8 @@ def load_prepared(folder: Path) -> Dataset:
 
     try:
         meta = read_meta(folder / "meta.json")
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError("it has no tokenizer.json")
         tokenizer = bpe.load(folder / "tokenizer.json")
         if meta.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
             raise ValueError("tokenizer.json is not the tokenizer that the data was prepared with")
@@ -219,7 +222,7 @@ def load_prepared(folder: Path) -> Dataset:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The meta.json of a prepared folder. Raises ValueError unless it says all that is needed."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         meta = parse_json(file.read(MAX_JSON + 1))
     if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != (NAME, FORMAT):
         raise ValueError(f"meta.json: expected an object of the format {NAME!r}, version {FORMAT}")

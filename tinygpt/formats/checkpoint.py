@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe.files import open_ordinary
 from bpe.untrusted import one_line, parse_json, shown
 from tinygpt import Error, UsageError, __version__, archive
 from tinygpt.archive import Stored, shape_of
@@ -105,7 +106,7 @@ def load(path: str | Path) -> Saved:
     if path.is_dir():
         raise Error(f"{path}: a folder; give a model file, such as {path / 'model.npz'}")
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             if file.read(2) != b"PK":
                 raise Error(f"{path}: not a tinygpt model file, which is an .npz archive")
             return _read(file, str(path))

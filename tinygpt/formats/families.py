@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bpe.untrusted import shown
 from tinygpt import Error
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import layout, sinusoids
@@ -90,9 +92,14 @@ def _linear(
     yield _vector(c, f"{theirs}.bias", f"{ours}.bias")
 
 
+@lru_cache(1)  # asked for each of thousands of vectors
+def _shapes(c: Config) -> dict[str, tuple[int, ...]]:
+    return layout(c)
+
+
 def _vector(c: Config, theirs: str, ours: str) -> Link:
     """A bias that may be missing here: zeros."""
-    shapes = layout(c)
+    shapes = _shapes(c)
     if ours in shapes:
         return same(theirs, ours)
     outputs = shapes[ours.removesuffix("bias") + "weight"][0]
@@ -142,8 +149,8 @@ OWN_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "g
 
 
 def _activation(name: Any) -> str:
-    if name not in OWN_ACTIVATIONS:
-        raise Error(f"the activation {name!r} is not known here; known: gelu_new, gelu")
+    if not isinstance(name, str) or name not in OWN_ACTIVATIONS:
+        raise Error(f"the activation {shown(name)} is not known here; known: gelu_new, gelu")
     return OWN_ACTIVATIONS[name]
 
 
@@ -236,12 +243,18 @@ def _neo_config(c: Config) -> dict[str, Any]:
     }
 
 
+MAX_LAYERS = 1 << 10  # more are no model here, and a line can ask for a billion
+
+
 def _own_neo(d: Mapping[str, Any]) -> dict[str, Any]:
     layers = d.get("num_layers", 24)
     kinds = d.get("attention_layers")
     if not isinstance(kinds, list):
         types = d.get("attention_types", [[["global", "local"], 12]])
         try:
+            many = sum(len(names) * times for names, times in types)
+            if many > MAX_LAYERS:
+                raise Error(f"attention_types: expected at most {MAX_LAYERS:,} layers, got more")
             kinds = [kind for names, times in types for _ in range(times) for kind in names]
         except (TypeError, ValueError):
             raise Error("attention_types: expected [[[kind, …], times], …]") from None
@@ -315,11 +328,12 @@ def _own_llama(d: Mapping[str, Any]) -> dict[str, Any]:
     width, heads = d.get("hidden_size", 4096), d.get("num_attention_heads", 32)
     rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise Error(f"rope_parameters: only the default rotation is known here, not {rope}")
-    if d.get("head_dim") not in (None, width // heads):
-        raise Error(f"head_dim: expected {width} / {heads}, got {d['head_dim']}")
+        raise Error(f"rope_parameters: only the default rotation is known here, not {shown(rope)}")
+    if d.get("head_dim") is not None and d["head_dim"] * heads != width:
+        raise Error(f"head_dim: expected hidden_size / num_attention_heads, got "
+                    f"{shown(d['head_dim'])}")  # fmt: skip
     if d.get("hidden_act", "silu") != "silu":
-        raise Error(f"hidden_act: expected silu, got {d['hidden_act']!r}")
+        raise Error(f"hidden_act: expected silu, got {shown(d['hidden_act'])}")
     biased, mlp = bool(d.get("attention_bias")), bool(d.get("mlp_bias"))
     return {
         "n_layer": d.get("num_hidden_layers", 32),
@@ -436,9 +450,9 @@ def from_foreign(
              if not name.endswith(family.ignored)}  # fmt: skip
     if c.head == "tied":
         there.pop(family.head, None)  # a copy of the embedding, checked by nobody who reads it
-    wanted = [name for link in links for name in link.foreign]
+    wanted = dict.fromkeys(name for link in links for name in link.foreign)
     problems = _listed("missing", [name for name in wanted if name not in there])
-    problems += _listed("unexpected", [there[name] for name in there if name not in set(wanted)])
+    problems += _listed("unexpected", [there[name] for name in there if name not in wanted])
     if problems:
         raise Error(f"tensors that do not fit {family.title}: {'; '.join(problems)}")
     params: dict[str, Array] = {}

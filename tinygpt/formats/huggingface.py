@@ -16,7 +16,7 @@ import numpy as np
 
 import bpe
 import minitensor as mt
-from bpe.untrusted import MAX_JSON, parse_json
+from bpe.untrusted import MAX_JSON, parse_json, shown
 from tinygpt import Error, UsageError
 from tinygpt.files import replacing_by_name
 from tinygpt.formats import families
@@ -117,7 +117,7 @@ def load_folder(folder: Path) -> Saved:
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
         raise Error(
-            f"{folder}: model_type {values.get('model_type')!r} is not known here; known: "
+            f"{folder}: model_type {shown(values.get('model_type'))} is not known here; known: "
             f"{', '.join(FAMILIES)}"
         )
     try:

@@ -180,6 +180,8 @@ def load_bin(path: Path) -> Saved:
     if not shared:
         params["head.weight"] = arrays["head"]
     tokenizer_file = path.with_name("tokenizer.bin")
+    if not tokenizer_file.is_file():
+        raise Error(f"{tokenizer_file}: no such file; the tokenizer is expected there")
     try:
         tokenizer = bpe.load(tokenizer_file)
     except (OSError, bpe.TokenizerError) as error:

@@ -8,10 +8,15 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from bpe.files import open_ordinary
 from tinygpt import Error
+
+MAX_LINE = 1 << 16  # bytes of a record
+MAX_LINES = 1 << 22  # of a log
 
 
 class Journal:
@@ -93,25 +98,43 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
     A power cut or a full disk may leave half a line; such lines are for the caller to tell of.
     Infinities and NaN, which are no JSON, are read as null. Raises Error for a log that cannot be
-    read at all.
+    read at all, or has more than `MAX_LINES`.
     """
+    records: list[dict[str, Any]] = []
+    damaged: list[int] = []
     try:
-        lines = path.read_bytes().split(b"\n")
+        with open_ordinary(path) as file:
+            for number, line in enumerate(_lines(file), 1):
+                if number > MAX_LINES:
+                    raise Error(f"{path}: expected at most {MAX_LINES:,} lines, got more")
+                record = _record(line)
+                if record is not None:
+                    records.append(record)
+                elif line.strip():
+                    damaged.append(number)
     except OSError as error:
         raise Error(f"{path}: {error.strerror}; a run's folder is expected") from error
-    records, damaged = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode(), parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and all(map(_plain, record.values())):
-            records.append(record)
-        else:
-            damaged.append(number)
     return records, damaged
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, of each no more than is needed to see that it is too long."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line
+        while len(line) > MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE + 1)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line of a log is; None if it is none."""
+    if len(line) > MAX_LINE:
+        return None
+    try:
+        record = json.loads(line.decode(), parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
+    plain = isinstance(record, dict) and all(map(_plain, record.values()))
+    return record if plain else None
 
 
 def _plain(value: Any) -> bool:

@@ -108,8 +108,11 @@ class Trainer:
 
         return cut(begin, c.shard_tokens // c.context), read, c.tokens_per_step
 
-    def gradients(self, step: int) -> tuple[float, list[Array]]:
-        """Mean loss over the tokens of a step, and its gradients in the order of `named`."""
+    def gradients(self, step: int, trial: bool = False) -> tuple[float, list[Array]]:
+        """Mean loss over the tokens of a step, and its gradients in the order of `named`.
+
+        A `trial` takes the step's first shard alone, on this rank alone.
+        """
         c, model = self.config, self.model
         if not model.training:
             model.train()
@@ -123,9 +126,22 @@ class Trainer:
 
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
         value, grads = mt.value_and_grad(
-            loss, model.parameters(), shards, workers=self.workers, derive=derive, ranks=self.ranks
+            loss,
+            model.parameters(),
+            shards[:1] if trial else shards,
+            workers=self.workers,
+            derive=derive,
+            ranks=None if trial else self.ranks,
         )
         return float(value), [grads[i] for i in self.places]
+
+    def try_step(self, step: int) -> None:
+        """Raise Error if nobody could go on with the weights: finite, but at 1e30, say."""
+        with np.errstate(all="ignore"):
+            loss, grads = self.gradients(step, trial=True)
+            norm = optim.grad_norm(grads)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Error(self._not_finite(step, loss, grads, "saved"))
 
     def step(self, step: int) -> tuple[float, float]:
         """One update. Returns the loss before it and the norm of the gradient.
@@ -138,7 +154,7 @@ class Trainer:
             loss, grads = self.gradients(step)
             norm = optim.grad_norm(grads, workers=self.workers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Error(self._not_finite(step, loss, grads))
+            raise Error(self._not_finite(step, loss, grads, "updated"))
         if due(step, c.checkpoint_interval):
             self.compare_ranks(step)
         self.before_update()
@@ -165,7 +181,7 @@ class Trainer:
         number = received[0] if received else 0
         return self.ranks.most(number) if self.ranks else number
 
-    def _not_finite(self, step: int, loss: float, grads: list[Array]) -> str:
+    def _not_finite(self, step: int, loss: float, grads: list[Array], what: str) -> str:
         bad = [f"the weight {name}" for name, p in self.named if not np.isfinite(p.data).all()]
         bad += [
             f"the gradient of {name}"
@@ -178,7 +194,7 @@ class Trainer:
             else "every single weight and gradient is finite, their norm is not"
         )
         return (
-            f"step {step}: the loss is {loss:.4g} and {where}; nothing was updated; try a "
+            f"step {step}: the loss is {loss:.4g} and {where}; nothing was {what}; try a "
             f"lower lr (now {self.config.lr:g}) or a longer warmup"
         )
 
@@ -403,6 +419,7 @@ class Run:
                 by = self.steps_to(c.max_iters, times, received)
             if by is not None:
                 return self.stop(by)
+            self.trainer.try_step(self.step)  # no other comes to show that the weights are sound
             if not self.shown:
                 self.show()
                 self.shown = True
@@ -521,6 +538,7 @@ class Run:
         Returns the exit status.
         """
         self.log(event="stop", step=self.step, seconds=round(self.elapsed(), 3))
+        self.trainer.try_step(self.step)
         self.trainer.compare_ranks(self.step)
         self.save()
         tell(

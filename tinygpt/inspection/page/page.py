@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
+from bpe.files import open_ordinary
 from bpe.untrusted import MAX_JSON, parse_json
 from tinygpt import Error, UsageError, __version__
 from tinygpt.files import replacing
@@ -51,6 +52,7 @@ Array = np.ndarray
 LIMIT = 6_000_000  # bytes of a page; a model that is larger stays out of it
 POINTS = 1200  # of a curve: more than a screen has columns
 SAMPLES = 200  # of a run, evenly chosen
+MAX_SAMPLES = 8 << 20  # bytes of samples.txt among which they are
 BINS = 40
 COPY_KEYS = ("step", "copy_loss", "tokens", "seconds")  # logged by steps on repeated random tokens
 CANVAS = '<span class="tensor"></span>'  # into which the page's script draws a tensor
@@ -176,7 +178,8 @@ def _short(values: Iterable[float], digits: int = 6) -> list[float | None]:
 def read_samples(path: Path, most: int = SAMPLES) -> list[dict[str, Any]]:
     """The samples of a run, as {"step", "text"}, oldest first; none where there is no file."""
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        with open_ordinary(path) as file:
+            text = file.read(MAX_SAMPLES).decode("utf-8", "replace")
     except OSError:
         return []
     parts = re.split(r"^=== step (\d{1,15}) ===\n", text, flags=re.MULTILINE)[1:]
