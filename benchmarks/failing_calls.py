@@ -127,7 +127,7 @@ def check(
         n += every
 
 
-def training(folder: Path, *options: Any) -> Counter[str]:
+def training(folder: Path, **options: Any) -> Counter[str]:
     """A new run."""
     c = tiny("quick", steps=5)
     train(c, folder / "whole")
@@ -138,11 +138,11 @@ def training(folder: Path, *options: Any) -> Counter[str]:
 
     return check(
         lambda out: train(c, out), again, None, lambda out: difference(outcome(out), wanted),
-        folder, *options,
+        folder, **options,
     )  # fmt: skip
 
 
-def resuming(folder: Path, *options: Any) -> Counter[str]:
+def resuming(folder: Path, **options: Any) -> Counter[str]:
     """A run that was stopped."""
     c = tiny("quick", steps=5)
     train(c, folder / "whole")
@@ -155,11 +155,11 @@ def resuming(folder: Path, *options: Any) -> Counter[str]:
 
     return check(
         go_on, go_on, folder / "begun", lambda out: difference(outcome(out), wanted),
-        folder, *options,
+        folder, **options,
     )  # fmt: skip
 
 
-def preparing(folder: Path, *options: Any) -> Counter[str]:
+def preparing(folder: Path, **options: Any) -> Counter[str]:
     """`tinygpt data prepare`."""
     source = folder / "text.txt"
     source.write_text("\n<|endoftext|>\n".join(f"Story {n}. The end." for n in range(200)), "utf-8")
@@ -170,7 +170,7 @@ def preparing(folder: Path, *options: Any) -> Counter[str]:
 
     work(folder / "whole")
     wanted = held(folder / "whole")
-    return check(work, work, None, lambda out: other(out, wanted), folder, *options)
+    return check(work, work, None, lambda out: other(out, wanted), folder, **options)
 
 
 FORMATS = {  # what `tinygpt export --to` takes: (what it writes, whether it can be read again)
@@ -181,7 +181,7 @@ FORMATS = {  # what `tinygpt export --to` takes: (what it writes, whether it can
 }
 
 
-def exchanging(folder: Path, back: bool, *options: Any) -> Counter[str]:
+def exchanging(folder: Path, back: bool, **options: Any) -> Counter[str]:
     """`tinygpt export` to all formats, or `tinygpt import` from them."""
     tokenizer = bpe.BPETokenizer.train(["Once upon a time there was a hedgehog."], 260)
     c = tiny("mini-1m").replace(vocab_size=260, norm="rms", norm_eps=1e-5, positions="rope")
@@ -214,7 +214,7 @@ def exchanging(folder: Path, back: bool, *options: Any) -> Counter[str]:
                 return 0, ""
             return call_in(out, *args)
 
-        counts += check(work, again, start, partial(other, wanted=wanted), folder, *options)
+        counts += check(work, again, start, partial(other, wanted=wanted), folder, **options)
     return counts
 
 
@@ -224,14 +224,14 @@ def call_in(folder: Path, *args: str) -> tuple[int, str]:
     return call(command, folder / source, *rest[:-1], folder / rest[-1])
 
 
-def exporting(folder: Path, *options: Any) -> Counter[str]:
+def exporting(folder: Path, **options: Any) -> Counter[str]:
     """`tinygpt export`, to each format."""
-    return exchanging(folder, False, *options)
+    return exchanging(folder, False, **options)
 
 
-def importing(folder: Path, *options: Any) -> Counter[str]:
+def importing(folder: Path, **options: Any) -> Counter[str]:
     """`tinygpt import`, from each format."""
-    return exchanging(folder, True, *options)
+    return exchanging(folder, True, **options)
 
 
 WORKS = (training, resuming, preparing, exporting, importing)
@@ -249,7 +249,7 @@ def main() -> None:
     errors = [getattr(errno, name) for name in args.error or known]
     for work in (work for work in WORKS if work.__name__ in args.work):
         with tempfile.TemporaryDirectory() as name:
-            counts = work(Path(name).resolve(), args.every, 0, errors)
+            counts = work(Path(name).resolve(), every=args.every, errors=errors)
         total = sum(n for key, n in counts.items() if key != "calls in all")
         print(f"{work.__name__}: {counts.pop('calls in all')} calls, {total} failures")
         for key, n in sorted(counts.items()):

@@ -227,7 +227,8 @@ def test_output_that_cannot_be_written(trained):
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, timeout=60)
         assert done.returncode == 1
         assert done.stderr == b"bpe: standard output: No space left on device\n"
-        debug = subprocess.run([*call, "--debug"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        call.insert(3, "--debug")
+        debug = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, timeout=60)
         assert debug.returncode == 1 and b"OSError: [Errno 28]" in debug.stderr
 
 

@@ -7,7 +7,10 @@ benchmarks/exchange_peers.py; what transformers computed is frozen in tests/gold
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -333,6 +336,75 @@ def test_a_bad_folder_is_refused_in_one_line(name, folder, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and words in told
     assert not (tmp_path / "m.npz").exists()
+
+
+def foreign(folder: Path, **changes) -> None:
+    """Take our configuration out of a folder, and change the foreign one."""
+    values = json.loads((folder / "config.json").read_text())
+    values.pop("tinygpt")
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_dim": 3}, "head_dim: expected hidden_size / num_attention_heads, got 3"),
+        ({"num_attention_heads": 0}, "n_head: expected at least 1, got 0"),
+        ({"rope_scaling": {"type": "x" * 1000}}, "only the default rotation is known"),
+        ({"hidden_act": ["silu"] * 1000}, "hidden_act: expected silu"),
+        ({"model_type": "x" * 100_000}, "is not known here"),
+        (
+            {"model_type": "gpt_neo", "num_layers": 10**9, "attention_types": [[["local"], 10**9]]},
+            "attention_types: expected at most 1,024 layers, got more",
+        ),
+        ({"model_type": "gpt2", "activation_function": ["gelu"]}, "the activation .* is not known"),
+    ],
+)
+def test_a_strangers_configuration_is_refused_in_short(folder, changes, message):
+    foreign(folder, **changes)
+    with pytest.raises(Error, match=message) as caught:
+        load_folder(folder)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_thousand_layers_are_refused_in_linear_time(tmp_path, monkeypatch):
+    """The shapes of all were once made for each vector: 20 seconds for a file of a kilobyte."""
+    save_folder(model(ffn="gelu_tanh"), tmp_path / "hf")
+    foreign(tmp_path / "hf", n_layer=1000)
+    calls = []
+    plain = families.layout
+    monkeypatch.setattr(families, "layout", lambda c: calls.append(c) or plain(c))
+    with pytest.raises(Error, match=r"missing: .* and [0-9]+ more"):
+        load_folder(tmp_path / "hf")
+    assert len(calls) <= 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_instead_of_a_tokenizer_is_not_waited_for(tmp_path):
+    save_bin(model(**{**LLAMA, "norm_eps": 1e-5}), tmp_path / "m.bin")
+    (tmp_path / "tokenizer.bin").unlink()
+    os.mkfifo(tmp_path / "tokenizer.bin")
+    with pytest.raises(Error, match=r"tokenizer.bin: no such file"):
+        load_bin(tmp_path / "m.bin")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files")
+@pytest.mark.parametrize("to", ["safetensors", "hf", "llama2c", "gguf"])
+def test_a_full_disk_while_exporting(tmp_path, to):
+    """In a process that may write little: also what the libraries write by themselves."""
+    if to != "llama2c":
+        pytest.importorskip("gguf" if to == "gguf" else "safetensors")
+    checkpoint.save(tmp_path / "m.npz", model(**{**LLAMA, "norm_eps": 1e-5}))
+    out = tmp_path / "out"
+    program = (
+        "import resource, sys; from tinygpt.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+    )
+    call = [sys.executable, "-c", program, "export", str(tmp_path / "m.npz"), "--to", to]
+    done = subprocess.run([*call, "--out", str(out)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tinygpt: error: {out}") and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
 
 
 def test_an_index_may_name_files_of_its_folder_only(folder):

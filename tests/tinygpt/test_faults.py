@@ -50,7 +50,7 @@ def test_the_states_of_a_power_cut_would_show_a_missing_flush(harness, tmp_path)
         power_cut.cut_power(tiny("quick", steps=4), tmp_path, every=5, without_fsync=True)
 
 
-@pytest.mark.parametrize("work", ["training", "resuming", "preparing"])
+@pytest.mark.parametrize("work", ["training", "resuming", "preparing", "exporting", "importing"])
 def test_a_call_that_fails_once_loses_nothing(harness, tmp_path, work):
     counts = getattr(harness("failing_calls"), work)(tmp_path, every=67, offset=3)
     assert sum(n for kind, n in counts.items() if kind != "calls in all") > 0

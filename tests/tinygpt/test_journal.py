@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tinygpt import Error
+from tinygpt.inspection.page.page import read_samples
 from tinygpt.training import journal
 from tinygpt.training.journal import Journal, as_json, read_records
 
@@ -73,6 +74,25 @@ def test_a_journal_leads_to_no_other_file(tmp_path):
     with pytest.raises(Error, match="not an ordinary file"):
         Journal(tmp_path / "pipe")
     assert (tmp_path / "other").read_text("utf-8") == "precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_a_log_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(Error, match=f"{name}: not an ordinary file"):
+            read_records(tmp_path / name)
+        assert read_samples(tmp_path / name) == []
+
+
+def test_a_log_is_read_within_bounds(tmp_path, monkeypatch):
+    long = b"[" + b"[]," * 100_000 + b"[]]\n"
+    (tmp_path / "log").write_bytes(b'{"step": 0}\n' + long + b'{"step": 1}\n' + long[:-1])
+    assert read_records(tmp_path / "log") == ([{"step": 0}, {"step": 1}], [2, 4])
+    monkeypatch.setattr(journal, "MAX_LINES", 3)
+    with pytest.raises(Error, match="log: expected at most 3 lines, got more"):
+        read_records(tmp_path / "log")
 
 
 def test_what_is_not_finite_is_null():
