@@ -17,6 +17,7 @@ MPI = ["mpi4py>=4.0", "mpich>=4.2"]  # a system's own MPI does as well as this o
 FORMATS = ["safetensors>=0.4", "gguf>=0.10", "ml_dtypes>=0.4"]
 TEST = [
     "pytest>=8.0",
+    "coverage>=7.10",
     "hypothesis>=6.100",
     "pytest-randomly>=3.15",
     "ruff==0.17.5",
