@@ -44,6 +44,7 @@ def changed(data, *keys, to=None):
     return data
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -362,6 +363,7 @@ def test_from_dict_of_something_else(data):
         bpe.from_dict(data)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("pattern", [r"(?:x|xx)+(?:y|z)", r"(?:x|x)+$"])
 def test_a_pattern_that_backtracks_without_end(tmp_path, monkeypatch, hugging_face, pattern):
     monkeypatch.setattr("bpe.patterns.MAX_SECONDS", 0.2)

@@ -238,6 +238,7 @@ def test_what_is_refused_does_not_fit(what):
     assert len(args) != len(declared.checks) or not declared.accepts(*args)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the harness guards memory with mprotect")
 def test_the_quick_look_and_the_checks_agree():
     """What the checks hand on fits; what fits, they hand on as it is; what they refuse does not
@@ -360,6 +361,7 @@ def test_nothing_is_computed_of_nothing(what, side):
 # ------------------------------------------------------------------------------ by the thousand
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="guards memory with mprotect")
 def test_wrong_calls_do_no_harm():
     """A short form of benchmarks/wrong_shapes.py, which makes 100,000 calls."""
@@ -373,6 +375,7 @@ def test_wrong_calls_do_no_harm():
     assert computed > 30
 
 
+@pytest.mark.slow
 def test_a_read_past_the_end_would_be_noticed():
     """The harness itself: without the check, a wrong call ends its process."""
     code = (

@@ -71,6 +71,7 @@ def process(*arguments: str, module: str = "tinygpt", **options) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_and_keeps_the_status():
     with pytest.raises(Exception, match="unknown recipe"):
         cli.main(["train", "quik", "--debug"])
@@ -82,6 +83,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status():
 FULL = Path("/dev/full")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_output_that_cannot_be_written_is_one_line_and_status_1(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("module", ["tinygpt", "bpe"])
 def test_messages_that_cannot_be_written_change_no_status(module):
@@ -120,6 +123,7 @@ def test_messages_that_cannot_be_written_change_no_status(module):
             assert done.returncode == status
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors in the child")
 def test_closed_streams_are_no_error():
     for descriptor in (1, 2):
