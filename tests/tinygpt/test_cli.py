@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bpe
+from minitensor.files import sweep
 from tinygpt import cli, files
 from tinygpt.model import config, recipes
 
@@ -137,9 +138,9 @@ def test_only_what_no_living_process_writes_is_swept_from_a_shared_folder(tmp_pa
     names = [f".a.npz.{gone.pid}.tmp", f".a.npz.{os.getpid()}.tmp", ".notes.tmp", "a.npz"]
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    files.sweep(tmp_path, shared=True)
+    sweep(tmp_path, "a.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
-    files.sweep(tmp_path)
+    sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
