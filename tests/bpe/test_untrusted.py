@@ -33,6 +33,7 @@ def test_strings_with_brackets_do_not_count(value):
     assert parse_json(text.encode("utf-8", "surrogatepass")) == json.loads(text)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [

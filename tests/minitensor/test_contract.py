@@ -51,6 +51,7 @@ def test_what_a_compiled_file_offers_to_the_ops_is_declared(file):
     assert all(hasattr(module, name) for name in declared)
 
 
+@pytest.mark.slow
 def test_nothing_else_imports_the_compiled_files():
     """The door has no way around it: only the kernels' own files import one another."""
     for path in [*PACKAGES.glob("minitensor/**/*.py"), *PACKAGES.glob("tinygpt/**/*.py")]:
