@@ -2,9 +2,28 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from minitensor import kernels
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test depends on the time it takes; the quick loop draws fewer cases."""
+    few = {"max_examples": 10} if config.option.markexpr == "not slow" else {}
+    hypothesis.settings.register_profile("tests", deadline=None, **few)
+    hypothesis.settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is mostly slow, mark all but the first."""
+    seen = set()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("mostly_slow") and name in seen:
+            item.add_marker(pytest.mark.slow)
+        seen.add(name)
 
 
 @pytest.fixture(autouse=True)

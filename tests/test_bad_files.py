@@ -46,6 +46,7 @@ NAMES = (
 )
 
 
+@pytest.mark.mostly_slow
 @posix
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_file_loads_or_is_refused(bad_files, name):
@@ -59,6 +60,7 @@ def test_every_reader_is_tried(bad_files):
     assert set(bad_files.READERS) == set(NAMES) | optional
 
 
+@pytest.mark.mostly_slow
 @posix
 @pytest.mark.parametrize("name", ["safetensors", "hf model"])
 def test_a_changed_file_of_others_loads_or_is_refused(bad_files, name):

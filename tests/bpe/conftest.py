@@ -2,12 +2,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 import bpe
-
-settings.register_profile("bpe", deadline=None)  # no test depends on the time it takes
-settings.load_profile("bpe")
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(__file__).parent / "data"

@@ -44,6 +44,7 @@ def changed(data, *keys, to=None):
     return data
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -275,6 +276,7 @@ def test_the_control_tokens_of_llama2c_can_have_other_names(tmp_path):
     assert tokenizer.special_tokens == {"<end>": 2}
 
 
+@pytest.mark.slow
 def test_a_file_of_2_gb_is_not_read(tmp_path):
     path = tmp_path / "big.json"
     with path.open("wb") as file:
@@ -362,6 +364,7 @@ def test_from_dict_of_something_else(data):
         bpe.from_dict(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [r"(?:x|xx)+(?:y|z)", r"(?:x|x)+$"])
 def test_a_pattern_that_backtracks_without_end(tmp_path, monkeypatch, hugging_face, pattern):
     monkeypatch.setattr("bpe.patterns.MAX_SECONDS", 0.2)

@@ -53,6 +53,7 @@ def test_merges_are_those_of_the_naive_algorithm(naive_bpe, texts, size, pattern
     assert sum(len(tokenizer.encode(text)) for text in texts) == tokens
 
 
+@pytest.mark.slow
 @given(counts=st.dictionaries(st.binary(min_size=1, max_size=12), st.integers(1, 5), min_size=1))
 def test_smallest_ids_as_a_plain_loop_finds_them(counts):
     vocab, learned, _ = learn_merges(counts, 12, tie_break="ids")
@@ -80,6 +81,7 @@ def test_the_example_trains_both_ways(naive_bpe, sample):
     assert merges(tokenizer) == naive_bpe([sample], 500)
 
 
+@pytest.mark.slow
 def test_merges_are_those_of_hugging_face():
     """Frozen by benchmarks/bpe_peers.py, which also compares on a large text."""
     frozen = json.loads((DATA / "peers.json").read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(values, st.booleans())
 def test_json_is_read_as_python_reads_it(value, ascii_only):
@@ -24,6 +25,7 @@ def test_json_is_read_as_python_reads_it(value, ascii_only):
     assert parse_json(text.encode("utf-8", "surrogatepass")) == json.loads(text)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(values)
 def test_strings_with_brackets_do_not_count(value):
@@ -31,6 +33,7 @@ def test_strings_with_brackets_do_not_count(value):
     assert parse_json(text.encode("utf-8", "surrogatepass")) == json.loads(text)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [

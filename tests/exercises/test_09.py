@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 import minitensor as mt
 
@@ -14,6 +15,7 @@ def draw(count):
     return [rng.normal(size=SHAPE) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_1_a_window():
     q, k, v = draw(3)
     T, d = SHAPE[2:]

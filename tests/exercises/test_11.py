@@ -28,6 +28,7 @@ def surprise(model, text):
     return -log_p[np.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.slow
 def test_1_surprise(run):
     text = "Once upon a time there was a cat."
     model = run.model

@@ -38,6 +38,7 @@ def off(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
+@pytest.mark.mostly_slow
 @architecture
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-10), ("float32", 1e-4)])
 def test_loss_and_every_gradient_are_those_of_pytorch(name, dtype, tolerance):

@@ -51,6 +51,7 @@ def test_what_a_compiled_file_offers_to_the_ops_is_declared(file):
     assert all(hasattr(module, name) for name in declared)
 
 
+@pytest.mark.slow
 def test_nothing_else_imports_the_compiled_files():
     """The door has no way around it: only the kernels' own files import one another."""
     for path in [*PACKAGES.glob("minitensor/**/*.py"), *PACKAGES.glob("tinygpt/**/*.py")]:
@@ -238,6 +239,7 @@ def test_what_is_refused_does_not_fit(what):
     assert len(args) != len(declared.checks) or not declared.accepts(*args)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the harness guards memory with mprotect")
 def test_the_quick_look_and_the_checks_agree():
     """What the checks hand on fits; what fits, they hand on as it is; what they refuse does not
@@ -360,6 +362,7 @@ def test_nothing_is_computed_of_nothing(what, side):
 # ------------------------------------------------------------------------------ by the thousand
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="guards memory with mprotect")
 def test_wrong_calls_do_no_harm():
     """A short form of benchmarks/wrong_shapes.py, which makes 100,000 calls."""
@@ -373,6 +376,7 @@ def test_wrong_calls_do_no_harm():
     assert computed > 30
 
 
+@pytest.mark.slow
 def test_a_read_past_the_end_would_be_noticed():
     """The harness itself: without the check, a wrong call ends its process."""
     code = (

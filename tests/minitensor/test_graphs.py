@@ -54,6 +54,7 @@ def test_smooth_functions(name, x):
     mt.gradcheck(getattr(mt, name), [x])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["log", "sqrt", "rsqrt", "abs", "relu"])
 @DRAWN
 @given(x=arrays(low=0.3, high=2.0))
@@ -61,6 +62,7 @@ def test_functions_of_positive_numbers(name, x):
     mt.gradcheck(getattr(mt, name), [x])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["add", "sub", "mul"])
 @DRAWN
 @given(pair=broadcasting_pairs())
@@ -68,6 +70,7 @@ def test_broadcast_arithmetic(name, pair):
     mt.gradcheck(getattr(mt, name), pair)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["div", "pow"])
 @DRAWN
 @given(pair=broadcasting_pairs(low=0.5))
@@ -101,6 +104,7 @@ def test_reductions_over_any_axes(name, x, data, keepdims):
     mt.gradcheck(lambda t: getattr(mt, name)(t, axis=axis, keepdims=keepdims, **options), [x])
 
 
+@pytest.mark.slow
 @DRAWN
 @given(data=st.data())
 def test_matmul_follows_every_rule_of_numpy(data):

@@ -264,6 +264,7 @@ def test_kernels_are_kept_where_nobody_else_can_write(tmp_path, monkeypatch, cap
         assert why[case] in told and told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_a_folder_kernels_are_compiled_and_not_kept(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     code = (
@@ -295,6 +296,7 @@ def test_no_kernel_is_left_out(monkeypatch):
     assert used == set(kernels.KERNELS)
 
 
+@pytest.mark.slow
 def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_path):
     """Even where neither size nor time of the file tell."""
     file, cache = tmp_path / "elsewhere.py", tmp_path / "cache"
@@ -322,6 +324,7 @@ def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_p
     assert run(source.replace("2 * x", "3 * x")) == ("63 True\n", 2)
 
 
+@pytest.mark.slow
 def test_a_kernel_of_a_module_that_cannot_be_imported_is_compiled_each_time(tmp_path):
     """numba finds a function's globals by its module's name; here there is nothing to be found."""
     file = tmp_path / "elsewhere.py"

@@ -159,6 +159,7 @@ def step(count, seed, workers, ranks=None):
     return mt.value_and_grad(loss, [a, b], shards, workers=workers, derive=derive, ranks=ranks)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
 def test_ranks_do_not_change_a_bit_of_the_gradients(one_thread, count, size, bucket, seed):

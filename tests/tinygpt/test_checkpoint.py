@@ -233,6 +233,7 @@ def test_a_model_takes_little_more_memory_than_its_file(tmp_path, saved):
     assert peak < 1.5 * (tmp_path / "m.npz").stat().st_size
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_told_or_without_effect(tmp_path, saved):
     path = tmp_path / "m.npz"
     checkpoint.save(path, saved)

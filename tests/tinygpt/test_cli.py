@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bpe
+from minitensor.files import sweep
 from tinygpt import cli, files
 from tinygpt.model import config, recipes
 
@@ -71,6 +72,7 @@ def process(*arguments: str, module: str = "tinygpt", **options) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_and_keeps_the_status():
     with pytest.raises(Exception, match="unknown recipe"):
         cli.main(["train", "quik", "--debug"])
@@ -82,6 +84,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status():
 FULL = Path("/dev/full")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
@@ -111,6 +114,7 @@ def test_output_that_cannot_be_written_is_one_line_and_status_1(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("module", ["tinygpt", "bpe"])
 def test_messages_that_cannot_be_written_change_no_status(module):
@@ -120,6 +124,7 @@ def test_messages_that_cannot_be_written_change_no_status(module):
             assert done.returncode == status
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="closes descriptors in the child")
 def test_closed_streams_are_no_error():
     for descriptor in (1, 2):
@@ -133,9 +138,9 @@ def test_only_what_no_living_process_writes_is_swept_from_a_shared_folder(tmp_pa
     names = [f".a.npz.{gone.pid}.tmp", f".a.npz.{os.getpid()}.tmp", ".notes.tmp", "a.npz"]
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    files.sweep(tmp_path, shared=True)
+    sweep(tmp_path, "a.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
-    files.sweep(tmp_path)
+    sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 

@@ -90,6 +90,7 @@ def test_runs_are_named_without_the_folder_that_all_lie_in(runs, tmp_path, monke
     assert names(runs[0], tmp_path / "deep" / "run1") == ["run0", "deep/run1"]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_has_a_row_of_ordinary_width(runs, capsys):
     lines = [
         {"step": step, "valid_loss": loss, "valid_perplexity": None,

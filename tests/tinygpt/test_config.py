@@ -146,6 +146,7 @@ BOMB = "a: &a [1]\n" + "".join(
 )
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -66,6 +66,7 @@ def test_every_document_is_opened_by_the_separator(tmp_path, tiny):
     assert dataset.bits_per_byte(np.log(2)) == pytest.approx(5 / 4)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("char", 80), ("char-plain", 80)])
 def test_streams_decode_to_the_text(tiny, kind, size):
     dataset = streams.load(tiny.replace(tokenizer=kind, vocab_size=size, valid_fraction=0.5))

@@ -116,6 +116,7 @@ def test_logits_are_those_of_the_model_for_any_configuration(data):
     close(np.concatenate(parts), logits(model, ids)[cut - 1 :])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["pinv-0.8m", "alibi"])
 def test_a_sequence_gives_the_same_bits_alone_and_among_others(backend, name):
     c = CASES[name]
@@ -146,6 +147,7 @@ def test_processing_again_gives_the_bits_of_the_cache(backend, name):
     assert (cached[-1] == again).all()
 
 
+@pytest.mark.mostly_slow
 def test_exact_past_the_context_sees_the_last_tokens(backend):
     c = CASES["quick"]
     model, ids = model_of(c), tokens(c, 40)
@@ -156,6 +158,7 @@ def test_exact_past_the_context_sees_the_last_tokens(backend):
         close(decoder.feed([[ids[end - 1]]])[0], expected)
 
 
+@pytest.mark.mostly_slow
 def test_drop_past_the_context_goes_on_with_the_newer_half(backend):
     c = CASES["pinv-0.8m"]
     model, ids = model_of(c), tokens(c, 60)

@@ -120,6 +120,7 @@ EXPRESSIBLE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(EXPRESSIBLE, st.sampled_from([BPE, CHARACTERS]))
 def test_a_folder_of_hugging_face_gives_back_the_very_model(changes, tokenizer):
@@ -129,6 +130,7 @@ def test_a_folder_of_hugging_face_gives_back_the_very_model(changes, tokenizer):
         same(load_folder(Path(folder) / "hf"), saved)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(EXPRESSIBLE)
 def test_without_our_configuration_the_logits_are_the_same(changes):
@@ -609,6 +611,7 @@ def goes(saved: Saved, to: str, folder: Path) -> str:
         return "no"
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_says_which_recipe_goes_where(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]

@@ -24,6 +24,7 @@ def harness(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits():
     """In a process of its own: this one has threads, with which it is not to be forked."""
     done = subprocess.run(
@@ -39,17 +40,20 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits():
     assert "'kills': 6, 'in a save': 2" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_a_power_cut(harness, tmp_path):
     power_cut, tiny = harness("power_cut"), harness("tiny_runs").tiny
     assert power_cut.cut_power(tiny("quick", steps=7), tmp_path, every=16) > 5
 
 
+@pytest.mark.slow
 def test_the_states_of_a_power_cut_would_show_a_missing_flush(harness, tmp_path):
     power_cut, tiny = harness("power_cut"), harness("tiny_runs").tiny
     with pytest.raises(AssertionError, match="after operation"):
         power_cut.cut_power(tiny("quick", steps=4), tmp_path, every=5, without_fsync=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["training", "resuming", "preparing", "exporting", "importing"])
 def test_a_call_that_fails_once_loses_nothing(harness, tmp_path, work):
     counts = getattr(harness("failing_calls"), work)(tmp_path, every=67, offset=3)

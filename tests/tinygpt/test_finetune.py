@@ -74,6 +74,7 @@ def test_it_begins_with_the_weights_and_learns_the_text(model, text, tmp_path, c
     assert origin["weights_sha256"] == finetune.origin(checkpoint.load(model))[0]["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(model, text, tmp_path):
     call = {"data": text, "start_from": model, "threads": 1, "lr": 1e-3}
     tinygpt.train(out=tmp_path / "whole", max_iters=6, **call)
@@ -90,6 +91,7 @@ def test_it_resumes_to_the_bit(model, text, tmp_path):
         assert logged(tmp_path / "parts", key) == logged(tmp_path / "whole", key), key
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_step_it_still_has_the_weights(model, text, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -145,6 +147,7 @@ def test_the_text_that_a_model_names_is_not_read(model, text):
     assert "data" not in finetune.origin(saved)[0]
 
 
+@pytest.mark.slow
 def test_a_text_to_check_with(model, text, tmp_path, capsys):
     (tmp_path / "old.txt").write_text("Once there was a bird. " * 20, encoding="utf-8")
     out = tmp_path / "run"
@@ -179,6 +182,7 @@ def test_conflicts_are_one_line(model, text, tmp_path, capsys, options, message)
     assert not (out / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_text_must_be_one_that_its_tokenizer_can_write(model, text, tmp_path, capsys):
     text.write_text(TEXT * 40 + "αβγ", encoding="utf-8")
     call = ["--data", text, "--max-iters", 1]
@@ -199,6 +203,7 @@ def test_a_check_needs_a_model_to_start_from(model, text, tmp_path, capsys, tiny
     assert "--check: judges what a run forgets" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_imported_folder_is_a_start(text, tmp_path):
     pytest.importorskip("safetensors")
     from tinygpt.formats.huggingface import save_folder

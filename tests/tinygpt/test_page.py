@@ -231,6 +231,7 @@ def cut(path: Path) -> None:
     log.write_bytes(log.read_bytes()[:-9])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     "options, change, said",
     [
@@ -272,6 +273,7 @@ def without_room() -> Saved:
     return Saved(c, base, params)
 
 
+@pytest.mark.slow
 def test_a_model_that_has_no_room_is_left_out():
     saved = without_room()
     text = page.write(None, saved)
@@ -335,6 +337,7 @@ def opened(browser: Any, path: Path, tmp_path: Path, **options: Any) -> None:
     browser.open(out)
 
 
+@pytest.mark.slow
 def test_a_page_is_used(browser, tmp_path):
     opened(browser, folder(tmp_path / "run"), tmp_path, prompt="The cat")
     ids = len(model().tokenizer.encode("The cat")) + 1
@@ -417,6 +420,7 @@ def test_a_page_is_used(browser, tmp_path):
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_a_stranger_s_text_does_nothing(browser, tmp_path):
     saved = model(name="<b>{{data}}")
     opened(browser, folder(tmp_path / "run", saved=saved), tmp_path, prompt=EVIL)
@@ -567,6 +571,7 @@ def test_an_old_browser_is_told(browser, tmp_path):
     assert "The end." in browser.ask("document.querySelector('#main').innerText")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     "what", ["no model", "no weights", "a model", "three steps", "other kinds", "no room", "cut"]
 )
@@ -604,6 +609,7 @@ def test_pages_with_something_missing_open(browser, tmp_path, what):
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_it_fits_a_telephone_and_reads_without_scripts(browser, tmp_path):
     path = folder(tmp_path / "run")
     browser.shape(360, 700)

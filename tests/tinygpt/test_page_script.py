@@ -81,6 +81,7 @@ function open({config, weights}) {
 """
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_numpy(name):
     model, ids = model_of(CASES[name])
@@ -98,6 +99,7 @@ def test_logits_are_those_of_numpy(name):
     np.testing.assert_allclose(np.array(steps).reshape(expected.shape), expected, atol=1e-4)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
 def test_rounded_weights_differ_by_what_the_page_says(name, dtype):

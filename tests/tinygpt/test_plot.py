@@ -133,6 +133,7 @@ def test_damaged_lines_are_left_out_and_told(run, capsys, damaged):
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_drawn(run):
     step = {"lr": 1e-3, "grad_norm": None, "tokens": 0, "seconds": 0.1}
     valid = {"valid_perplexity": None, "valid_bits_per_byte": 900.0, "tokens": 0, "seconds": 0.1}

@@ -70,6 +70,7 @@ def test_every_document_is_in_one_of_the_splits_unchanged_and_in_order(make, sma
     assert data.train.dtype == np.uint16
 
 
+@pytest.mark.slow
 def test_the_split_depends_on_a_document_and_not_on_its_place(make, small_pieces):
     first, _ = make(SEPARATOR.join(STORIES), valid_fraction=0.2)
     second, _ = make(SEPARATOR.join(reversed(STORIES)), valid_fraction=0.2)
@@ -125,6 +126,7 @@ def test_a_long_document_is_cut_without_a_trace(make, small_pieces, join):
         assert data.train.tolist() == whole
 
 
+@pytest.mark.slow
 def test_long_documents_among_others_keep_to_one_split(make, small_pieces):
     long = [" ".join(f"{name}{i}" for i in range(400)) for name in "abcdef"]
     data, _ = make(SEPARATOR.join([*long, *STORIES[:9]]), valid_fraction=0.4)
@@ -199,6 +201,7 @@ def test_only_the_first_documents(make, small_pieces):
     assert sorted(documents(data, "train") + documents(data, "valid")) == sorted(STORIES[:23])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["one.txt", "one.jsonl"])
 def test_the_command_takes_only_the_first_documents(tmp_path, small_pieces, capsys, name):
     lines = name.endswith(".jsonl")
@@ -243,6 +246,7 @@ def test_line_ends_byte_order_mark_and_blank_documents(make):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(make, small_pieces, monkeypatch, tmp_path):
     text = SEPARATOR.join(STORIES)
     expected, _ = make(text, valid_fraction=0.2)
@@ -267,6 +271,7 @@ def test_a_killed_run_is_continued(make, small_pieces, monkeypatch, tmp_path):
     assert not list((tmp_path / "out").glob(".prepare-*"))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [

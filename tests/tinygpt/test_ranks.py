@@ -233,6 +233,7 @@ def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
 # ------------------------------------------------------------------------------------ without one
 
 
+@pytest.mark.slow
 def test_without_mpi4py_one_line_says_what_to_install(recipe, tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError('mpi4py')", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -258,6 +259,7 @@ def test_an_mpi_of_another_kind_is_told(monkeypatch):
         ranks.world().__enter__()
 
 
+@pytest.mark.slow
 def test_importing_tinygpt_does_not_import_mpi(tmp_path):
     code = (
         "import sys, pkgutil, importlib, tinygpt\n"

@@ -31,6 +31,7 @@ def test_the_bits_are_those_of_the_command_line(tmp_path, tiny):
     assert run.folder == tmp_path / "b" and run.config.lr == 1e-3
 
 
+@pytest.mark.slow
 def test_a_callback_sees_the_log_and_can_stop(tmp_path, tiny):
     whole = tinygpt.train(tiny, out=tmp_path / "whole", threads=1)
     seen = []

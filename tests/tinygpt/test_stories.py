@@ -96,6 +96,7 @@ def test_near_duplicates_across_the_splits_are_rare(train, valid):
     assert close == 0
 
 
+@pytest.mark.slow
 def test_count_is_the_number_of_wordings():
     plot = _compile_plot("- a[b|c[d|e]]\n| f\n? g\n| h\n- [i|i]")
     assert _count(plot.text) == (3 + 1) * (2 + 1) * 1
@@ -133,6 +134,7 @@ def test_lengths_and_vocabulary_fit_a_small_model(train):
     assert 400 <= len(vocabulary) <= 600
 
 
+@pytest.mark.slow
 def test_text_is_clean(train):
     for text in train[:5_000]:
         assert text.isascii()

@@ -122,6 +122,7 @@ def test_a_run_has_its_folder_to_itself(recipe, tmp_path):
         cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--debug"])
 
 
+@pytest.mark.slow
 def test_resume_takes_the_run_that_was_at_work_last(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("old", "my first"):
@@ -260,6 +261,7 @@ def test_new_runs_are_numbered_and_the_latest_goes_on(tmp_path, monkeypatch):
     assert folder.latest_folder("quick") == Path("runs/quick-2")
 
 
+@pytest.mark.slow
 def test_what_shapes_the_bits_cannot_be_changed_on_the_way(recipe, tmp_path):
     run(recipe, tmp_path / "run")
     args = ["train", "--resume", "--out", str(tmp_path / "run"), "--debug"]
@@ -272,6 +274,7 @@ def test_what_shapes_the_bits_cannot_be_changed_on_the_way(recipe, tmp_path):
     assert checkpoint.load(tmp_path / "run" / "model.npz").provenance["step"] == 7
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -314,6 +317,7 @@ def change_sizes(out: Path, sizes: object) -> None:
     checkpoint.save(out / "checkpoint.npz", saved)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_reaches_no_file_but_the_runs_own(recipe, tmp_path):
     run(recipe, tmp_path / "run")
     victim = tmp_path / "victim"
@@ -334,6 +338,7 @@ def test_a_checkpoint_reaches_no_file_but_the_runs_own(recipe, tmp_path):
             resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_log_shorter_than_the_checkpoint_says_is_told(recipe, tmp_path, capsys):
     run(recipe, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -349,6 +354,7 @@ def test_a_log_shorter_than_the_checkpoint_says_is_told(recipe, tmp_path, capsys
     assert same(params(tmp_path / "whole"), params(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_sample_is_not_repeated_and_litter_is_swept(recipe, tmp_path, monkeypatch):
     run(recipe, tmp_path / "whole")
 
@@ -402,6 +408,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeyp
     assert resume(tmp_path / "run") == 0
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("what", ["weight", "moment"])
 def test_what_is_not_finite_is_not_saved(recipe, tmp_path, monkeypatch, what):
     plain = train.Trainer.step
@@ -443,6 +450,7 @@ def test_weights_whose_loss_is_not_finite_are_no_checkpoint(recipe, tmp_path, mo
     assert "the last good checkpoint, of step 2" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["Ctrl-C", "the last step"])
 def test_finite_weights_that_no_step_can_follow_are_not_saved(recipe, tmp_path, monkeypatch, end):
     plain, last = train.Trainer.step, 3 if end == "Ctrl-C" else 5
@@ -465,6 +473,7 @@ def test_finite_weights_that_no_step_can_follow_are_not_saved(recipe, tmp_path, 
     assert resume(tmp_path / "run") == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(recipe, tmp_path, monkeypatch):
     """Not even if the power goes between the two renamings of the next save."""
     run(recipe, tmp_path / "run")
@@ -484,6 +493,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(recipe, tmp_
     assert first == good
 
 
+@pytest.mark.slow
 def test_a_machine_that_slept_is_in_the_log(recipe, tmp_path, monkeypatch, capsys):
     slept, stopped = [0.0], [0.0]
     clock = time.perf_counter
@@ -504,6 +514,7 @@ def test_a_machine_that_slept_is_in_the_log(recipe, tmp_path, monkeypatch, capsy
     assert "nothing was done for 60 min" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_training_goes_on_where_messages_cannot_be_written(recipe, tmp_path):
     call = [sys.executable, "-m", "tinygpt", "train", "--config", str(recipe), "--threads", "1"]
