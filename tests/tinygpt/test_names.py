@@ -80,7 +80,7 @@ def test_what_lies_beyond_the_context_is_not_asked(tokenizer):
 def test_eval_tells_it_and_refuses_another_text(tiny, tmp_path, monkeypatch, capsys):
     tokenizer = bpe.CharTokenizer.train(TEXTS, vocab_size=80)
     c = tiny.replace(vocab_size=tokenizer.vocab_size, head="tied", dropout=0.0)
-    params = {name: p.numpy() for name, p in GPT(c).named_parameters()}
+    params = {name: p.data for name, p in GPT(c).named_parameters()}
     checkpoint.save(tmp_path / "model.npz", Saved(c, tokenizer, params, {}))
     monkeypatch.setattr("tinygpt.inspection.evaluate.STORIES", 3)
     model = str(tmp_path / "model.npz")
