@@ -48,8 +48,23 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+EXAMPLES = """\
+examples:
+  bpe train my.txt --vocab-size 1000          writes tokenizer.json
+  bpe encode tokenizer.json my.txt > ids      of a file, or of standard input
+  echo "Hello" | bpe encode tokenizer.json --show
+  bpe decode tokenizer.json ids
+  bpe convert tokenizer.json hf.json --to huggingface
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="bpe", description="Byte-level BPE tokenizers: train, use, look at them.")
+    parser = _Parser(
+        prog="bpe",
+        description="Byte-level BPE tokenizers: train, use, look at them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     add = parser.add_argument
     add("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version")
@@ -57,25 +72,67 @@ def build_parser() -> argparse.ArgumentParser:
 
     # What is not given is not there, and left to the kind: its `train` says what it takes.
     command = commands.add_parser(
-        "train", help="learn a tokenizer", argument_default=argparse.SUPPRESS
+        "train",
+        help="learn a tokenizer",
+        description="Learn a tokenizer from texts and write it into a file.",
+        argument_default=argparse.SUPPRESS,
     )
     add = command.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="UTF-8 text")
-    add("--out", type=Path, default="tokenizer.json", metavar="PATH", help="default: %(default)s")
-    add("--kind", choices=KINDS, default="bpe", help="default: %(default)s")
+    add(
+        "--out",
+        type=Path,
+        default="tokenizer.json",
+        metavar="PATH",
+        help="the file to write (default: %(default)s)",
+    )
+    add(
+        "--kind",
+        choices=KINDS,
+        default="bpe",
+        help="merged bytes; characters; or the most frequent tokens of another tokenizer (default: "
+        "%(default)s)",
+    )
     add("--vocab-size", type=int, metavar="N", help="ids in all (default: 8000; char: as needed)")
-    add("--special-token", dest="special_tokens", action="append", help="default: <|endoftext|>")
-    add("--pattern", help="gpt2 (default), gpt4, none, or a regular expression")
-    add("--tie-break", choices=("bytes", "ids"), help="default: bytes")
-    add("--min-frequency", type=int, metavar="N", help="default: 1")
-    add("--processes", type=int, metavar="N", help="to count with (default: 1)")
-    add("--no-control-tokens", dest="control_tokens", action="store_false", help="char: ids from 0")
+    add(
+        "--special-token",
+        dest="special_tokens",
+        action="append",
+        metavar="NAME",
+        help="one that no text becomes by chance; may be repeated (default: <|endoftext|>)",
+    )
+    add(
+        "--pattern",
+        help="what divides a text into chunks, across which nothing is merged: gpt2 (default), "
+        "gpt4, none, or a regular expression",
+    )
+    add(
+        "--tie-break",
+        choices=("bytes", "ids"),
+        help="of pairs that are equally frequent, the greater bytes or the smaller ids are merged "
+        "first (default: bytes)",
+    )
+    add(
+        "--min-frequency",
+        type=int,
+        metavar="N",
+        help="stop at pairs that occur less often (default: 1)",
+    )
+    add("--processes", type=int, metavar="N", help="to count a large text with (default: 1)")
+    add(
+        "--no-control-tokens",
+        dest="control_tokens",
+        action="store_false",
+        help="char: no <unk>, <s> and </s>; the characters' ids begin at 0",
+    )
     add("--base", metavar="TOKENIZER", help="reduced: the tokenizer to take tokens from")
     add("--format", choices=WRITERS, default="json", help="of the file (default: %(default)s)")
     add("--quiet", action="store_true", default=False, help="no progress bar")
     command.set_defaults(run=_train)
 
-    command = commands.add_parser("encode", help="print the ids of a text")
+    command = commands.add_parser(
+        "encode", help="print the ids of a text", description="Print the ids of a text."
+    )
     command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="text (default: standard input)")
     command.add_argument("--allow-special", action="store_true", help="special tokens become ids")
@@ -84,20 +141,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_encode)
 
-    command = commands.add_parser("decode", help="print the text of ids")
+    command = commands.add_parser(
+        "decode", help="print the text of ids", description="Print the text of ids."
+    )
     command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("file", nargs="?", default="-", help="ids (default: standard input)")
     command.set_defaults(run=_decode)
 
-    command = commands.add_parser("convert", help="write a tokenizer in another format")
+    command = commands.add_parser(
+        "convert",
+        help="write a tokenizer in another format",
+        description="Write a tokenizer in the format of another program.",
+    )
     command.add_argument("tokenizer", help=TOKENIZER)
-    command.add_argument("out", type=Path, help="file (gpt2: vocab.json, merges.txt beside it)")
     command.add_argument(
-        "--to", dest="format", choices=WRITERS, default="json", help="default: %(default)s"
+        "out", type=Path, help="file to write (gpt2: vocab.json, merges.txt beside it)"
+    )
+    command.add_argument(
+        "--to",
+        dest="format",
+        choices=WRITERS,
+        default="json",
+        help="json: our own; huggingface: a tokenizer.json of the library tokenizers; gpt2: "
+        "vocab.json and merges.txt; tiktoken: ranks; llama2c: a tokenizer.bin (default: "
+        "%(default)s)",
     )
     command.set_defaults(run=_convert)
 
-    command = commands.add_parser("info", help="describe a tokenizer")
+    command = commands.add_parser(
+        "info", help="describe a tokenizer", description="Describe a tokenizer, and measure it."
+    )
     command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument("--data", metavar="FILE", help="measure it on this text")
     command.add_argument("--longest", type=int, default=10, metavar="N", help="tokens to show")
@@ -186,6 +259,11 @@ def _train(options: argparse.Namespace) -> None:
 def _blocks(name: str) -> Iterator[str]:
     if name == "-":
         return decode_blocks(sys.stdin.buffer, "standard input")
+    if not Path(name).exists():
+        raise TokenizerError(
+            f"{name[:60]}: no such file; what is not in a file comes on standard input, as in: "
+            "echo ... | bpe encode TOKENIZER"
+        )
     return read_blocks(Path(name))
 
 
@@ -262,7 +340,8 @@ def _info(options: argparse.Namespace) -> None:
     ids = [id for id in range(tokenizer.vocab_size) if id not in names]
     for id in sorted(ids, key=lambda id: (-len(tokenizer.token_bytes(id)), id))[: options.longest]:
         token = tokenizer.token_bytes(id)
-        print(f"{id:>9} {len(token):>4} bytes  {token.decode('utf-8', 'backslashreplace')!r}")
+        unit = "byte" if len(token) == 1 else "bytes"
+        print(f"{id:>9} {len(token):>4} {unit:5}  {token.decode('utf-8', 'backslashreplace')!r}")
 
 
 def _measures(tokenizer: Tokenizer, data: str) -> Iterator[tuple[str, Any]]:

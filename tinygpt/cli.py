@@ -13,8 +13,10 @@ import contextlib
 import difflib
 import importlib.util
 import os
+import re
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -81,6 +83,31 @@ class Parser(argparse.ArgumentParser):
             kind = "option" if extra[0].startswith("-") else "argument"
             self.error(f"unknown {kind} {extra[0]!r}{hint}")
         return args
+
+
+class Help(argparse.HelpFormatter):
+    """Help from a docstring, in the width that there is.
+
+    Paragraphs are filled again. Lines with two columns stay lines, and what is too long goes on
+    under the second column.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().replace("``", "'").split("\n\n")
+        return "\n\n".join(self._paragraph(paragraph, width) for paragraph in paragraphs)
+
+    def _paragraph(self, paragraph: str, width: int) -> str:
+        lines = paragraph.splitlines()
+        parted = [re.fullmatch(r"(\s*\S.*?\S {2,}|\s+)(\S.*)", line) for line in lines]
+        if not all(parted):
+            return textwrap.fill(paragraph, width)
+        return "\n".join(
+            textwrap.fill(
+                match[2], width, initial_indent=match[1], subsequent_indent=" " * len(match[1])
+            )
+            for match in parted
+            if match
+        )
 
 
 def dashes(argument: str) -> str:
@@ -221,6 +248,7 @@ def _dispatch(args: list[str]) -> int:
         if args[0] == "data":
             raise UsageError("data: expected fetch or prepare, as in 'tinygpt data prepare --help'")
         near = [ELSEWHERE[name]] if name in ELSEWHERE else None
+        near = near or [known for known in COMMANDS if known.startswith(name)]
         near = near or difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see tinygpt --help"
         raise UsageError(f"unknown command {name!r}{hint}")
@@ -235,7 +263,7 @@ def parser_of(command: str) -> tuple[Any, Parser]:
         prog=f"tinygpt {command}",
         description=module.__doc__,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="errors with their traceback")

@@ -43,6 +43,29 @@ def test_train_takes_the_options(text, trained, tmp_path, capsys):
     assert bpe.load(path) == expected
 
 
+def test_the_help_has_examples_and_fits_the_screen(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "bpe encode tokenizer.json my.txt > ids" in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
+def test_a_text_in_place_of_a_file_is_told_where_it_goes(trained, capsys):
+    for command, typed in (("encode", "Hello world"), ("decode", "1 2 3")):
+        assert main([command, str(trained), typed]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"bpe: {typed}: no such file; ") and "standard input" in told
+        assert told.count("\n") == 1
+
+
+def test_one_byte_is_not_bytes(tmp_path, capsys):
+    bpe.CharTokenizer.train(["aé"]).save(tmp_path / "c.json")
+    assert main(["info", str(tmp_path / "c.json")]) == 0
+    told = capsys.readouterr().out
+    assert "2 bytes  'é'" in told and "1 byte   'a'" in told
+
+
 def test_other_kinds(text, trained, tmp_path, capsys):
     path = tmp_path / "other.json"
     assert main(["train", str(text), "--kind", "char", "--out", str(path)]) == 0

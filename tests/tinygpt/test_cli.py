@@ -161,6 +161,33 @@ def test_both_signs_are_the_same_in_option_names():
     assert cli.dashes("some_text") == "some_text"
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_the_screen(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([*name.split(), "--help"])
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "``" not in told and "module" not in told
+
+
+def test_a_columns_text_goes_on_below_itself():
+    text = "Much " * 20 + "\n\n    train        learns\n    train --out  " + "word " * 20
+    *lines, first, second = cli.Help("tinygpt")._fill_text(text, 60, "").rsplit("\n    train", 2)
+    assert max(map(len, lines[0].splitlines())) <= 60 and first == "        learns"
+    below = second.splitlines()
+    assert below[0].startswith(" --out  word") and len(below) > 1
+    assert all(line.startswith(" " * 17 + "word") for line in below[1:])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("gen", "generate"), ("pro", "probe"), ("trian", "train")]
+)
+def test_half_a_command_is_understood_in_the_error(typed, meant, capsys):
+    assert cli.main([typed]) == 2
+    assert f"unknown command {typed!r}; did you mean {meant!r}?" in capsys.readouterr().err
+
+
 def test_help_needs_none_of_the_heavy_modules():
     code = (
         "import sys, tinygpt.cli; status = tinygpt.cli.main(['--help']); "

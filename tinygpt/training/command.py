@@ -1,13 +1,13 @@
 """Train a model, and write it, its log and its samples into a run folder.
 
-    tinygpt train                               the default recipe on the embedded stories
-    tinygpt train --data my.txt                 on a text of your own
-    tinygpt train --data my.txt --n-layer 2     with another setting: docs/reference.md has all
-    tinygpt train shakespeare-fast              a recipe on its own text, once it is fetched
-    tinygpt train --resume                      go on after Ctrl-C or a power cut
-
-From the options to a run is what this module does; the run itself is in train.py.
+tinygpt train                               the default recipe on the embedded stories
+tinygpt train --data my.txt                 on a text of your own
+tinygpt train --data my.txt --n-layer 2     with another setting: docs/reference.md has all
+tinygpt train shakespeare-fast              a recipe on its own text, once it is fetched
+tinygpt train --resume                      go on after Ctrl-C or a power cut
 """
+
+# From the options to a run is what this module does; the run itself is in train.py.
 
 from __future__ import annotations
 
