@@ -66,20 +66,25 @@ def tinygpt(*args: Any) -> None:
 def quick(browser: Any, page: Path) -> None:
     """A picture of each part, and of what carries the names."""
     browser.open(page)
+    browser.shape(1000, 800)
     keep(browser, "#charts", "run")
+    browser.shape(760, 800)
     keep(browser, "#tokens", "prompt")
-    show(browser, 3, 0)
+    show(browser, 3, 1)
     keep(browser, "#heads", "heads")
-    keep(browser, "#arcs-scroll", "arcs")
     browser.click("#measure")
     browser.wait("/grows most/.test(document.querySelector('#effect').textContent)")
     keep(browser, "#parts", "parts")
     without(browser, "blocks.3.attn")
     keep(browser, "#stories", "without")
     browser.click("#restore")
-    browser.click("[data-tensor='blocks.3.attn.qkv.weight']")
-    browser.ask("document.querySelector('.enlarged').scrollIntoView(), 0")
-    keep(browser, ".enlarged", "tensor")
+    browser.shape(1000, 800)
+    choose(browser, "␣so")
+    keep(browser, "#arcs-scroll", "arcs")
+    keep(browser, "#weights .scroll", "tensors", height=460)
+    browser.shape(760, 800)
+    browser.click("#cut-tokens button:nth-child(9)")
+    keep(browser, "#cut-token", "token")
 
 
 def characters(browser: Any, page: Path) -> None:
@@ -118,11 +123,12 @@ def without(browser: Any, part: str) -> None:
     browser.wait("document.querySelector('#story-read').textContent")
 
 
-def keep(browser: Any, selector: str, name: str) -> None:
-    """An element as docs/img/page-NAME.png, of at most 32 colours, which it hardly has more of."""
+def keep(browser: Any, selector: str, name: str, height: int = 2000) -> None:
+    """An element, down to `height`, as docs/img/page-NAME.png of 64 colours: few have more."""
     picture = Image.open(io.BytesIO(browser.picture(selector))).convert("RGB")
+    picture = picture.crop((0, 0, picture.width, min(height, picture.height)))
     path = DOCS / "img" / f"page-{name}.png"
-    picture.quantize(32, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path, f"{path.stat().st_size:,} bytes")
 
 

@@ -39,6 +39,11 @@
   const cell = (...children) => { const box = new DocumentFragment(); box.append(...children); return box; };
   const breathe = () => new Promise((done) => setTimeout(done)); // so that the browser can paint
 
+  // Canvases hold the colours that they were drawn with: these draw them again.
+  const painters = [];
+  const repaint = () => painters.forEach((paint) => paint());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+
   // ------------------------------------------------------------------------------- the run
 
   const CHARTS = [
@@ -500,8 +505,9 @@
     for (const [name, value] of Object.entries({ viewBox: `0 0 ${wide} ${ground + 26}`, width: wide, height: ground + 26 })) picture.setAttribute(name, value);
     picture.setAttribute("aria-label", `Arcs of layer ${layer}, head ${head}: “${words[row]}” looks at ${most.map(({ s, w }) => `“${words[s]}” ${percent(w)}`).join(", ") || "nothing much"}.`);
     picture.replaceChildren(...paths, ...names);
-    const box = $("arcs-scroll");
-    if (middle[row] < box.scrollLeft || middle[row] > box.scrollLeft + box.clientWidth) box.scrollLeft = middle[row] - box.clientWidth / 2;
+    const box = $("arcs-scroll"), room = box.clientWidth, largest = most[0]?.s ?? row;
+    const far = middle[row] - middle[largest] < room - 80 ? largest : row; // what is to be in sight beside the token
+    if (middle[far] - 40 < box.scrollLeft || middle[row] + 40 > box.scrollLeft + room) box.scrollLeft = (middle[far] + middle[row] - room) / 2;
   }
 
   function startInside() {
@@ -523,7 +529,7 @@
     $("measure").addEventListener("click", measure);
     $("restore").addEventListener("click", () => { state.gone.clear(); analyse(); });
     $("others").addEventListener("click", () => { seed++; tell(); });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showHeads);
+    painters.push(showHeads);
   }
 
   /** Scores of every head that say what it does; those on repeated random tokens are made once. */
@@ -550,9 +556,19 @@
   function showScores() {
     const { n_layer: L, n_head: H } = model.config, T = state.ids.length;
     repeated ??= onRepeated();
-    const body = [], told = []; // [t, s]: after t comes a token that stood at s before
-    for (let t = 0; t + 1 < T; t++) for (let s = 0; s <= t; s++) if (state.ids[s] === state.ids[t + 1]) told.push([t, s]);
-    const again = new Set(told.map(([t]) => t)).size;
+    const body = [];
+    const told = Array.from({ length: T - 1 }, (_, t) => // where the token that comes after t stood before
+      [...state.ids.slice(0, t + 1).keys()].filter((s) => state.ids[s] === state.ids[t + 1]));
+    /** The mean weight on those places, beyond the share that they have among the tokens seen: 0 is
+        a head that looks evenly at all, 1 one that looks at them alone. */
+    const copies = (x, h, window) => {
+      const found = told.flatMap((places, t) => {
+        const seen = places.filter((s) => t - s < window), share = seen.length / Math.min(t + 1, window);
+        const weight = seen.reduce((sum, s) => sum + x[(h * T + t) * T + s], 0);
+        return places.length && share < 1 ? [(weight - share) / (1 - share)] : [];
+      });
+      return found.length ? found.reduce((a, b) => a + b) / found.length : 0;
+    };
     for (let layer = 0; layer < L; layer++) {
       const { x } = state.seen[`blocks.${layer}.attn.weights`];
       for (let h = 0; h < H; h++) {
@@ -561,7 +577,7 @@
           for (let t = from; t < T; t++) sum += x[(h * T + t) * T + at(t)];
           return T > from ? sum / (T - from) : 0;
         };
-        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), copies: again ? told.reduce((sum, [t, s]) => sum + x[(h * T + t) * T + s], 0) / again : 0, ...repeated[layer * H + h] };
+        const scores = { previous: mean(1, (t) => t - 1), first: mean(2, () => 0), itself: mean(1, (t) => t), copies: copies(x, h, model.window(layer)), ...repeated[layer * H + h] };
         const [name, most] = Object.entries(scores).reduce((a, b) => (b[1] > a[1] ? b : a));
         $("heads").children[layer].children[h].querySelector("small").textContent = most > 0.4 ? name : "";
         body.push([`${layer}.${h}`, most > 0.4 ? name : "–", ...Object.values(scores).map((v) => v.toFixed(2))]);
@@ -762,7 +778,7 @@
       };
     });
     const all = () => drawn.forEach((draw) => draw());
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+    painters.push(all);
     all();
   }
 
@@ -866,7 +882,7 @@
       else showNear(found);
     });
     addEventListener("resize", drawMap);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
+    painters.push(drawMap);
     drawMap();
   }
 
@@ -933,10 +949,15 @@
   window.started = true; // else the page says that its scripts did not start
   const present = (id) => { document.querySelector(`#${id} > .absent`).hidden = true; };
 
-  // On paper nothing can be opened.
-  const closed = [...document.querySelectorAll("details")];
-  addEventListener("beforeprint", () => closed.forEach((details) => { details.open = true; }));
-  addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));
+  // On paper nothing can be opened, and the ground is white.
+  const closed = [...document.querySelectorAll("details")], root = document.documentElement;
+  const paper = (on) => {
+    closed.forEach((details) => { details.open = on; });
+    root.classList.toggle("paper", on);
+    repaint();
+  };
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
 
   attempt("The run", startRun);
   if (data.tokenizer && attempt("The tokenizer", () => { tokenizer = Tokenizers.make(data.tokenizer); })) {
