@@ -45,7 +45,7 @@ from tinygpt.training.ranks import STALL
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("kill", "save", "dead", "stuck", "disk", "stop", "data", "version")
-PATIENCE = {"dead": 4.0, "stuck": 5.0}  # seconds
+PATIENCE = {"dead": 4.0, "stuck": 8.0}  # seconds
 ENOUGH = 60.0  # seconds to end in, beyond what it has to wait for
 # The command, whose main thread can be made to stand still.
 COMMAND = """

@@ -470,6 +470,21 @@ def _buckets(arrays: Sequence[Array]) -> list[slice]:
     return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
 
 
+def sum_of_ranks(arrays: Sequence[Array], ranks: Ranks) -> list[Array]:
+    """The sums of the ranks' arrays, on every rank, added pairwise in the order of the ranks.
+
+    The arrays, in C order, are changed: what is worth keeping must be a copy.
+    """
+    exchange = _Exchange(ranks, ranks.size, arrays)
+    take = exchange.shard(ranks.rank)
+
+    def give() -> None:
+        for i, a in enumerate(arrays):
+            take(i, a)
+
+    return exchange.run(give, 0, lambda totals: [None] * len(arrays))
+
+
 # ----------------------------------------------------------------------------------------- a step
 
 

@@ -5,8 +5,8 @@ weights, each on its own part of the shards, and every sum has the order that it
 (`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
-own, with the number of steps whose shards it has computed: whoever is not heard of for `patience`
-seconds, or stays behind the others for `STALL` times as long, is named, and MPI ends all processes.
+own, with the number of places at which it had to wait for others: whoever is not heard of for
+`patience` seconds, or stays behind for `STALL` times as long, is named, and MPI ends all processes.
 An error on one rank ends all. The weights are compared before every checkpoint.
 
 MPI is imported by `world`, and by nobody else.
@@ -64,7 +64,7 @@ class World:
         self._errors = sys.stderr
         here = (socket.gethostname(), os.getpid(), _processors())
         self._where = self._comm.allgather(here)
-        self.steps = 0  # whose shards this rank has computed
+        self.reached = 0  # how many times this rank came to where it waits for others
         self._leaving = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="signs of life", daemon=True)
         self._watch.start()
@@ -94,7 +94,7 @@ class World:
 
     def worked(self) -> None:
         """Take note that this rank has computed its shards of a step."""
-        self.steps += 1
+        self.reached += 1
 
     def _done(self, requests: list[Any]) -> Callable[[], bool]:
         return partial(self._mpi.Request.Testall, requests)
@@ -106,6 +106,7 @@ class World:
 
     def most(self, number: int) -> int:
         """The largest of the ranks' numbers."""
+        self.reached += 1
         mine, largest = np.array([number]), np.zeros(1, np.int64)
         self._wait([self._comm.Iallreduce(mine, largest, op=self._mpi.MAX)])
         return int(largest[0])
@@ -122,10 +123,12 @@ class World:
 
     def meet(self) -> None:
         """Wait until every rank is here."""
+        self.reached += 1
         self._wait([self._comm.Ibarrier()])
 
     def compare_weights(self, step: int, weights: Sequence[Array]) -> None:
         """Raise Error, on every rank, naming those whose weights are not those of the others."""
+        self.reached += 1
         mine = np.frombuffer(weights_hash(weights), np.uint8)
         every = np.empty((self.size, len(mine)), np.uint8)
         self._wait([self._comm.Iallgather(mine, every)])
@@ -169,7 +172,7 @@ class World:
         if not self.rank:
             self.meet()
 
-    def plan(self, shards: int) -> list[str]:
+    def plan(self, shards: int, local_steps: int = 0) -> list[str]:
         """Who works on what, for a run's first lines."""
         names = ", ".join(map(self.name, range(self.size)))
         busy = sum(bool(part(shards, rank, self.size)) for rank in range(self.size))
@@ -178,7 +181,13 @@ class World:
             f"{self.size} ranks: {names}",
             f"a step has {shards} shards, at most {len(part(shards, 0, self.size))} a rank{idle}",
         ]
-        if not self.exact:
+        if local_steps:
+            lines.append(
+                f"local steps: each rank trains a model of its own on its shards, and they meet "
+                f"every {local_steps} steps; the bits are those of {self.size} ranks, and of no "
+                "other number"
+            )
+        elif not self.exact:
             lines.append(
                 "--reduce fast: MPI adds up the gradients in an order of its own: the bits are not "
                 "those of one process, and may be others with another number of ranks"
@@ -209,9 +218,9 @@ class World:
     def _keep_watch(self) -> None:
         """Send signs of life and look for them: all to rank 0, and rank 0 to all.
 
-        A sign is the number of steps that a rank has computed; a last one of `LEFT` says that it
-        leaves. Who was stopped himself, as when the machine slept or the whole job was suspended,
-        begins to count anew.
+        A sign is what the rank has `reached`; a last one of `LEFT` says that it leaves. Who was
+        stopped himself, as when the machine slept or the whole job was suspended, begins to count
+        anew.
         """
         others = [0] if self.rank else list(range(1, self.size))
         late = 2 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
@@ -220,14 +229,14 @@ class World:
         sent: dict[int, tuple[Any, Array]] = {}
         looked = time.monotonic()
         heard, moved, left = dict.fromkeys(others, looked), looked, set[int]()
-        steps = dict.fromkeys(others, 0)
+        reached = dict.fromkeys(others, 0)
         while len(left) < len(others) or any(not request.Test() for request, _ in sent.values()):
             leaving = self._leaving.wait(BEAT)
             if leaving:
                 time.sleep(SPIN)
             now = time.monotonic()
             stopped, looked = now - looked > self.patience / 2, now
-            before = dict(steps)
+            before = dict(reached)
             for rank in others:
                 if rank in left:
                     continue
@@ -238,18 +247,19 @@ class World:
                     if inbox[rank][0] == LEFT:
                         left.add(rank)
                     else:
-                        steps[rank] = int(inbox[rank][0])
+                        reached[rank] = int(inbox[rank][0])
                         awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
                 if now - heard[rank] > self.patience + late:
                     self._lost(rank, f"has given no sign of life for {self.patience:.0f} s")
-            slowest = min(others, key=lambda rank: steps[rank])
-            if stopped or steps != before or steps[slowest] >= max(self.steps, *steps.values()):
+            slowest = min(others, key=lambda rank: reached[rank])
+            behind = reached[slowest] < max(self.reached, *reached.values())
+            if stopped or reached != before or not behind:
                 moved = now
             if now - moved > STALL * self.patience + late and not left:
                 self._lost(
                     slowest,
-                    f"is alive, but has not finished its part of a step for "
-                    f"{STALL * self.patience:.0f} s, and the others have theirs",
+                    f"is alive, but does not come to where others have waited for it for "
+                    f"{STALL * self.patience:.0f} s",
                 )
             self._beat(others, sent, leaving)
 
@@ -258,7 +268,7 @@ class World:
         for rank in others:
             request, sign = sent.get(rank, (None, None))
             if (sign is None or sign[0] != LEFT) and (request is None or request.Test()):
-                sign = np.array([LEFT if leaving else self.steps], np.int64)
+                sign = np.array([LEFT if leaving else self.reached], np.int64)
                 sent[rank] = self._life.Isend(sign, dest=rank), sign
 
     def _lost(self, rank: int, what: str) -> NoReturn:
