@@ -45,7 +45,7 @@ from tinygpt.training.ranks import STALL
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("kill", "save", "dead", "stuck", "disk", "stop", "data", "version")
-PATIENCE = {"dead": 4.0, "stuck": 8.0}  # seconds
+PATIENCE = {"dead": 4.0, "stuck": 20.0}  # seconds
 ENOUGH = 60.0  # seconds to end in, beyond what it has to wait for
 # The command, whose main thread can be made to stand still.
 COMMAND = """
@@ -158,6 +158,8 @@ class Chain:
         status = getattr(self, self.kind)(job, rank)
         after = self.step()
         assert after >= before, "a checkpoint is lost"
+        if before and self.kind in ("dead", "stuck", "disk"):
+            assert f"the last good checkpoint, of step {after}, is in" in job.line(), job.words()
         took = time.monotonic() - begin
         return f"rank {rank} of {n}: status {status} after {took:.1f} s, saved at step {after}"
 
@@ -176,14 +178,14 @@ class Chain:
         os.kill(job.ranks[rank], signal.SIGSTOP)
         status = job.end()
         assert status == 1 and f"rank {rank} (" in job.line(), job.words()
-        assert "no sign of life" in job.line() and "the last good checkpoint" in job.line()
+        assert "no sign of life" in job.line(), job.words()
         return status
 
     def stuck(self, job: Job, rank: int) -> int:
         os.kill(job.ranks[rank], signal.SIGUSR1)
         status = job.end(STALL * PATIENCE["stuck"] + ENOUGH)
         assert status == 1 and f"rank {rank} (" in job.line(), job.words()
-        assert "is alive" in job.line() and "the last good checkpoint" in job.line()
+        assert "is alive" in job.line(), job.words()
         return status
 
     def disk(self, job: Job, rank: int) -> int:
@@ -194,7 +196,6 @@ class Chain:
         status = job.end()
         ballast.unlink()
         assert status == 1 and "No space left on device" in job.line(), job.words()
-        assert "the last good checkpoint" in job.line()
         return status
 
     def stop(self, job: Job, rank: int) -> int:

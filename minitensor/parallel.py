@@ -238,7 +238,7 @@ def _add_in_place(left: list[Array], right: list[Array]) -> list[Array]:
 # ------------------------------------------------------------------------------ several processes
 
 BUCKET = 1 << 17  # numbers that travel together: half a megabyte of float32
-POLL = 5e-4, 2e-4  # seconds between two looks at what has arrived: while shards are computed; then
+POLL = 5e-4  # seconds between two looks at what has arrived, while shards are computed
 SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
 
 
@@ -286,7 +286,13 @@ def wait(done: Callable[[], bool]) -> None:
     """Wait without MPI's own loop, which would take a whole processor from those at work."""
     begin = time.perf_counter()
     while not done():
-        time.sleep(0 if time.perf_counter() - begin < SPIN else POLL[1])
+        time.sleep(_doze(time.perf_counter() - begin))
+
+
+def _doze(waited: float) -> float:
+    """Seconds until one looks again: a fiftieth of the wait, so that long ones take no processor
+    from others, but never so long that a transfer would stand still."""
+    return 0 if waited < SPIN else min(waited / 50, 1e-3)
 
 
 @dataclass
@@ -426,8 +432,8 @@ class _Exchange:
                 under_way.popleft()
                 moved = time.perf_counter()
             if moved == before:
-                spin = not self.computing and time.perf_counter() - moved < SPIN
-                time.sleep(0 if spin else POLL[not self.computing])
+                waited = time.perf_counter() - moved
+                time.sleep(POLL if self.computing else _doze(waited))
         self.ranks.settle()
         return [a for arrays in totals for a in arrays]
 
