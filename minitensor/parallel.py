@@ -361,11 +361,9 @@ class _Exchange:
         def take(number: int, value: Array) -> None:
             b = self.of_item[number]
             boxes[b][number] = value
-            bucket = self.buckets[b]
-            if len(boxes[b]) == bucket.stop - bucket.start:
-                self.trees[b].put(
-                    index, [boxes[b].pop(i) for i in range(*bucket.indices(len(self.items)))]
-                )
+            numbers = range(len(self.items))[self.buckets[b]]
+            if len(boxes[b]) == len(numbers):
+                self.trees[b].put(index, [boxes[b].pop(i) for i in numbers])
 
         return take
 
@@ -397,9 +395,7 @@ class _Exchange:
         kept = [[i for i in numbers[b] if not 0 < i <= derived] for b in self.buckets]
         totals: list[list[Array]] = []
         if self.ranks.rank:
-            totals = [
-                [np.empty(self.items[i].shape, self.items[i].dtype) for i in mine] for mine in kept
-            ]
+            totals = [self._empty(mine) for mine in kept]
         under_way = deque(self.ranks.broadcast(arrays) for arrays in totals)
         expected = self._expect()
         sums: list[Array] = []
@@ -448,7 +444,7 @@ class _Exchange:
             if owner == self.ranks.rank:
                 expected.append(deque())
                 for b, bucket in enumerate(self.buckets):
-                    arrays = self._empty(range(*bucket.indices(len(self.items))))
+                    arrays = self._empty(range(len(self.items))[bucket])
                     done = self.ranks.receive(arrays, other, self._tag(b, level))
                     expected[-1].append(Letter(done, b, level, index + 1, arrays))
         return expected
