@@ -186,6 +186,7 @@ def network(n: int, rate: str) -> Iterator[list[list[str]]]:
             ip(f"link set {name} master {BRIDGE} up")
             ip(f"-n {name} addr add 10.77.0.{i + 1}/24 dev eth0")
             ip(f"-n {name} link set eth0 up")
+            ip(f"-n {name} link set lo up")
             for where in ([], ["-n", name]):
                 device = "eth0" if where else name
                 shape = f"qdisc add dev {device} root tbf rate {rate} burst 256kb latency 50ms"

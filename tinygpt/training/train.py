@@ -472,7 +472,7 @@ class Run:
                         f"here: about {duration((last - self.step) * times.median())} to go; "
                         f"memory in use {peak_memory()}"
                     )
-                by = self.trainer.stopping(received)
+                by = self.trainer.stopping(self.step, received)
                 if self.step < c.max_iters and (by or self.stopping):
                     return by
         return None
