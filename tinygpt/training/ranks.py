@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import hashlib
 import os
+import pickle
 import platform
 import signal
 import socket
@@ -106,32 +107,50 @@ class World:
 
     def most(self, number: int) -> int:
         """The largest of the ranks' numbers."""
-        self.reached += 1
         mine, largest = np.array([number]), np.zeros(1, np.int64)
-        self._wait([self._comm.Iallreduce(mine, largest, op=self._mpi.MAX)])
+        self._together(self._comm.Iallreduce(mine, largest, op=self._mpi.MAX))
         return int(largest[0])
 
     def share(self, thing: Any) -> Any:
         """What rank 0 gives, on every rank."""
-        self.meet()
-        return self._comm.bcast(thing)
+        data = np.frombuffer(bytearray(pickle.dumps(thing)), np.uint8)
+        size = np.array([data.size])
+        self._together(self._comm.Ibcast(size, root=0))
+        if self.rank:
+            data = np.empty(size, np.uint8)
+        self._together(self._comm.Ibcast(data, root=0))
+        return pickle.loads(data.data)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """The ranks' lists one after the other, on every rank."""
-        self.meet()
-        return [thing for theirs in self._comm.allgather(mine) for thing in theirs]
+        return [thing for theirs in self._gather(mine) for thing in theirs]
+
+    def _gather(self, thing: Any) -> list[Any]:
+        """What each rank gives. Not by MPI's own `allgather`: who waits in that keeps the thread
+        that gives signs of life from its work."""
+        data = np.frombuffer(pickle.dumps(thing), np.uint8)
+        sizes = np.empty(self.size, np.int64)
+        self._together(self._comm.Iallgather(np.array([data.size]), sizes))
+        mine = np.zeros(sizes.max(), np.uint8)
+        mine[: data.size] = data
+        every = np.empty((self.size, mine.size), np.uint8)
+        self._together(self._comm.Iallgather(mine, every))
+        return [pickle.loads(row[:n].data) for row, n in zip(every, sizes, strict=True)]
+
+    def _together(self, request: Any) -> None:
+        """Wait for what all ranks have to call."""
+        self.reached += 1
+        self._wait([request])
 
     def meet(self) -> None:
         """Wait until every rank is here."""
-        self.reached += 1
-        self._wait([self._comm.Ibarrier()])
+        self._together(self._comm.Ibarrier())
 
     def compare_weights(self, step: int, weights: Sequence[Array]) -> None:
         """Raise Error, on every rank, naming those whose weights are not those of the others."""
-        self.reached += 1
         mine = np.frombuffer(weights_hash(weights), np.uint8)
         every = np.empty((self.size, len(mine)), np.uint8)
-        self._wait([self._comm.Iallgather(mine, every)])
+        self._together(self._comm.Iallgather(mine, every))
         odd = strangers([row.tobytes() for row in every])
         if odd:
             names = " and ".join(map(self.name, odd))
@@ -142,8 +161,7 @@ class World:
 
     def compare(self, facts: dict[str, str]) -> None:
         """Raise Error, on every rank, at the first fact that a rank does not share with rank 0."""
-        self.meet()
-        first, *others = self._comm.allgather(facts)
+        first, *others = self._gather(facts)
         for rank, theirs in enumerate(others, 1):
             for what, value in first.items():
                 if theirs[what] != value:
