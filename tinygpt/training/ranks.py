@@ -241,7 +241,7 @@ class World:
         anew.
         """
         others = [0] if self.rank else list(range(1, self.size))
-        late = 2 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
+        late = 5 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
         inbox = {rank: np.zeros(1, np.int64) for rank in others}
         awaited = {rank: self._life.Irecv(inbox[rank], source=rank) for rank in others}
         sent: dict[int, tuple[Any, Array]] = {}
