@@ -238,7 +238,7 @@ def _add_in_place(left: list[Array], right: list[Array]) -> list[Array]:
 # ------------------------------------------------------------------------------ several processes
 
 BUCKET = 1 << 17  # numbers that travel together: half a megabyte of float32
-POLL = 5e-4, 2e-4  # seconds between two looks at what has arrived: while shards are computed; then
+POLL = 5e-4  # seconds between two looks at what has arrived, while shards are computed
 SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
 
 
@@ -286,7 +286,13 @@ def wait(done: Callable[[], bool]) -> None:
     """Wait without MPI's own loop, which would take a whole processor from those at work."""
     begin = time.perf_counter()
     while not done():
-        time.sleep(0 if time.perf_counter() - begin < SPIN else POLL[1])
+        time.sleep(_doze(time.perf_counter() - begin))
+
+
+def _doze(waited: float) -> float:
+    """Seconds until one looks again: a fiftieth of the wait, so that long ones take no processor
+    from others, but never so long that a transfer would stand still."""
+    return 0 if waited < SPIN else min(waited / 50, 1e-3)
 
 
 @dataclass
@@ -355,11 +361,9 @@ class _Exchange:
         def take(number: int, value: Array) -> None:
             b = self.of_item[number]
             boxes[b][number] = value
-            bucket = self.buckets[b]
-            if len(boxes[b]) == bucket.stop - bucket.start:
-                self.trees[b].put(
-                    index, [boxes[b].pop(i) for i in range(*bucket.indices(len(self.items)))]
-                )
+            numbers = range(len(self.items))[self.buckets[b]]
+            if len(boxes[b]) == len(numbers):
+                self.trees[b].put(index, [boxes[b].pop(i) for i in numbers])
 
         return take
 
@@ -391,9 +395,7 @@ class _Exchange:
         kept = [[i for i in numbers[b] if not 0 < i <= derived] for b in self.buckets]
         totals: list[list[Array]] = []
         if self.ranks.rank:
-            totals = [
-                [np.empty(self.items[i].shape, self.items[i].dtype) for i in mine] for mine in kept
-            ]
+            totals = [self._empty(mine) for mine in kept]
         under_way = deque(self.ranks.broadcast(arrays) for arrays in totals)
         expected = self._expect()
         sums: list[Array] = []
@@ -426,8 +428,8 @@ class _Exchange:
                 under_way.popleft()
                 moved = time.perf_counter()
             if moved == before:
-                spin = not self.computing and time.perf_counter() - moved < SPIN
-                time.sleep(0 if spin else POLL[not self.computing])
+                waited = time.perf_counter() - moved
+                time.sleep(POLL if self.computing else _doze(waited))
         self.ranks.settle()
         return [a for arrays in totals for a in arrays]
 
@@ -442,7 +444,7 @@ class _Exchange:
             if owner == self.ranks.rank:
                 expected.append(deque())
                 for b, bucket in enumerate(self.buckets):
-                    arrays = self._empty(range(*bucket.indices(len(self.items))))
+                    arrays = self._empty(range(len(self.items))[bucket])
                     done = self.ranks.receive(arrays, other, self._tag(b, level))
                     expected[-1].append(Letter(done, b, level, index + 1, arrays))
         return expected
@@ -468,6 +470,21 @@ def _buckets(arrays: Sequence[Array]) -> list[slice]:
             ends.append(i)
             size = 0
     return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
+
+
+def sum_of_ranks(arrays: Sequence[Array], ranks: Ranks) -> list[Array]:
+    """The sums of the ranks' arrays, on every rank, added pairwise in the order of the ranks.
+
+    The arrays, in C order, are changed: what is worth keeping must be a copy.
+    """
+    exchange = _Exchange(ranks, ranks.size, arrays)
+    take = exchange.shard(ranks.rank)
+
+    def give() -> None:
+        for i, a in enumerate(arrays):
+            take(i, a)
+
+    return exchange.run(give, 0, lambda totals: [None] * len(arrays))
 
 
 # ----------------------------------------------------------------------------------------- a step

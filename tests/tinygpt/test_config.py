@@ -46,6 +46,13 @@ def configs(draw) -> Config:
         if field.name in ("dropout", "beta1", "beta2", "valid_fraction"):
             kind = fractions
         values[field.name] = draw(kind)
+    if draw(st.booleans()):
+        values |= {"replicas": 1, "local_steps": 0}
+    else:
+        values["replicas"] += 1
+        values["local_steps"] = draw(st.integers(1, 1000))
+        for key in ("max_iters", "eval_interval", "sample_interval", "checkpoint_interval"):
+            values[key] *= values["local_steps"]
     if values["init"] == "unit":
         values["head"] = "untied"  # the one that it is for
     return Config(**values)
@@ -63,6 +70,20 @@ def test_every_field_survives_every_format(suffix, c):
 def test_recipes_survive_a_file(tmp_path, name):
     config.save(recipes.get(name), tmp_path / "c.toml")
     assert config.load(tmp_path / "c.toml") == recipes.get(name)
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"replicas": 2}, "replicas: 2 with local_steps 0"),
+        ({"local_steps": 10}, "replicas: 1 with local_steps 10"),
+        ({"replicas": 2, "local_steps": 7}, "divides max_iters, 1000"),
+        ({"replicas": 2, "local_steps": 10, "eval_interval": 15}, "divides eval_interval, 15"),
+    ],
+)
+def test_replicas_have_to_meet_where_the_run_is_judged(given, told):
+    with pytest.raises(UsageError, match=told):
+        Config(**given)
 
 
 def test_a_file_may_give_some_fields_only(tmp_path):

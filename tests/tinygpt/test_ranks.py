@@ -138,6 +138,42 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(recipe, tmp_path):
 
 @needs_mpi
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_replicas_that_meet_now_and_then_have_their_own_bits(recipe, tmp_path, optimizer):
+    intervals = ("eval_interval", "sample_interval", "checkpoint_interval", "local_steps")
+    settings = {**dict.fromkeys(intervals, 4), "replicas": 2, "schedule": "constant"}
+    new = ["--config", str(recipe), "--set", f"optimizer={optimizer}"]
+    new += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    for name, runs in [
+        ("whole", [(*new, "--max-iters", "12")]),
+        ("parts", [(*new, "--max-iters", "4"), ("--resume", "--max-iters", "12")]),
+    ]:
+        for options in runs:
+            status, said = run(2, tmp_path / name, *options)
+            assert status == 0 and "they meet every 4 steps" in said, said
+    assert len({(tmp_path / name / "model.npz").read_bytes() for name in ("whole", "parts")}) == 1
+    status, said = run(2, tmp_path / "exact", *new, "--set", "local_steps=0", "--set", "replicas=1")
+    assert status == 0, said
+    exact, local = (checkpoint.load(tmp_path / n / "model.npz").params for n in ("exact", "whole"))
+    assert any((exact[name] != local[name]).any() for name in exact)
+    for n in (0, 3):
+        status, said = run(n, tmp_path / "whole", "--resume", "--max-iters", "16")
+        assert status == 2 and f"expected as many ranks, 2, got {n or 1}" in said
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_ranks_begin_from_a_model_with_the_bits_of_one_process(recipe, tmp_path):
+    assert run(0, tmp_path / "old", "--config", str(recipe))[0] == 0
+    for n in (0, 3):
+        options = ("--from", str(tmp_path / "old"), "--max-iters", "6")
+        status, said = run(n, tmp_path / f"new{n}", *options)
+        assert status == 0, said
+    assert len({(tmp_path / f"new{n}" / "model.npz").read_bytes() for n in (0, 3)}) == 1
+
+
+@needs_mpi
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_ends_the_run(recipe, tmp_path, rank):
     process = start(
@@ -188,6 +224,23 @@ def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
     status, said = run(2, tmp_path / "file", "--config", str(recipe))
     assert status == 1, said
     assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_rank_that_is_alive_but_stuck_ends_the_run(recipe, tmp_path):
+    (tmp_path / "wrong.py").write_text(
+        "from tinygpt.training import ranks; ranks.STALL = 2\n"
+        + WRONG.format(what="import time; time.sleep(1000)"),
+        encoding="utf-8",
+    )
+    options = ["--config", str(recipe), "--out", str(tmp_path / "run"), "--patience", "6"]
+    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), "train"]
+    said = tmp_path / "said"
+    status, words = ended(launch([*command, *options], said, PYTHONPATH=str(ROOT)), said)
+    assert status == 1, words
+    (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
+    assert "rank 2 (" in line and "is alive, but" in line and "the last good checkpoint" in line
 
 
 # A command whose last rank does something wrong at step 5.

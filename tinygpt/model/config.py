@@ -57,6 +57,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # from, to
     "batch_size": (1, _COUNT),
     "accumulation": (1, _COUNT),
     "shard_tokens": (1, 1 << 30),
+    "replicas": (1, 1 << 20),
+    "local_steps": (0, 1 << 40),
     "eval_interval": (0, 1 << 40),
     "eval_batches": (1, 1 << 40),
     "sample_interval": (0, 1 << 40),
@@ -124,6 +126,8 @@ class Config:
     batch_size: int = 32
     accumulation: int = 1
     shard_tokens: int = 512
+    replicas: int = 1
+    local_steps: int = 0
 
     # data
     data: str = "stories"
@@ -221,6 +225,9 @@ MEANING = {
     "batch_size": "sequences that are drawn at a time",
     "accumulation": "batches that one step adds up",
     "shard_tokens": "tokens that one thread takes at a time",
+    "replicas": "with local steps: models trained side by side, one on each rank",
+    "local_steps": "updates between two meetings of the replicas (DiLoCo); 0: every gradient is "
+    "the sum of all ranks'",
     "data": "'stories', a text, or a prepared folder",
     "valid_fraction": "share of the text that is held out",
     "max_documents": "the first; 0: all (of the embedded stories 20,000)",
@@ -335,6 +342,17 @@ def _check_fields(c: Config) -> None:
 
 def _check_shapes(c: Config) -> None:
     """What must hold of several fields together."""
+    for key in ("max_iters", "eval_interval", "sample_interval", "checkpoint_interval"):
+        if c.local_steps and getattr(c, key) % c.local_steps:
+            raise UsageError(
+                f"local_steps: expected a number that divides {key}, {getattr(c, key)}, as the "
+                f"replicas have one model then only; got {c.local_steps}"
+            )
+    if (c.replicas > 1) != (c.local_steps > 0):
+        raise UsageError(
+            f"replicas: {c.replicas} with local_steps {c.local_steps}; local steps need at least "
+            "two replicas, and replicas need local steps"
+        )
     if c.d_model % c.n_head:
         raise UsageError(f"d_model: {c.d_model} is not a multiple of n_head, {c.n_head}")
     if c.n_head % c.kv_heads:

@@ -23,6 +23,7 @@ import numpy as np
 
 import minitensor as mt
 from minitensor.files import sweep
+from minitensor.parallel import part
 from tinygpt import Error, UsageError
 from tinygpt.data import streams
 from tinygpt.data.streams import Dataset
@@ -176,6 +177,24 @@ def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int
         return follow(trainer, done["step"], bool(done["shown"]))
 
 
+def check_replicas(c: Config, world: World | None) -> None:
+    """Raise UsageError unless there are as many ranks as replicas, and work for each."""
+    size, shards = (
+        world.size if world else 1,
+        len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context)),
+    )
+    if c.local_steps and size != c.replicas:
+        raise UsageError(
+            f"replicas: expected as many ranks, {c.replicas}, got {size}; start the run with "
+            f"mpiexec -n {c.replicas}"
+        )
+    if c.local_steps and not part(shards, size - 1, size):
+        raise UsageError(
+            f"replicas: a step has {shards} shards, of which {size} replicas do not all get one; "
+            "a larger batch_size, or smaller shard_tokens, gives more"
+        )
+
+
 def compare_start(trainer: Trainer, world: World) -> None:
     """Raise Error unless all ranks begin with the same data and weights."""
     world.compare({f"{trainer.config.data} (its SHA-256)": trainer.dataset.sha256})
@@ -194,6 +213,7 @@ def perform(
     `callback` is given each record of the log; if it answers True or "stop", the run stops.
     """
     saved, out = job.saved, job.out
+    check_replicas(job.config, world)
     if world:
         world.kept = lambda: kept(out)
         world.share((job.config, out, saved))
@@ -222,7 +242,7 @@ def perform(
             if world:
                 c = trainer.config
                 shards = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
-                for line in world.plan(shards):
+                for line in world.plan(shards, c.local_steps):
                     tell(line)
             return finetune.watched(run, job.check) if run.origin else run.loop()
         finally:

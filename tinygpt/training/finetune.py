@@ -59,8 +59,9 @@ TOLD = ("recipe", "imported", "step", "seed", "data_sha256", "tokenizer_sha256")
 FREE = {
     "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule",
     "max_iters", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size",
-    "accumulation", "shard_tokens", "data", "valid_fraction", "max_documents", "eval_interval",
-    "eval_batches", "sample_interval", "checkpoint_interval", "log_interval", "seed",
+    "accumulation", "shard_tokens", "replicas", "local_steps", "data", "valid_fraction",
+    "max_documents", "eval_interval", "eval_batches", "sample_interval", "checkpoint_interval",
+    "log_interval", "seed",
 }  # fmt: skip
 
 
@@ -104,6 +105,8 @@ def configuration(saved: Saved, changes: Mapping[str, Any]) -> Config:
         "warmup_copy": 0,  # random tokens would undo what it knows
         "batch_size": max(1, min(c.batch_size, STEP_TOKENS // context)),
         "accumulation": 1,
+        "replicas": 1,
+        "local_steps": 0,
     }
     if "data" in changes:  # not the stories, whose share was chosen for their number
         settings |= {"valid_fraction": 0.1, "max_documents": 0}

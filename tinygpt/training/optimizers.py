@@ -9,11 +9,13 @@ import numpy as np
 import minitensor as mt
 from bpe.untrusted import shown
 from minitensor import optim
+from minitensor.parallel import Ranks, sum_of_ranks
 from tinygpt import Error
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.config import Config
 
 Array = np.ndarray
+OUTER_LR, OUTER_MOMENTUM = 0.7, 0.9
 MUON = 10.0  # the matrices that Muon takes learn at this times the rate of AdamW's tensors
 
 
@@ -35,11 +37,15 @@ def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
         },
         {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    adamw = optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
-    if not muon:
-        return adamw
-    group = {"params": muon, "lr_scale": MUON}
-    return Together(optim.Muon([group], lr=c.lr, weight_decay=c.weight_decay / MUON), adamw)
+    parts: list[optim.Optimizer] = [
+        optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    ]
+    if muon:
+        group = {"params": muon, "lr_scale": MUON}
+        parts.insert(0, optim.Muon([group], lr=c.lr, weight_decay=c.weight_decay / MUON))
+    if c.local_steps:
+        return WithOuter(*parts)
+    return Together(*parts) if muon else parts[0]
 
 
 class Together:
@@ -63,6 +69,47 @@ class Together:
         """Go on from a `state_dict`."""
         for part, state in zip(self.parts, saved["parts"], strict=True):
             part.load_state_dict(state)
+
+
+class WithOuter(Together):
+    """The optimiser of the local steps, and one that moves the weights between them: Nesterov's
+    momentum on the way that the replicas went on average (DiLoCo: Douillard et al., 2023,
+    arXiv:2311.08105, whose rate and momentum these are)."""
+
+    def __init__(self, *parts: optim.Optimizer):
+        inner = Together(*parts)
+        self.local = [p for group in inner.param_groups for p in group["params"]]
+        self.outer = optim.SGD(self.local, lr=OUTER_LR, momentum=OUTER_MOMENTUM, nesterov=True)
+        super().__init__(*parts, self.outer)
+        self.param_groups = inner.param_groups  # whose rate the schedule sets
+
+    def step(self, grads: list[Array], *, scale: float, workers: Any) -> None:
+        """One local update."""
+        for part in self.parts[:-1]:
+            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters) :]
+            part.step(mine, scale=scale, workers=workers)
+
+    def moments(self) -> list[Array]:
+        """The arrays in which the local steps remember what was."""
+        states = [state for part in self.parts[:-1] for state in part.state]
+        return [v for state in states for v in state.values() if isinstance(v, np.ndarray)]
+
+    def meet(self, start: list[Array], ranks: Ranks, workers: Any) -> None:
+        """The step between local ones, on all ranks: `start` are the weights before them.
+
+        The momenta of the local steps are replaced by their means, so that nothing tells the
+        replicas apart. (The paper leaves each its own, to send less.)
+        """
+        moments = self.moments()
+        sums = sum_of_ranks([a.copy() for a in (*(p.data for p in self.local), *moments)], ranks)
+        means = [np.divide(a, ranks.size, out=a) for a in sums]
+        for moment, mean in zip(moments, means[len(start) :], strict=True):
+            moment[...] = mean
+        with mt.no_grad():
+            for p, before in zip(self.local, start, strict=True):
+                p[...] = before
+        way = [before - mean for before, mean in zip(start, means, strict=False)]
+        self.outer.step(way, workers=workers)
 
 
 def pack_optimizer(optimizer: Any) -> tuple[dict[str, Array], Any]:

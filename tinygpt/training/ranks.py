@@ -5,8 +5,8 @@ weights, each on its own part of the shards, and every sum has the order that it
 (`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
-own, with the number of steps whose shards it has computed: whoever is not heard of for `patience`
-seconds, or stays behind the others for `STALL` times as long, is named, and MPI ends all processes.
+own, with the number of places at which it had to wait for others: whoever is not heard of for
+`patience` seconds, or stays behind for `STALL` times as long, is named, and MPI ends all processes.
 An error on one rank ends all. The weights are compared before every checkpoint.
 
 MPI is imported by `world`, and by nobody else.
@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import hashlib
 import os
+import pickle
 import platform
 import signal
 import socket
@@ -64,7 +65,7 @@ class World:
         self._errors = sys.stderr
         here = (socket.gethostname(), os.getpid(), _processors())
         self._where = self._comm.allgather(here)
-        self.steps = 0  # whose shards this rank has computed
+        self.reached = 0  # how many times this rank came to where it waits for others
         self._leaving = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="signs of life", daemon=True)
         self._watch.start()
@@ -94,7 +95,7 @@ class World:
 
     def worked(self) -> None:
         """Take note that this rank has computed its shards of a step."""
-        self.steps += 1
+        self.reached += 1
 
     def _done(self, requests: list[Any]) -> Callable[[], bool]:
         return partial(self._mpi.Request.Testall, requests)
@@ -107,28 +108,49 @@ class World:
     def most(self, number: int) -> int:
         """The largest of the ranks' numbers."""
         mine, largest = np.array([number]), np.zeros(1, np.int64)
-        self._wait([self._comm.Iallreduce(mine, largest, op=self._mpi.MAX)])
+        self._together(self._comm.Iallreduce(mine, largest, op=self._mpi.MAX))
         return int(largest[0])
 
     def share(self, thing: Any) -> Any:
         """What rank 0 gives, on every rank."""
-        self.meet()
-        return self._comm.bcast(thing)
+        data = np.frombuffer(bytearray(pickle.dumps(thing)), np.uint8)
+        size = np.array([data.size])
+        self._together(self._comm.Ibcast(size, root=0))
+        if self.rank:
+            data = np.empty(size, np.uint8)
+        self._together(self._comm.Ibcast(data, root=0))
+        return pickle.loads(data.data)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """The ranks' lists one after the other, on every rank."""
-        self.meet()
-        return [thing for theirs in self._comm.allgather(mine) for thing in theirs]
+        return [thing for theirs in self._gather(mine) for thing in theirs]
+
+    def _gather(self, thing: Any) -> list[Any]:
+        """What each rank gives. Not by MPI's own `allgather`: who waits in that keeps the thread
+        that gives signs of life from its work."""
+        data = np.frombuffer(pickle.dumps(thing), np.uint8)
+        sizes = np.empty(self.size, np.int64)
+        self._together(self._comm.Iallgather(np.array([data.size]), sizes))
+        mine = np.zeros(sizes.max(), np.uint8)
+        mine[: data.size] = data
+        every = np.empty((self.size, mine.size), np.uint8)
+        self._together(self._comm.Iallgather(mine, every))
+        return [pickle.loads(row[:n].data) for row, n in zip(every, sizes, strict=True)]
+
+    def _together(self, request: Any) -> None:
+        """Wait for what all ranks have to call."""
+        self.reached += 1
+        self._wait([request])
 
     def meet(self) -> None:
         """Wait until every rank is here."""
-        self._wait([self._comm.Ibarrier()])
+        self._together(self._comm.Ibarrier())
 
     def compare_weights(self, step: int, weights: Sequence[Array]) -> None:
         """Raise Error, on every rank, naming those whose weights are not those of the others."""
         mine = np.frombuffer(weights_hash(weights), np.uint8)
         every = np.empty((self.size, len(mine)), np.uint8)
-        self._wait([self._comm.Iallgather(mine, every)])
+        self._together(self._comm.Iallgather(mine, every))
         odd = strangers([row.tobytes() for row in every])
         if odd:
             names = " and ".join(map(self.name, odd))
@@ -139,8 +161,7 @@ class World:
 
     def compare(self, facts: dict[str, str]) -> None:
         """Raise Error, on every rank, at the first fact that a rank does not share with rank 0."""
-        self.meet()
-        first, *others = self._comm.allgather(facts)
+        first, *others = self._gather(facts)
         for rank, theirs in enumerate(others, 1):
             for what, value in first.items():
                 if theirs[what] != value:
@@ -169,7 +190,7 @@ class World:
         if not self.rank:
             self.meet()
 
-    def plan(self, shards: int) -> list[str]:
+    def plan(self, shards: int, local_steps: int = 0) -> list[str]:
         """Who works on what, for a run's first lines."""
         names = ", ".join(map(self.name, range(self.size)))
         busy = sum(bool(part(shards, rank, self.size)) for rank in range(self.size))
@@ -178,7 +199,13 @@ class World:
             f"{self.size} ranks: {names}",
             f"a step has {shards} shards, at most {len(part(shards, 0, self.size))} a rank{idle}",
         ]
-        if not self.exact:
+        if local_steps:
+            lines.append(
+                f"local steps: each rank trains a model of its own on its shards, and they meet "
+                f"every {local_steps} steps; the bits are those of {self.size} ranks, and of no "
+                "other number"
+            )
+        elif not self.exact:
             lines.append(
                 "--reduce fast: MPI adds up the gradients in an order of its own: the bits are not "
                 "those of one process, and may be others with another number of ranks"
@@ -209,25 +236,25 @@ class World:
     def _keep_watch(self) -> None:
         """Send signs of life and look for them: all to rank 0, and rank 0 to all.
 
-        A sign is the number of steps that a rank has computed; a last one of `LEFT` says that it
-        leaves. Who was stopped himself, as when the machine slept or the whole job was suspended,
-        begins to count anew.
+        A sign is what the rank has `reached`; a last one of `LEFT` says that it leaves. Who was
+        stopped himself, as when the machine slept or the whole job was suspended, begins to count
+        anew.
         """
         others = [0] if self.rank else list(range(1, self.size))
-        late = 2 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
+        late = 5 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
         inbox = {rank: np.zeros(1, np.int64) for rank in others}
         awaited = {rank: self._life.Irecv(inbox[rank], source=rank) for rank in others}
         sent: dict[int, tuple[Any, Array]] = {}
         looked = time.monotonic()
         heard, moved, left = dict.fromkeys(others, looked), looked, set[int]()
-        steps = dict.fromkeys(others, 0)
+        reached = dict.fromkeys(others, 0)
         while len(left) < len(others) or any(not request.Test() for request, _ in sent.values()):
             leaving = self._leaving.wait(BEAT)
             if leaving:
                 time.sleep(SPIN)
             now = time.monotonic()
             stopped, looked = now - looked > self.patience / 2, now
-            before = dict(steps)
+            before = dict(reached)
             for rank in others:
                 if rank in left:
                     continue
@@ -238,18 +265,19 @@ class World:
                     if inbox[rank][0] == LEFT:
                         left.add(rank)
                     else:
-                        steps[rank] = int(inbox[rank][0])
+                        reached[rank] = int(inbox[rank][0])
                         awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
                 if now - heard[rank] > self.patience + late:
                     self._lost(rank, f"has given no sign of life for {self.patience:.0f} s")
-            slowest = min(others, key=lambda rank: steps[rank])
-            if stopped or steps != before or steps[slowest] >= max(self.steps, *steps.values()):
+            slowest = min(others, key=lambda rank: reached[rank])
+            behind = reached[slowest] < max(self.reached, *reached.values())
+            if stopped or reached != before or not behind:
                 moved = now
             if now - moved > STALL * self.patience + late and not left:
                 self._lost(
                     slowest,
-                    f"is alive, but has not finished its part of a step for "
-                    f"{STALL * self.patience:.0f} s, and the others have theirs",
+                    f"is alive, but does not come to where others have waited for it for "
+                    f"{STALL * self.patience:.0f} s",
                 )
             self._beat(others, sent, leaving)
 
@@ -258,7 +286,7 @@ class World:
         for rank in others:
             request, sign = sent.get(rank, (None, None))
             if (sign is None or sign[0] != LEFT) and (request is None or request.Test()):
-                sign = np.array([LEFT if leaving else self.steps], np.int64)
+                sign = np.array([LEFT if leaving else self.reached], np.int64)
                 sent[rank] = self._life.Isend(sign, dest=rank), sign
 
     def _lost(self, rank: int, what: str) -> NoReturn:

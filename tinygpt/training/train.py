@@ -12,7 +12,8 @@ text to train on) · log.jsonl · samples.txt · model.npz (last) · best.npz (l
 checkpoint.npz (with which a run goes on) and its predecessor. A line of log.jsonl is one of
 
     {"event": "start" | "resume", "step", "recipe", "parameters", "threads", "machine"}
-                                          and on several ranks "ranks", "reduce"
+                                          and on several ranks "ranks", "reduce"; "loss" below
+                                          is rank 0's own if this is "local"
     {"step", "copy_loss", "lr", "grad_norm", "tokens", "seconds"}     the same before step 0
     {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}          loss before update `step`
     {"step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds"}
@@ -78,6 +79,7 @@ class Trainer:
         used = {name: i for i, name in enumerate(names.values())}  # and this way from the model's
         self.places = [used[name] for name, _ in self.named]
         self.before_update: Callable[[], None] = lambda: None
+        self.start: list[Array] = []  # with local steps: the weights when the replicas last met
 
     def restore(self, saved: Saved) -> None:
         """Take over the weights and the optimiser's state of a checkpoint."""
@@ -108,6 +110,10 @@ class Trainer:
 
         return cut(begin, c.shard_tokens // c.context), read, c.tokens_per_step
 
+    def local(self, step: int) -> bool:
+        """Whether each replica makes this update alone; they learn to copy together."""
+        return self.config.local_steps > 0 and step >= 0
+
     def gradients(self, step: int, trial: bool = False) -> tuple[float, list[Array]]:
         """Mean loss over the tokens of a step, and its gradients in the order of `named`.
 
@@ -117,10 +123,15 @@ class Trainer:
         if not model.training:
             model.train()
         shards, read, tokens = self.batch(step)
+        ranks, first = None if trial else self.ranks, 0
+        if ranks and self.local(step):  # a replica does its own part alone
+            mine = part(len(shards), ranks.rank, ranks.size)
+            shards, ranks, first = [shards[i] for i in mine], None, mine.start
+            tokens = sum(map(len, shards)) * c.context
 
         def loss(shard: Array, index: int, *derived: mt.Tensor) -> mt.Tensor:
             ids, targets = read(shard)
-            key = mt.fold(c.seed, step, index)
+            key = mt.fold(c.seed, step, first + index)
             head = derived[0] if derived else None
             return model.loss(ids, targets, key, head) * (1 / tokens)
 
@@ -131,7 +142,7 @@ class Trainer:
             shards[:1] if trial else shards,
             workers=self.workers,
             derive=derive,
-            ranks=None if trial else self.ranks,
+            ranks=ranks,
         )
         return float(value), [grads[i] for i in self.places]
 
@@ -158,11 +169,15 @@ class Trainer:
         if due(step, c.checkpoint_interval):
             self.compare_ranks(step)
         self.before_update()
+        if self.local(step) and step % c.local_steps == 0:
+            self.start = [p.data.copy() for p in self.parameters]
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
         scale = min(1.0, c.grad_clip / (norm + 1e-6)) if c.grad_clip else 1.0
         with np.errstate(all="ignore"):  # what overflows is found before it is saved
             self.optimizer.step(grads, scale=scale, workers=self.workers)
+            if self.local(step) and (step + 1) % c.local_steps == 0:
+                self.optimizer.meet(self.start, self.ranks, self.workers)
         return loss, norm
 
     def compare_ranks(self, step: int) -> None:
@@ -174,11 +189,15 @@ class Trainer:
         """What the log says of the ranks when a run starts or goes on."""
         if not self.ranks:
             return {}
-        return {"ranks": self.ranks.size, "reduce": "exact" if self.ranks.exact else "fast"}
+        way = "local" if self.config.local_steps else "exact" if self.ranks.exact else "fast"
+        return {"ranks": self.ranks.size, "reduce": way}
 
-    def stopping(self, received: list[int]) -> int:
-        """The signal that ends the run, 0 if there is none: all ranks have to stop together."""
+    def stopping(self, step: int, received: list[int]) -> int:
+        """The signal that ends the run before this step, 0 if there is none: all ranks have to stop
+        together, and replicas where they have met."""
         number = received[0] if received else 0
+        if self.local(step) and step % self.config.local_steps:
+            return 0
         return self.ranks.most(number) if self.ranks else number
 
     def _not_finite(self, step: int, loss: float, grads: list[Array], what: str) -> str:
@@ -453,7 +472,7 @@ class Run:
                         f"here: about {duration((last - self.step) * times.median())} to go; "
                         f"memory in use {peak_memory()}"
                     )
-                by = self.trainer.stopping(received)
+                by = self.trainer.stopping(self.step, received)
                 if self.step < c.max_iters and (by or self.stopping):
                     return by
         return None
@@ -573,7 +592,7 @@ def follow(trainer: Trainer, step: int, shown: bool) -> int:
                 trainer.validate()
             trainer.step(step)
             step, shown = step + 1, False
-            by = trainer.stopping(received)
+            by = trainer.stopping(step, received)
             if by and step < trainer.config.max_iters:
                 break
         else:

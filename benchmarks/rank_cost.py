@@ -1,0 +1,267 @@
+"""What ranks cost: a step predicted from its parts and measured, over memory and shaped networks.
+
+    python benchmarks/rank_cost.py turns [RECIPE ...]        2 ranks of a thread, 1 of 2, in turn
+    python benchmarks/rank_cost.py net RATE N [RECIPE ...]   RATE: memory, 1gbit, 10gbit, …
+    python benchmarks/rank_cost.py table RATE LATENCY FILE   for 8 to 256 ranks, from lines of `net`
+
+With a RATE each rank has a network namespace of its own, joined by a bridge and shaped with tc
+(this needs root and iproute2), and MPICH is told to use TCP. A line of JSON has, in seconds,
+
+    alone    a step of a rank's own shards, and the update, without any exchange
+    step     the same with it, in turn with `alone`
+    late     `step` with everything in one bucket, which no backward hides
+    one      the time that a bucket takes from rank to rank and back, halved: latency and all
+    stream   the time of a bucket when many follow each other
+    predicted  what `model` makes of these but `step` and `late`
+
+Needs `pip install 'tinygpt[mpi]'` and Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minitensor as mt
+from minitensor import parallel
+from tinygpt.model import recipes
+from tinygpt.model.config import Config
+from tinygpt.training import bench, ranks
+from tinygpt.training.train import Trainer, cut
+
+CHANGES = {"neo-41m": {"accumulation": 1, "batch_size": 4}}  # a step of seconds
+RECIPES = ("pinv-0.8m", "mini-3m", "neo-41m")
+BACKWARD = 2 / 3  # of a shard's time: twice as many products as in the forward
+BRIDGE = "rankcost"
+
+
+def model(m: dict[str, Any], n: int) -> float:
+    """Seconds of a step of n ranks, from what was measured of its parts.
+
+    The sum of rank 0 takes ⌈log₂ n⌉ others into it, one after the other through one link, while
+    what is complete goes out again through the other direction, as often; the last bucket has the
+    way up and down to itself. As long as the last shard's backward takes is hidden.
+    """
+    levels = math.ceil(math.log2(n))
+    work = m["alone"] - m["update"]
+    shards = math.ceil(math.ceil(m["shards"] / n) / m["threads"])
+    compute = work * shards / m["shards_alone"]
+    buckets = m["bytes"] / m["bucket"]
+    exchange = levels * buckets * m["stream"] + 2 * levels * m["one"]
+    hidden = BACKWARD * compute / shards
+    return compute + max(exchange - hidden, 2 * levels * m["one"]) + m["update"]
+
+
+# --------------------------------------------------------------------------------------- a process
+
+
+def chosen(recipe: str) -> Config:
+    """A recipe, with a step that does not take minutes."""
+    return recipes.get(recipe).replace(**CHANGES.get(recipe, {}))
+
+
+def seconds(work: Callable[[], Any], meet: Callable[[], Any] = lambda: None) -> float:
+    """How long it takes, once all are here."""
+    meet()
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def transport(world: ranks.World) -> tuple[float, float]:
+    """Seconds of a bucket between two ranks: to and fro and halved, and in a row of 32."""
+    array, many, tag = np.zeros(parallel.BUCKET, np.float32), 32, 9000
+
+    def to_and_fro() -> None:
+        if world.rank == 0:
+            world.send([array], 1, tag)
+            parallel.wait(world.receive([array], 1, tag))
+        elif world.rank == 1:
+            parallel.wait(world.receive([array], 0, tag))
+            world.send([array], 0, tag)
+        world.settle()
+
+    def row() -> None:
+        if world.rank == 1:
+            for _ in range(many):
+                world.send([array], 0, tag)
+            world.settle()
+        elif world.rank == 0:
+            for letter in [world.receive([np.empty_like(array)], 1, tag) for _ in range(many)]:
+                parallel.wait(letter)
+
+    one = statistics.median(seconds(to_and_fro, world.meet) / 2 for _ in range(9))
+    return one, statistics.median(seconds(row, world.meet) / many for _ in range(5))
+
+
+def work(recipe: str, threads: int, limit: float) -> None:
+    """Steps as a rank, or alone, for about `limit` seconds."""
+    c = chosen(recipe)
+    with ranks.world() as world, mt.Workers(threads) as workers:
+        whole = Trainer(c, bench.random_dataset(c), workers, world)
+        if world is None:
+            times, begin = [], time.perf_counter()
+            while time.perf_counter() - begin < limit or len(times) < 4:
+                times.append(seconds(lambda: whole.step(len(times))))
+            print(json.dumps({"recipe": recipe, "step": statistics.median(times[1:])}))
+            return
+        never = {"eval_interval": 0, "sample_interval": 0, "checkpoint_interval": 0}
+        forever = {"max_iters": 1 << 40, "local_steps": 1 << 40, "replicas": world.size}
+        apart = Trainer(c.replace(**never, **forever), whole.dataset, workers, world)
+        kinds: dict[str, list[float]] = {"alone": [], "step": [], "late": [], "update": []}
+        bucket, number, begin = parallel.BUCKET, 0, time.perf_counter()
+        going = True
+        while going:
+            number += 1
+            grads = [np.zeros_like(p.data) for p in whole.parameters]
+            kinds["alone"].append(seconds(partial(apart.step, number), world.meet))
+            kinds["step"].append(seconds(partial(whole.step, number), world.meet))
+            parallel.BUCKET = 1 << 60
+            kinds["late"].append(seconds(partial(whole.step, number), world.meet))
+            parallel.BUCKET = bucket
+            update = partial(whole.optimizer.step, grads, scale=1.0, workers=workers)
+            kinds["update"].append(seconds(update, world.meet))
+            going = bool(world.most(int(time.perf_counter() - begin < limit or number < 4)))
+        one, stream = transport(world)
+        shards = len(cut(np.empty(c.sequences_per_step), c))
+        mine = len(parallel.part(shards, 0, world.size))
+        if world.rank == 0:
+            sent = sum(p.data.nbytes for p in whole.parameters)
+            sent += whole.model.embedding.weight.data.nbytes * (c.head == "pinv")
+            m = {name: statistics.median(values[1:]) for name, values in kinds.items()}
+            m |= {"recipe": recipe, "ranks": world.size, "threads": threads, "shards": shards}
+            m |= {"one": one, "stream": stream, "bytes": sent, "bucket": 4 * bucket}
+            m["shards_alone"] = math.ceil(mine / threads)
+            m["predicted"] = model(m, world.size)
+            print(json.dumps(m), flush=True)
+
+
+# -------------------------------------------------------------------------------------- the driver
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve()), *map(str, arguments)]
+
+
+def launch(words: list[str], **environment: str) -> dict[str, Any]:
+    """The line of JSON that a command prints."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        words,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def network(n: int, rate: str) -> Iterator[list[list[str]]]:
+    """The beginnings of commands that run in namespaces of their own, joined at this rate."""
+
+    def ip(words: str, check: bool = True) -> None:
+        subprocess.run(["ip", *words.split()], check=check, stderr=subprocess.DEVNULL)
+
+    names = [f"{BRIDGE}{i}" for i in range(n)]
+    try:
+        ip(f"link add {BRIDGE} type bridge")
+        ip(f"link set {BRIDGE} up")
+        for i, name in enumerate(names):
+            ip(f"netns add {name}")
+            ip(f"link add {name} type veth peer name eth0 netns {name}")
+            ip(f"link set {name} master {BRIDGE} up")
+            ip(f"-n {name} addr add 10.77.0.{i + 1}/24 dev eth0")
+            ip(f"-n {name} link set eth0 up")
+            ip(f"-n {name} link set lo up")
+            for where in ([], ["-n", name]):
+                device = "eth0" if where else name
+                shape = f"qdisc add dev {device} root tbf rate {rate} burst 256kb latency 50ms"
+                subprocess.run(["tc", *where, *shape.split()], check=True)
+        yield [["ip", "netns", "exec", name] for name in names]
+    finally:
+        for name in names:
+            ip(f"netns del {name}", check=False)
+        ip(f"link del {BRIDGE}", check=False)
+
+
+def on_network(rate: str, n: int, recipe: str, limit: float) -> dict[str, Any]:
+    """`work` on n ranks."""
+    mine = command("work", recipe, 1, limit)
+    if rate == "memory":
+        return launch(["mpiexec", "-n", str(n), *mine])
+    tcp = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0", "MPIR_CVAR_NOLOCAL": "1"}
+    with network(n, rate) as places:
+        words = ["mpiexec"]
+        for place in places:
+            words += ["-n", "1", *place, *mine, ":"]
+        return launch(words[:-1], **tcp)
+
+
+def turns(recipe: str, limit: float) -> dict[str, Any]:
+    """Two ranks of one thread and one process of two, in turn."""
+    times: dict[str, list[float]] = {"ranks": [], "threads": []}
+    for _ in range(3):
+        times["threads"].append(launch(command("work", recipe, 2, limit))["step"])
+        both = launch(["mpiexec", "-n", "2", *command("work", recipe, 1, 3 * limit)])
+        times["ranks"].append(both["step"])
+    ratios = [a / b for a, b in zip(times["ranks"], times["threads"], strict=True)]
+    return {"recipe": recipe, **times, "ratio": statistics.median(ratios)}
+
+
+def table(rate: float, latency: float, lines: list[str]) -> str:
+    """What `model` says for 8 to 256 ranks, and where the exchange takes half of a step."""
+    rows = ["| recipe | bytes | 1 | 8 | 16 | 32 | 64 | 128 | 256 |", "|---" * 9 + "|"]
+    for line in lines:
+        m = json.loads(line)
+        one = m["bucket"] / rate + latency
+        m |= {"one": one, "stream": m["bucket"] / rate}
+        alone = (m["alone"] - m["update"]) * m["shards"] / m["shards_alone"] + m["update"]
+        cells = []
+        for n in (8, 16, 32, 64, 128, 256):
+            cells.append(f"{alone / model(m, n):.1f}")
+        rows.append(
+            f"| `{m['recipe']}` | {m['bytes'] / 1e6:.1f} MB | {alone * 1e3:,.0f} ms | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["turns", "net", "table", "work"])
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    args = parser.parse_args()
+    given = args.arguments
+    if args.what == "work":
+        work(given[0], int(given[1]), float(given[2]))
+    elif args.what == "table":
+        print(table(float(given[0]), float(given[1]), Path(given[2]).read_text().splitlines()))
+    elif args.what == "turns":
+        for recipe in given or RECIPES:
+            print(json.dumps(turns(recipe, args.seconds)), flush=True)
+    else:
+        for recipe in given[2:] or RECIPES:
+            m = on_network(given[0], int(given[1]), recipe, args.seconds)
+            m |= {"rate": given[0], "error": m["predicted"] / m["step"] - 1}
+            print(json.dumps(m), flush=True)
+
+
+if __name__ == "__main__":
+    main()
