@@ -17,10 +17,10 @@ import numpy as np
 
 import minitensor as mt
 from tinygpt.formats import box, checkpoint
-from tinygpt.model import sample
+from tinygpt.model import drawing, sample
 from tinygpt.model.decode import Decoder
 
-CHOICE = sample.Choice(temperature=0.8, top_k=200, top_p=1.0)
+CHOICE = drawing.Choice(temperature=0.8, top_k=200, top_p=1.0)
 
 
 def begin_again(model, ids, u):
@@ -29,7 +29,7 @@ def begin_again(model, ids, u):
     with mt.no_grad():
         for x in u:
             logits = model(np.array([ids])).numpy()[0, -1]
-            ids.append(sample.draw(sample.probabilities(logits, *CHOICE), x))
+            ids.append(drawing.draw(drawing.probabilities(logits, *CHOICE), x))
     return ids
 
 
@@ -37,7 +37,7 @@ def one_by_one(decoder, ids, u):
     """Rungs 2 and 3: a cache; what came before is not computed again."""
     ids, new = list(ids), list(ids)
     for x in u:
-        new = sample.choose(decoder.feed([new]), *CHOICE, np.array([x]))
+        new = drawing.choose(decoder.feed([new]), *CHOICE, np.array([x]))
         ids += new
     return ids
 
@@ -59,7 +59,7 @@ def main():
     saved = checkpoint.load(options.model) if options.model else box.load()
     c, model, V = saved.config, saved.model(), saved.tokenizer.vocab_size
     ids = sample.prompt_ids(saved.tokenizer, "")
-    u = [sample.uniform(1, 0, n) for n in range(c.context - len(ids))]
+    u = [drawing.uniform(1, 0, n) for n in range(c.context - len(ids))]
 
     def numpy(work):
         os.environ["MINITENSOR_KERNELS"] = "numpy"

@@ -13,7 +13,7 @@ from workers import serve
 
 import minitensor as mt
 from tinygpt.formats import checkpoint
-from tinygpt.model import sample
+from tinygpt.model import drawing, sample
 from tinygpt.model.config import Config
 from tinygpt.model.decode import Decoder
 from tinygpt.training import bench
@@ -76,7 +76,7 @@ def prompt(model, tokens):
     def work():
         for _ in range(20):
             decoder.window[0] = []
-            sample.choose(decoder.feed([ids]), 0.8, 200, 1.0, u)
+            drawing.choose(decoder.feed([ids]), 0.8, 200, 1.0, u)
 
     work()
     serve(work)

@@ -1,7 +1,7 @@
 """The command ``tinygpt generate``: write text with a trained model.
 
-How a token is drawn is in model/sample.py. The text streams to standard output as it comes; several
-samples are separated by lines of three hyphens.
+How a token is drawn is in model/drawing.py. The text streams to standard output as it comes;
+several samples are separated by lines of three hyphens.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from tinygpt.model import recipes
 from tinygpt.model.compiled import no_guesses
 from tinygpt.model.config import Config
 from tinygpt.model.decode import Decoder
+from tinygpt.model.drawing import Choice, choose, draw, uniform, uniforms
 from tinygpt.model.guess import LIKELY, Memory
-from tinygpt.model.sample import Choice, choose, draw, generate_many, uniform, uniforms
+from tinygpt.model.sample import generate_many
 from tinygpt.model.transformer import GPT
 
 

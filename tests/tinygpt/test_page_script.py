@@ -16,7 +16,8 @@ from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection.page import page
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
-from tinygpt.model.sample import draw, generate, probabilities
+from tinygpt.model.drawing import draw, probabilities
+from tinygpt.model.sample import generate
 from tinygpt.model.transformer import GPT
 
 pytestmark = pytest.mark.skipif(

@@ -17,15 +17,8 @@ from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.config import Config
 from tinygpt.model.decode_kernels import choose as compiled_choose
-from tinygpt.model.sample import (
-    Choice,
-    choose,
-    draw,
-    generate,
-    generate_many,
-    probabilities,
-    sample_text,
-)
+from tinygpt.model.drawing import Choice, choose, draw, probabilities
+from tinygpt.model.sample import generate, generate_many, sample_text
 from tinygpt.model.transformer import GPT
 
 C = Config(

@@ -31,7 +31,7 @@ from tinygpt.model.transformer import fixed_positions, rotations
 
 if TYPE_CHECKING:
     from tinygpt.model.decode import Work
-    from tinygpt.model.sample import Choice
+    from tinygpt.model.drawing import Choice
 
 Array = np.ndarray
 LINE = 64  # bytes of a cache line

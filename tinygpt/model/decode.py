@@ -28,8 +28,8 @@ from minitensor import kernels
 from tinygpt import UsageError
 from tinygpt.machine import cores
 from tinygpt.model.config import Config
+from tinygpt.model.drawing import Choice, draw, probabilities
 from tinygpt.model.guess import ORDER, Memory
-from tinygpt.model.sample import Choice, draw, probabilities
 from tinygpt.model.transformer import GPT, Cache, kernels_know
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Decoder:
     ) -> list[list[int]]:
         """Append a token to each sequence and draw the next, len(u) times: (len(u), N) tokens.
 
-        In place of `feed` and `sample.choose`, for at most `room` times: in one compiled call, and
+        In place of `feed` and `drawing.choose`, for at most `room` times: in one compiled call, and
         with guesses, so that one pass may give several tokens.
         """
         work = [

@@ -1,7 +1,7 @@
 """The loops of the compiled decoder: the model's pass over rows of tokens, and the choice of the
 next ones.
 
-Twins: `GPT.hidden` with a cache, and `sample.draw`; `compiled.py` makes the arguments.
+Twins: `GPT.hidden` with a cache, and `drawing.draw`; `compiled.py` makes the arguments.
 One token is a walk through all weights, so they lie in one flat array in the order of their use: a
 matrix as panels of PANEL outputs, within a panel input by input. A product then holds its sums in
 registers and reads the weights as one stream. Every row's sums run in the same order whatever the
@@ -531,7 +531,7 @@ def edge_of(keys, weights, wanted):
 def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     """A token from the first V logits of row r, drawn with the uniform number u; -1 for NaN.
 
-    `choice` is a `sample.Choice`; z, keys and weights are scratch for V numbers, weights for whole
+    `choice` is a `drawing.Choice`; z, keys and weights are scratch for V numbers, weights for whole
     vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them, are left in
     likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
 
@@ -676,7 +676,7 @@ def decode(model, cache, rows, wanted):
 
 @jit
 def uniforms(key, sequences, begin, steps):
-    """`sample.uniform(seed, n, begin + i)` for each i < steps and n of `sequences` (N,), with the
+    """`drawing.uniform(seed, n, begin + i)` for each i < steps and n of `sequences` (N,), with the
     key `fold(seed)`: (steps, N)."""
     u = np.empty((steps, len(sequences)))
     for s in range(len(sequences)):

@@ -1,7 +1,7 @@
 """Guess the tokens to come, so that one pass over the weights can process several of them.
 
 A token is drawn by a random number u from 0 to 1: it is the one at which the running sum of the
-probabilities passes u (`sample.draw`). The number is known long before the probabilities are. What
+probabilities passes u (`drawing.draw`). The number is known long before the probabilities are. What
 the model thought when it last met the same few tokens is a good stand-in for what it will think
 now, so the guess is the token that u would have drawn then. That comes true more often than the
 likeliest token, since where the model wavers between two, the same number falls on the same side.

@@ -260,7 +260,7 @@ const Forward = (() => {
     };
   }
 
-  /** Probabilities with which tokens are drawn from `logits` (V), as tinygpt/model/sample.py has them:
+  /** Probabilities with which tokens are drawn from `logits` (V), as tinygpt/model/drawing.py has them:
       divided by the temperature (0: the likeliest alone), the `topK` likeliest (0: all), and of those
       the fewest that together have a probability of `topP`. */
   function probabilities(logits, temperature, topK, topP) {
