@@ -79,6 +79,7 @@ def test_what_was_found_is_told_now(bad_files, tmp_path, case):
     assert result == "refused", message
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(
     ("read", "finding"),
