@@ -21,6 +21,7 @@ from tinygpt.formats import checkpoint
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.training import folder, report, train
+from tinygpt.training.optimizers import MUON
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,7 +144,9 @@ def test_accumulation_gives_the_bits_of_one_large_batch(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"head": "tied", "dtype": "float64"}])
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "muon", "embedding_lr": 3.0}, {"head": "tied", "dtype": "float64"}]
+)
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, tiny, changes):
     config.save(tiny.replace(**changes), tmp_path / "c.json")
     run(tmp_path / "c.json", tmp_path / "whole")
@@ -590,6 +593,20 @@ def test_matrices_decay_and_vectors_do_not(tiny):
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     assert {p.ndim for p in groups[0]["params"]} == {2}
     assert {p.ndim for p in groups[1]["params"]} == {1}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_embedding_and_head_have_a_rate_of_their_own(tiny, optimizer):
+    c = tiny.replace(optimizer=optimizer, head="untied", embedding_lr=3.0, warmup=0, lr=1e-3)
+    with mt.Workers(1) as workers:
+        trainer = train.Trainer(c, streams.load(c), workers)
+        trainer.step(0)
+    rates = {id(p): g["lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    for name, p in trainer.named:
+        inner = 1e-3 * (MUON if optimizer == "muon" and p.ndim > 1 else 1)
+        outer = 3e-3 if p.ndim > 1 else 1e-3
+        rate = inner if name.startswith("blocks.") else outer
+        assert rates[id(p)] == pytest.approx(rate), name
 
 
 def test_profile_prints_where_the_time_goes(recipe, tmp_path, capsys):

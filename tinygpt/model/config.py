@@ -67,7 +67,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # from, to
     "max_documents": (0, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     **dict.fromkeys(
-        ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps"), (0, math.inf)
+        ("lr", "embedding_lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps"),
+        (0, math.inf),
     ),
 }
 TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a tokenizer's file
@@ -113,6 +114,7 @@ class Config:
     # optimisation
     optimizer: str = "adamw"
     lr: float = 1e-3
+    embedding_lr: float = 1.0
     min_lr: float = 0.0
     warmup: int = 100
     warmup_copy: int = 0
@@ -212,6 +214,7 @@ MEANING = {
     "reduced_from": "size of the BPE that 'reduced' is taken from",
     "optimizer": "adamw, or muon with adamw for what is no matrix",
     "lr": "learning rate after the warmup",
+    "embedding_lr": "times lr: that of embedding and head",
     "min_lr": "learning rate at the end",
     "warmup": "steps in which lr rises from 0",
     "warmup_copy": "steps before them, on random tokens that repeat",
@@ -328,7 +331,10 @@ def _check_fields(c: Config) -> None:
         if value > most:
             raise UsageError(f"{key}: expected at most {most:,}, got {shown(value)}")
     largest = FLOAT_RANGE[c.dtype][1]
-    for key in ("lr", "min_lr", "weight_decay", "grad_clip", "norm_eps", "eps", "rope_theta"):
+    for key in (
+        *("lr", "embedding_lr", "min_lr", "weight_decay", "grad_clip"),
+        *("norm_eps", "eps", "rope_theta"),
+    ):
         if getattr(c, key) > largest:
             raise UsageError(
                 f"{key}: expected a number that {c.dtype} holds, got {getattr(c, key)}"

@@ -398,6 +398,7 @@ def is_recipe(c: Config) -> bool:
         "valid_fraction",
         "max_documents",
         "lr",
+        "embedding_lr",
         "min_lr",
         "warmup",
         "warmup_copy",

@@ -57,8 +57,8 @@ TOLD = ("recipe", "imported", "step", "seed", "data_sha256", "tokenizer_sha256")
 
 # What a run may set for itself. All else belongs to the weights.
 FREE = {
-    "name", "dropout", "optimizer", "lr", "min_lr", "warmup", "warmup_copy", "schedule",
-    "max_iters", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size",
+    "name", "dropout", "optimizer", "lr", "embedding_lr", "min_lr", "warmup", "warmup_copy",
+    "schedule", "max_iters", "beta1", "beta2", "eps", "weight_decay", "grad_clip", "batch_size",
     "accumulation", "shard_tokens", "replicas", "local_steps", "data", "valid_fraction",
     "max_documents", "eval_interval", "eval_batches", "sample_interval", "checkpoint_interval",
     "log_interval", "seed",
@@ -102,6 +102,7 @@ def configuration(saved: Saved, changes: Mapping[str, Any]) -> Config:
         "data": "stories",
         "lr": _rate(saved),
         "min_lr": 0.0,
+        "embedding_lr": 1.0,
         "warmup_copy": 0,  # random tokens would undo what it knows
         "batch_size": max(1, min(c.batch_size, STEP_TOKENS // context)),
         "accumulation": 1,

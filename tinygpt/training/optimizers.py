@@ -22,7 +22,8 @@ MUON = 10.0  # the matrices that Muon takes learn at this times the rate of Adam
 def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
     """The optimiser of a configuration: decay for matrices, none for vectors.
 
-    With "muon", the matrices inside the blocks go to Muon and all else to AdamW.
+    With "muon", the matrices inside the blocks go to Muon and all else to AdamW. The embeddings (of
+    tokens and positions) and the head learn at `embedding_lr` times the rate.
     """
     muon = [
         p
@@ -30,13 +31,17 @@ def make_optimizer(c: Config, named: dict[str, mt.Tensor]) -> Any:
         if c.optimizer == "muon" and p.ndim == 2 and name.startswith("blocks.")
     ]
     taken = set(map(id, muon))
+    matrices = {name: p for name, p in named.items() if p.ndim > 1 and id(p) not in taken}
     groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in named.values() if p.ndim > 1 and id(p) not in taken],
-            "weight_decay": c.weight_decay,
-        },
+        {"params": list(matrices.values()), "weight_decay": c.weight_decay},
         {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if c.embedding_lr != 1:
+        inner = [p for name, p in matrices.items() if name.startswith("blocks.")]
+        groups[0]["params"] = [p for p in matrices.values() if not any(p is q for q in inner)]
+        groups[0]["lr_scale"] = c.embedding_lr
+        if inner:
+            groups.insert(1, {"params": inner, "weight_decay": c.weight_decay})
     parts: list[optim.Optimizer] = [
         optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
     ]
