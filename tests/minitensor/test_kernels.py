@@ -188,7 +188,7 @@ def test_a_broken_cache_is_compiled_anew(tmp_path):
         "print(mt.dropout(x, 0.5, 1).shape)"
     )
     tmp_path.chmod(0o700)
-    folder = {**os.environ, "MINITENSOR_CACHE": str(tmp_path)}
+    folder = {**os.environ, "MINITENSOR_CACHE": str(tmp_path), "MINITENSOR_KERNELS": "numba"}
 
     def run():
         done = subprocess.run(

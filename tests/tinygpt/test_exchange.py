@@ -351,8 +351,8 @@ def foreign(folder: Path, **changes) -> None:
     ("changes", "message"),
     [
         ({"head_dim": 3}, "head_dim: expected hidden_size / num_attention_heads, got 3"),
-        ({"num_attention_heads": 0}, "n_head: expected at least 1, got 0"),
-        ({"rope_scaling": {"type": "x" * 1000}}, "only the default rotation is known"),
+        ({"num_attention_heads": 0, "head_dim": None}, "n_head: expected at least 1, got 0"),
+        ({"rope_parameters": {"type": "x" * 1000}}, "only the default rotation is known"),
         ({"hidden_act": ["silu"] * 1000}, "hidden_act: expected silu"),
         ({"model_type": "x" * 100_000}, "is not known here"),
         (

@@ -87,7 +87,10 @@ def save_folder(saved: Saved, out: Path) -> str:
     with replacing_by_name(out) as folder:
         folder.mkdir(parents=True)
         _write_json(folder / "config.json", foreign)
-        numpy_files.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        try:
+            numpy_files.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        except library("safetensors").SafetensorError as error:  # also where the disk is full
+            raise Error(f"{out}: cannot be written: {_line(error)}") from error
         try:
             tokenizer.save(folder / "tokenizer.json", format="huggingface")
         except bpe.TokenizerError as error:

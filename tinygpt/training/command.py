@@ -235,8 +235,8 @@ def perform(
             raise UsageError(CHECK)
         if world:
             compare_start(trainer, world)
-        run.open()
         try:
+            run.open()
             for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
                 tell(line)
             if world:
