@@ -62,6 +62,7 @@ def test_a_guess_and_an_oracle(tokenizer, surely, right, a_token):
     kept = names.judge(model, tokenizer, TEXTS)
     assert kept.count == sum(len(names.repeated(text)) for text in TEXTS) > 20
     assert kept.right == right
+    assert kept.other <= 1 - right
     if a_token is None:  # a name costs a guess for each of its tokens
         a_token = math.log(tokenizer.vocab_size)
         assert kept.loss >= a_token * (1 - 1e-6)
@@ -77,6 +78,16 @@ def test_what_lies_beyond_the_context_is_not_asked(tokenizer):
     assert kept.right == 1
 
 
+@pytest.mark.parametrize(("word", "other"), [("Tim", 1.0), ("sun", 0.0)])
+def test_another_name_is_told_apart_from_another_word(word, other):
+    text = "Bob met Lily. Then Bob ran under the Tim sun."
+    tokenizer = bpe.CharTokenizer.train([text], vocab_size=40)
+    wrong = names.prompt_ids(tokenizer, text.replace("Then Bob", f"Then {word}"))
+    model = Foresees(tokenizer.vocab_size, 4000, 50.0).reads([wrong])
+    kept = names.judge(model, tokenizer, [text])
+    assert (kept.right, kept.other, kept.count) == (0.0, other, 1)
+
+
 def test_eval_tells_it_and_refuses_another_text(tiny, tmp_path, monkeypatch, capsys):
     tokenizer = bpe.CharTokenizer.train(TEXTS, vocab_size=80)
     c = tiny.replace(vocab_size=tokenizer.vocab_size, head="tied", dropout=0.0)
@@ -86,7 +97,7 @@ def test_eval_tells_it_and_refuses_another_text(tiny, tmp_path, monkeypatch, cap
     model = str(tmp_path / "model.npz")
     assert cli.main(["eval", model, "--names", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["names"]
-    assert told.keys() == {"right", "loss", "count"}
+    assert told.keys() == {"right", "other", "loss", "count"}
     assert cli.main(["eval", model, "--names"]) == 0
     assert f"of {told['count']} are the likeliest" in capsys.readouterr().out
     (tmp_path / "a.txt").write_text("Bob met Bob.", "utf-8")

@@ -281,7 +281,8 @@ def main(args: argparse.Namespace) -> int:
         kept = result["names"]
         print(
             f"names that a story has told before: {kept['right']:.1%} of {kept['count']:,} are the "
-            f"likeliest there, loss {kept['loss']:.3f} a name"
+            f"likeliest there, in {kept['other']:.1%} another name is; loss {kept['loss']:.3f} a "
+            "name"
         )
     if result["loss"] > result["uniform"]["loss"] + 0.05:  # an untrained one is as good as a guess
         print(
