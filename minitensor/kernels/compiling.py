@@ -15,12 +15,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
+import inspect
 import math
 import os
 import pickle
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,11 +32,18 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import types
-from numba.core import caching
-from numba.core.compiler import CompileResult
-from numba.extending import overload
+from numba.core import caching, cgutils
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
+from numba.extending import intrinsic, overload
 
 from minitensor.files import replacing
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +64,7 @@ _prefer_wide_vectors()
 
 
 HERE = Path(__file__).parent
+PATIENCE = 60.0  # seconds that another process may take to compile a function
 
 
 def _fingerprint() -> str:
@@ -133,9 +144,9 @@ def _doubt(folder: Path) -> str:
 FOLDER = cache_folder()
 
 
-def cached() -> bool:
-    """Whether any kernel is compiled already."""
-    return FOLDER is not None and any(FOLDER.glob("*.nbc"))
+def cached(names: str) -> bool:
+    """Whether any kernel of such a name, with wildcards, is compiled already."""
+    return FOLDER is not None and any(FOLDER.glob(f"{names}.nbc"))
 
 
 def _source_hash(fn: Callable[..., Any]) -> str | None:
@@ -163,13 +174,15 @@ def _announce() -> None:
 class _Entries(caching.FunctionCache):
     """numba's cache for one function, with a file for each signature and no index beside them.
 
-    A file is the checksum of the rest, then what numba pickles.
+    A file is the checksum of the rest, then, pickled, the names of the shared functions that are
+    called, and what numba keeps.
     """
 
     DIGEST = 32  # bytes
 
     def __init__(self, fn: Callable[..., Any]):
         self._py_func = fn
+        self._claims: dict[Path, int] = {}
         path = Path(fn.__code__.co_filename)
         self.name = f"{path.stem}.{fn.__name__}-{fn.__code__.co_firstlineno}"
         self.elsewhere = "" if path.parent == HERE else _source_hash(fn)
@@ -181,29 +194,79 @@ class _Entries(caching.FunctionCache):
         return FOLDER / f"{self.name}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function; None where there is none, or not the one that was written."""
+        """The compiled function; None where there is none, or not the one that was written.
+
+        If another process is compiling it, what that one keeps is waited for.
+        """
         target_context.refresh()
         path = self._path(sig, target_context.codegen())
+        found = self._load(path, target_context)
+        if found is None and path:
+            self._claim(path)
+            found = self._load(path, target_context)
+        if found is None:
+            _announce()
+        else:
+            self._release(path)
+        return found
+
+    def _claim(self, path: Path) -> None:
+        """Wait until no other process compiles a function, and keep others from it.
+
+        The lock goes with the process, however it ends. Where it cannot be had, in time or at all,
+        both compile: the same code, of which the later is kept.
+        """
+        if fcntl is None or path in self._claims:
+            return
+        end = time.monotonic() + PATIENCE
+        with contextlib.suppress(OSError):
+            claim = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            self._claims[path] = claim
+            while time.monotonic() < end:
+                try:
+                    return fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(0.02)
+
+    def _release(self, path: Path | None) -> None:
+        """Let others look for a function that is there now, or that is not to be kept."""
+        claim = self._claims.pop(path, None) if path else None
+        if path and claim is not None:
+            with contextlib.suppress(OSError):
+                path.with_suffix(".lock").unlink()
+            os.close(claim)
+
+    def _load(self, path: Path | None, target_context: Any) -> Any:
         try:
             data = path.read_bytes() if path else b""
         except OSError:
             data = b""
         digest, rest = data[: self.DIGEST], data[self.DIGEST :]
         if hashlib.sha256(rest).digest() != digest:
-            _announce()
             return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(rest))
-        except ImportError:  # it calls a function of a module that cannot be imported by its name
-            _announce()
+            calls, compiled = pickle.loads(rest)
+            for name in calls:
+                SHARED[name]()
+            return CompileResult._rebuild(target_context, *compiled)
+        except (ImportError, KeyError):  # it calls what cannot be imported by its module's name
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled function; where that fails, it is compiled again the next time."""
         path = self._path(sig, data.codegen)
-        if path is None or data.library.has_dynamic_globals:
-            return
-        rest = numba.core.serialize.dumps(data._reduce())
+        if path is not None and not data.library.has_dynamic_globals:
+            self._write(path, data)
+        self._release(path)
+
+    def _write(self, path: Path, data: Any) -> None:
+        """Machine code, without what numba would need to compile it into others, or to show it."""
+        module, defined = data.library._final_module, data.library.get_defined_functions()
+        names = "\n".join(f'define void @"{f.name}"() {{ ret void }}' for f in defined)
+        data.library._shared_module = llvm.parse_assembly(names)
+        calls = [f.name for f in module.functions if f.is_declaration and f.name in SHARED]
+        kept = data._replace(type_annotation="")._reduce()
+        rest = numba.core.serialize.dumps((calls, kept))
         with contextlib.suppress(OSError), replacing(path, durable=False) as temporary:
             temporary.write_bytes(hashlib.sha256(rest).digest() + rest)
 
@@ -231,8 +294,90 @@ def jit(fn: Callable[..., Any]) -> Kernel:
     return Kernel(fn)
 
 
+# What compiles, or loads, a shared function and tells LLVM where it is; by the name it has there.
+SHARED: dict[str, Callable[[], Any]] = {}
+
+
+def shared(*arguments: types.Type) -> Callable[[Kernel], Any]:
+    """Let other kernels call a kernel, for arguments of these types, where it lies.
+
+    What a kernel calls is compiled into it, and so once for each caller. The large parts are better
+    compiled once: LLVM gets their name only, and their address when the caller is loaded.
+    """
+
+    def share(kernel: Kernel) -> Any:
+        name = f"{kernel.fn.__module__}.{kernel.__name__}"
+
+        @functools.cache
+        def compiled() -> Any:
+            kernel.call.compile(arguments)
+            result = kernel.call.overloads[arguments]
+            address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+            llvm.add_symbol(name, address)
+            return result
+
+        SHARED[name] = compiled
+
+        def typing(typingctx: Any, *rest: Any) -> Any:
+            returns = compiled().signature.return_type
+
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                convention = context.call_conv
+                kind = convention.get_function_type(returns, arguments)
+                callee = cgutils.get_or_insert_function(builder.module, kind, name)
+                status, result = convention.call_function(builder, callee, returns, arguments, args)
+                with cgutils.if_unlikely(builder, status.is_error):
+                    convention.return_status_propagate(builder, status)
+                return result
+
+            return returns(*arguments), codegen
+
+        parameters = inspect.signature(kernel.fn).parameters.values()
+        context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        typing.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        typing.__name__, typing.__doc__ = kernel.__name__, kernel.__doc__
+        return intrinsic(typing)
+
+    return share
+
+
+def compile_shared() -> None:
+    """Compile, or load, all that kernels of this package share."""
+    importlib.import_module("minitensor.kernels.sublayer")  # imports all that share
+    for compiled in SHARED.values():
+        compiled()
+
+
+class _Within(JITCodeLibrary):
+    """The code of a function that only kernels call. It is linked into theirs: machine code of its
+    own, a third of all that would be emitted, would never run.
+    """
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+    @property
+    def codegen(self) -> Any:
+        """Asked for when machine code is told its environment, of which there is none here."""
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Nothing, see `codegen`."""
+
+
+class _Compiler(Compiler):
+    """Compiles a function for kernels to call."""
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        self.state.library = _Within(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
 # LLVM must inline these for the loops around them to be vectorised.
 INLINE = {
+    "pipeline_class": _Compiler,
     "fastmath": FASTMATH,
     "nogil": True,
     "error_model": "numpy",

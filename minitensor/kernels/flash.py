@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
+from numba import types
 
 from minitensor.kernels.bundles import Attend, Drop
-from minitensor.kernels.compiling import hash32, inline, jit, outlined, u32
+from minitensor.kernels.compiling import hash32, inline, jit, shared, u32
 from minitensor.kernels.simd import (
     LANES,
     LOG2E,
@@ -172,9 +174,10 @@ def keys_of(head, drop):
     return hash32(u32(head), drop.k0, drop.k1), hash32(u32(head), drop.k1, drop.k0)
 
 
-@outlined
-def forward(packed, attend, drop):
+@jit
+def _attention(packed, attend, drop):
     """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
+    attend, drop = Attend(*attend), Drop(*drop)
     (B, T, _, d), (cos, sin) = packed.shape, attend.rope
     H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
     group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
@@ -256,9 +259,10 @@ def add_single(ds, p, qs, gs, at, ko, start, stop, D, dks, dvs):
                 store(dvs, to, load(dvs, to) + w[c])
 
 
-@outlined
-def backward(g, packed, out, lse, attend, drop):
+@jit
+def _attention_backward(g, packed, out, lse, attend, drop):
     """The gradient of `packed`; dropout's factor comes in with g, and so with dP and dV."""
+    attend, drop = Attend(*attend), Drop(*drop)
     (B, T, _, d), (cos, sin) = packed.shape, attend.rope
     H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
     group, D = H // K, KEYS if d <= KEYS else whole(d)  # D: a head's row in the scratch
@@ -339,14 +343,14 @@ def backward(g, packed, out, lse, attend, drop):
     return grads
 
 
-@jit
-def _attention(packed, attend, drop):
-    return forward(packed, Attend(*attend), Drop(*drop))
-
-
-@jit
-def _attention_backward(g, packed, out, lse, attend, drop):
-    return backward(g, packed, out, lse, Attend(*attend), Drop(*drop))
+# Both for sublayer.py, for float32 and what `plain_attend` returns; first the one that takes longer
+# to compile.
+NO_TABLE = np.empty((0, 0), np.float32)
+ATTEND = numba.typeof((1, 1, 1, (NO_TABLE, NO_TABLE), np.float32(1), 0, True))
+DROP = numba.typeof((np.uint32(0), np.float32(1), np.uint32(0), np.uint32(0)))
+HEADS, SUMS = types.float32[:, :, :, ::1], types.float32[:, :, ::1]
+backward = shared(HEADS, HEADS, HEADS, SUMS, ATTEND, DROP)(_attention_backward)
+forward = shared(HEADS, ATTEND, DROP)(_attention)
 
 
 # ------------------------------------------------------------------------ what the ops call

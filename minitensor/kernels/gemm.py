@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from minitensor.kernels import reference
-from minitensor.kernels.compiling import inline, jit, outlined
+from minitensor.kernels.compiling import inline, jit, outlined, shared
 from minitensor.kernels.simd import (
     CONTRACT,
     LANES,
@@ -36,6 +36,7 @@ WIDTH = 2 * LANES  # columns of a panel
 DEPTH = 768  # terms that are summed in one go: 36 KB of ROWS rows, for the L1 cache
 STRIPS = 8  # strips of ROWS columns that are copied together
 CACHED = 2**17  # numbers in the panels in use at a time, 512 KB of float32: for the L2 cache
+FLAT, INT = types.float32[::1], types.intp
 
 
 @intrinsic
@@ -165,7 +166,8 @@ def copy_columns(b, i, step, count, columns, panel, j):
                 panel[j + k * WIDTH + n] = b[i + n * step + k] if n < columns else 0
 
 
-@inline
+@shared(FLAT, INT, INT, types.boolean, INT, INT, FLAT)
+@jit
 def to_panels(b, i, wide, transposed, count, columns, panels):
     """Copy count x columns numbers of b, whose rows are `wide`, or of its transpose, into panels.
     Columns missing from the last panel are 0. (Books on BLAS call this packing.)"""
@@ -190,7 +192,8 @@ def even(length, limit):
     return (length + number - 1) // number
 
 
-@outlined
+@shared(FLAT, INT, INT, INT, FLAT, INT, FLAT, FLAT, INT, INT, INT, types.boolean)
+@jit
 def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
     """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
     for m in range(0, rows, ROWS):
@@ -199,7 +202,8 @@ def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
         sweep(a, strip, down, 1, panels, count, bias, out, to, columns, step, add, m - r)
 
 
-@outlined
+@shared(FLAT, INT, INT, INT, FLAT, FLAT, FLAT, INT, types.boolean)
+@jit
 def multiply_transposed(a, i, M, rows, panels, bias, out, N, add):
     """out[m, n] = bias[n] + Σ_k a[i + k M + m] panels[k, n], k below `rows`; or added to out.
 

@@ -18,8 +18,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.typing import Signature
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing import Signature, signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from minitensor.kernels.compiling import inline
 
@@ -335,23 +336,26 @@ def log2(typingctx: Any, x: Any) -> Any:
 
 
 def _binary(python_operator: Callable[..., Any], float_op: str, int_op: str) -> None:
-    """Make an operator work lane by lane; a number on the right goes to every lane."""
+    """Make an operator work lane by lane; a number on the right goes to every lane.
 
-    @intrinsic
-    def apply(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-            right = args[1] if isinstance(b, Vector) else splat_ir(builder, args[1])
-            if isinstance(a.dtype, types.Float):
-                return getattr(builder, float_op)(args[0], right, flags=CONTRACT)
-            return getattr(builder, int_op)(args[0], right)
+    Told to numba directly: by `overload` each would be a function, to be compiled for itself.
+    """
 
-        return a(a, b if isinstance(b, Vector) else a.dtype), codegen
+    @infer_global(python_operator)
+    class Typing(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            a, b = args
+            if not isinstance(a, Vector):
+                return None
+            return signature(a, a, b if isinstance(b, Vector) else a.dtype)
 
-    @overload(python_operator)
-    def typed(a, b):  # type: ignore[no-untyped-def]
-        if isinstance(a, Vector):
-            return lambda a, b: apply(a, b)
-        return None
+    @lower_builtin(python_operator, Vector, types.Any)
+    def lower(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        a, b = sig.args
+        right = args[1] if isinstance(b, Vector) else splat_ir(builder, args[1])
+        if isinstance(a.dtype, types.Float):
+            return getattr(builder, float_op)(args[0], right, flags=CONTRACT)
+        return getattr(builder, int_op)(args[0], right)
 
 
 _binary(operator.add, "fadd", "add")

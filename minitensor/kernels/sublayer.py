@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitensor.kernels import composed
-from minitensor.kernels.bundles import Attend, AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
+from minitensor.kernels.bundles import AttentionSaved, Drop, FeedForwardSaved, Linear, Norm
 from minitensor.kernels.compiling import hash32, inline, jit, u32
 from minitensor.kernels.elementwise import (
     dropped,
@@ -159,12 +159,7 @@ def add_rows(g, n, rows, width, total):
 
 @jit
 def _attention(x, norm, qkv, out, batch, attend, drop_weights, drop):
-    qkv, out, attend, drop_weights = (
-        Linear(*qkv),
-        Linear(*out),
-        Attend(*attend),
-        Drop(*drop_weights),
-    )
+    qkv, out = Linear(*qkv), Linear(*out)
     (N, D), W = x.shape, len(qkv.weight)
     y, mean, r = aligned(N * W, x), np.empty(N, x.dtype), np.empty(N, x.dtype)
     panels, begin, norm = panels_of(qkv.weight, True), padded(qkv.bias, W, x), whole_norm(norm, x)
@@ -175,7 +170,8 @@ def _attention(x, norm, qkv, out, batch, attend, drop_weights, drop):
         normalise(x, n, rows, norm, mean, r, h.reshape(-1, D))
         multiply(h, 0, D, rows, panels, D, begin, y, n * W, W, W, False)
         n += rows
-    y = y.reshape(batch, N // batch, attend.H + 2 * attend.K, attend.d)
+    H, K, d = attend[:3]
+    y = y.reshape(batch, N // batch, H + 2 * K, d)
     a, lse = forward(y, attend, drop_weights)
     F = out.weight.shape[1]
     z, panels, begin = aligned(N * D, x), panels_of(out.weight, True), padded(out.bias, D, x)
@@ -192,13 +188,7 @@ def _attention(x, norm, qkv, out, batch, attend, drop_weights, drop):
 
 @jit
 def _attention_backward(g, x, norm, qkv, out, saved, attend, drop_weights, drop):
-    qkv, out, attend, drop_weights = (
-        Linear(*qkv),
-        Linear(*out),
-        Attend(*attend),
-        Drop(*drop_weights),
-    )
-    drop = Drop(*drop)
+    qkv, out, drop = Linear(*qkv), Linear(*out), Drop(*drop)
     (N, D), W, F = x.shape, len(qkv.weight), out.weight.shape[1]
     mean, r, y, a, lse = saved
     dx, dweight, dbias = aligned(N * D, x).reshape(N, D), np.zeros(D, x.dtype), np.zeros(D, x.dtype)

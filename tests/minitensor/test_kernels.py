@@ -346,3 +346,37 @@ def test_a_kernel_of_a_module_that_cannot_be_imported_is_compiled_each_time(tmp_
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300
         )
         assert done.stdout == "2.0 0\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks that end with their process")
+def test_processes_that_need_the_same_kernel_compile_it_once(tmp_path):
+    (tmp_path / "elsewhere.py").write_text(
+        "from minitensor.kernels.compiling import jit\n\n\n@jit\ndef twice(x):\n    return 2 * x\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import elsewhere"
+    env = {**os.environ, "MINITENSOR_CACHE": str(tmp_path / "cache")}
+
+    def start(before=""):
+        return subprocess.Popen(
+            [sys.executable, "-c", f"{before}{code}; print(elsewhere.twice(21))"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    results = [process.communicate(timeout=300) for process in [start() for _ in range(3)]]
+    assert [out for out, _ in results] == ["42\n"] * 3
+    assert sum("compiling" in error for _, error in results) == 1
+    assert not list(tmp_path.rglob("*.lock"))
+
+    # One that stands still is not waited for without end.
+    import fcntl
+
+    (kept,) = tmp_path.rglob("*.nbc")
+    kept.unlink()
+    with kept.with_suffix(".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        impatient = "from minitensor.kernels import compiling; compiling.PATIENCE = 0.1; "
+        out, error = start(impatient).communicate(timeout=300)
+    assert out == "42\n" and "compiling" in error and kept.exists()

@@ -35,7 +35,7 @@ from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.training import finetune, ranks
-from tinygpt.training.compiling import compile_kernels
+from tinygpt.training.compiling import compile_kernels, helper
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
 from tinygpt.training.ranks import World
@@ -262,17 +262,18 @@ def ready(
     With `saved` the data is read with its tokenizer. `fit` gives the configuration what the data
     decides: without it and without `saved`, the size of the vocabulary.
     """
-    with world.in_turn() if world else nullcontext():
-        dataset = _dataset(c, saved)
-    if fit is not None or saved is None:
-        c = (fit or fit_vocabulary)(c, dataset)
-    with mt.Workers(threads) as workers:
-        if not workers.blas_limited:
-            tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
-        trainer = Trainer(c, dataset, workers, world)
+    with nullcontext() if world else helper(c, threads):
         with world.in_turn() if world else nullcontext():
-            compile_kernels(trainer)
-        yield trainer
+            dataset = _dataset(c, saved)
+        if fit is not None or saved is None:
+            c = (fit or fit_vocabulary)(c, dataset)
+        with mt.Workers(threads) as workers:
+            if not workers.blas_limited:
+                tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
+            trainer = Trainer(c, dataset, workers, world)
+            with world.in_turn() if world else nullcontext():
+                compile_kernels(trainer)
+            yield trainer
 
 
 def _dataset(c: Config, saved: Saved | None) -> Dataset:

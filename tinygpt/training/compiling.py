@@ -1,17 +1,35 @@
-"""Compile the kernels that a run needs before its first step, and say so."""
+"""Compile the kernels that a run needs before its first step, and say so.
+
+Two processes do it, if a run has two threads: this one begins with attention's backward and the
+kernels of the way forward; a helper, from before the data is read, with attention's forward and the
+kernels of the way back. The cache brings them together, and keeps either from compiling what the
+other has begun. The helper is a courtesy: without it, or should it fail, all is compiled here.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import minitensor as mt
-from minitensor import kernels
+from minitensor import kernels, optim
 from tinygpt.data import streams
+from tinygpt.model import config
+from tinygpt.model.config import Config
+from tinygpt.model.sample import generate
+from tinygpt.model.transformer import GPT
+from tinygpt.training.optimizers import make_optimizer
 from tinygpt.training.train import Trainer
+
+# What the helper compiles: kernels whose names end so.
+BACK = ("attention", "_backward", "linear_cross_entropy", "sum_of_squares", "adamw")
 
 
 def compile_kernels(trainer: Trainer) -> None:
@@ -20,18 +38,66 @@ def compile_kernels(trainer: Trainer) -> None:
         return
     from minitensor.kernels import compiling  # imports numba
 
+    c = trainer.config
     seen: set[tuple[str, str]] = set()
 
     def observer(op: str, phase: str, *rest: Any) -> None:
         seen.add((op, phase))
         bar.update(len(seen) - bar.n)
 
-    model, context = trainer.model.train(), trainer.config.context
-    row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), context + 1)
-    cold = not compiling.cached() and sys.stderr.isatty()
+    model = trainer.model.train()
+    row = streams.rows(trainer.dataset.train, np.zeros(1, np.int64), c.context + 1)
+    silent = not sys.stderr.isatty()
     with (
-        # the line that announces it comes before the bar
-        tqdm(unit=" ops", file=sys.stderr, leave=False, disable=not cold, delay=1e-3) as bar,
+        # loading takes less than a second, and the line that announces compiling comes first
+        tqdm(unit=" ops", file=sys.stderr, leave=False, disable=silent, delay=1) as bar,
         mt.observe(observer),
     ):
+        if c.dtype == "float32":
+            compiling.compile_shared()
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
+
+
+@contextlib.contextmanager
+def helper(c: Config, threads: int) -> Iterator[None]:
+    """Compile what a run needs on its way back, and to write, in a process of its own meanwhile,
+    if none of it is there yet. The process ends with the context at the latest.
+    """
+    process = None
+    if kernels.backend() == "numba" and threads > 1:
+        from minitensor.kernels import compiling  # imports numba
+
+        if compiling.FOLDER is not None and not compiling.cached("*_backward-*"):
+            paths = [path or os.getcwd() for path in sys.path]
+            program = (
+                f"import sys; sys.path[:] = {paths!r}; "
+                f"from tinygpt.training import compiling; compiling.help_with({c.to_dict()!r})"
+            )
+            with contextlib.suppress(OSError):
+                process = subprocess.Popen(
+                    [sys.executable, "-c", program],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+    try:
+        yield
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def help_with(values: dict[str, Any]) -> None:
+    """The helper: a step and a token of a configuration, the way forward with NumPy kernels."""
+    c = config.from_dict(values).replace(n_layer=1)  # more would compile nothing more
+    for name in kernels.KERNELS:
+        setattr(kernels, name, kernels.twin(name, "numba" if name.endswith(BACK) else "numpy"))
+    model = GPT(c).train()
+    row = np.zeros((1, c.context + 1), np.int64)
+    optimizer = make_optimizer(c, dict(model.named_parameters()))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = mt.grad(model.loss(row[:, :-1], row[:, 1:]), parameters)
+    optim.grad_norm(grads)
+    optimizer.step(grads, scale=1.0, workers=None)
+    list(generate(model.eval(), [0], max_new_tokens=1))

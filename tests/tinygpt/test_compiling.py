@@ -1,0 +1,56 @@
+"""The helper that compiles kernels beside a run."""
+
+import subprocess
+
+import pytest
+
+from minitensor import kernels
+from minitensor.kernels import compiling as cache
+from tinygpt.model import recipes
+from tinygpt.training import command, compiling
+
+TINY = {"d_model": 32, "n_head": 2, "d_ff": 64, "n_layer": 2, "vocab_size": 300, "context": 16}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that helpers start."""
+    processes = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(compiling.subprocess, "Popen", Popen)
+    return processes
+
+
+@pytest.mark.parametrize("name", ["quick", "pinv-0.8m", "shakespeare-char"])
+def test_a_helper_calls_the_backward_kernels_and_those_that_write(name):
+    c = recipes.get(name).replace(**TINY, reduced_from=0, batch_size=2)
+    try:
+        compiling.help_with(c.to_dict())
+    finally:
+        kernels.forget()
+
+
+@pytest.mark.parametrize(("threads", "cold"), [(1, True), (2, False), (2, True)])
+def test_a_helper_starts_where_there_is_something_to_compile(monkeypatch, started, threads, cold):
+    monkeypatch.setattr(cache, "cached", lambda names: not cold)
+    with compiling.helper(recipes.get("quick").replace(**TINY), threads):
+        assert len(started) == (threads > 1 and cold)
+        assert all(process.poll() is None for process in started)
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.parametrize("fault", ["cannot start", "fails"])
+def test_a_run_does_without_a_helper_that_fails(monkeypatch, started, tiny, fault):
+    monkeypatch.setattr(cache, "cached", lambda names: False)
+    if fault == "fails":
+        monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    else:
+        monkeypatch.setattr(compiling.sys, "executable", "/nowhere/python")
+    with command.ready(tiny, 2) as trainer:
+        assert trainer.step(0)[0] > 0
+        assert [process.wait(60) != 0 for process in started] == [True] * (fault == "fails")
