@@ -16,13 +16,19 @@ EVERY = 10.0  # seconds between two lines
 LINE = "{desc}{n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} to go"
 
 
+def in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel: IPython knows, if it is there."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
 def bar(total: int, unit: str, **options: Any) -> Any:
     """A tqdm bar, or what stands in for it where standard error is no terminal.
 
     `options` are tqdm's: desc, initial, leave, disable, unit_scale.
     """
     kind: Any = tqdm
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         with warnings.catch_warnings():  # a notebook without widgets shows the bar as text
             warnings.simplefilter("ignore", TqdmWarning)
             from tqdm.auto import tqdm as kind
