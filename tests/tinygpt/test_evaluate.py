@@ -96,6 +96,16 @@ def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
     assert "exceeds the model's context of 16" in capsys.readouterr().err
 
 
+def test_it_is_told_that_another_text_is_judged(tmp_path, model, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("tinygpt.inspection.evaluate.STORIES", 2)
+    params = {name: p.data for name, p in model.named_parameters()}
+    for data, told in (("mine.txt", True), ("stories", False)):
+        saved = Saved(model.config.replace(data=data), tokenizer, params, {})
+        checkpoint.save(tmp_path / "model.npz", saved)
+        assert cli.main(["eval", str(tmp_path / "model.npz")]) == 0
+        assert ("it learned from 'mine.txt': see --data" in capsys.readouterr().err) == told
+
+
 def test_a_model_that_is_worse_than_a_guess_is_called_that(model, tokenizer, tmp_path, capsys):
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     for scale, worse in ((1, False), (30, True)):  # an untrained one guesses; the other is sure

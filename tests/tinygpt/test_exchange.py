@@ -397,7 +397,7 @@ def test_a_full_disk_while_exporting(tmp_path, to):
     if to != "llama2c":
         pytest.importorskip("gguf" if to == "gguf" else "safetensors")
     checkpoint.save(tmp_path / "m.npz", model(**{**LLAMA, "norm_eps": 1e-5}))
-    out = tmp_path / "out"
+    out = tmp_path / ("out.safetensors" if to == "safetensors" else "out")
     program = (
         "import resource, sys; from tinygpt.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
@@ -406,6 +406,14 @@ def test_a_full_disk_while_exporting(tmp_path, to):
     done = subprocess.run([*call, "--out", str(out)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith(f"tinygpt: error: {out}") and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
+
+
+def test_a_safetensors_file_has_its_name(tmp_path, capsys):
+    checkpoint.save(tmp_path / "m.npz", model(**LLAMA))
+    call = ["export", str(tmp_path / "m.npz"), "--to", "safetensors"]
+    assert cli.main([*call, "--out", str(tmp_path / "m.st")]) == 2
+    assert "--out: expected a name that ends in .safetensors" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
 
 

@@ -284,7 +284,7 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(Error, match=r"^pictures need matplotlib: pip install tinygpt\[plot\]$"):
+    with pytest.raises(Error, match=r"^pictures need matplotlib: pip install 'tinygpt\[plot\]'$"):
         plot.figure(3, 3)
 
 

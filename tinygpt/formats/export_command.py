@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tinygpt import UsageError
 from tinygpt.formats.exchange import WRITERS, load_any
 
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt export``."""
+    if args.to == "safetensors" and args.out.suffix != ".safetensors":
+        raise UsageError(f"--out: expected a name that ends in .safetensors, got {args.out}")
     saved = load_any(args.model)
     what = WRITERS[args.to][0](saved, args.out)
     print(f"wrote {args.out}: {what}")

@@ -162,7 +162,7 @@ def _gpt2_refusals(c: Config) -> Iterator[str]:
     yield from _added_positions(c)
     yield from _gelu(c)
     if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model has windows={c.windows}"
+        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
 
 
 def _gpt2_config(c: Config) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _neo_body(c: Config) -> Iterator[Link]:
 def _llama_refusals(c: Config) -> Iterator[str]:
     yield from _require(c, norm="rms", positions="rope", ffn="swiglu", scale_attention=True)
     if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model has windows={c.windows}"
+        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
 
 
 def _llama_config(c: Config) -> dict[str, Any]:

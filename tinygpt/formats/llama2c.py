@@ -62,7 +62,7 @@ def refusals(c: Config, params: Mapping[str, Array]) -> Iterator[str]:
         if getattr(c, key) != value:
             yield f"it needs {key}={value}, this model has {getattr(c, key)}"
     if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model has windows={c.windows}"
+        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
     biases = [name for name, a in params.items() if name.endswith(".bias") and np.any(a)]
     if biases:
         yield f"it has no place for biases, and {biases[0]} is not zero"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minitensor as mt
+from bpe.untrusted import shown
 from tinygpt import Error, UsageError
 from tinygpt.data import documents, stories, streams
 from tinygpt.formats.exchange import load_any
@@ -28,7 +29,7 @@ from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
 from tinygpt.progress import bar
 from tinygpt.training.journal import as_json
-from tinygpt.training.report import number
+from tinygpt.training.report import number, tell
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
@@ -229,6 +230,9 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError("--names: knows the names of the embedded stories alone; leave out --data")
     saved = load_any(args.model)
     model, tokenizer = saved.model(), saved.tokenizer
+    if args.data is None and saved.config.data != "stories":
+        learned = shown(saved.config.data)
+        tell(f"judged on the embedded stories; it learned from {learned}: see --data")
     if args.stride > model.config.context:
         raise UsageError(
             f"--stride: {args.stride} exceeds the model's context of "

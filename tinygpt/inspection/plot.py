@@ -49,7 +49,7 @@ def figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure  # saving it picks the Agg backend by itself
     except ImportError as error:
-        raise Error("pictures need matplotlib: pip install tinygpt[plot]") from error
+        raise Error("pictures need matplotlib: pip install 'tinygpt[plot]'") from error
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
