@@ -12,7 +12,7 @@ tokenizer = bpe.load("tokenizer.json")
 from bpe.base import StreamDecoder, Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
 from bpe.char import CharTokenizer
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.formats import load
 from bpe.patterns import PATTERNS
 from bpe.reduced import ReducedTokenizer
@@ -27,6 +27,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "TokenizerError",
+    "UsageError",
     "from_dict",
     "load",
     "train",

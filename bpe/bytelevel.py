@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from bpe.alphabet import printable, unprintable
 from bpe.base import MAX_ID, Tokenizer
 from bpe.checks import is_id, name_of, special_ids
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.patterns import Splitter
 from bpe.sources import Source, check_specials
+from bpe.terminal import counted
 from bpe.training import count_chunks, learn_merges
 from bpe.untrusted import shown
 
@@ -101,14 +102,14 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         splitter = Splitter(pattern)
         merges = vocab_size - 256 - len(specials) if isinstance(vocab_size, int) else -1
         if merges < 0:
-            raise TokenizerError(
+            raise UsageError(
                 f"vocab_size: {vocab_size!r} is not a number from {256 + len(specials)} up "
-                f"(256 bytes and {len(specials)} special tokens)"
+                f"(256 bytes and {counted(len(specials), 'special token')})"
             )
         if tie_break not in ("bytes", "ids"):
-            raise TokenizerError(f"tie_break: 'bytes' or 'ids' is expected, not {tie_break!r}")
+            raise UsageError(f"tie_break: 'bytes' or 'ids' is expected, not {tie_break!r}")
         if not isinstance(min_frequency, int) or min_frequency < 1:
-            raise TokenizerError(f"min_frequency: expected a number from 1 up, got {min_frequency}")
+            raise UsageError(f"min_frequency: expected a number from 1 up, got {min_frequency}")
         counts = count_chunks(source, splitter, specials, processes=processes, progress=progress)
         vocab, pairs, tokens = learn_merges(
             counts, merges, tie_break=tie_break, min_frequency=min_frequency, progress=progress

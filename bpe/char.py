@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from bpe.base import MAX_ID, Tokenizer
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.sources import Source, check_specials, documents
 from bpe.untrusted import shown
 
@@ -45,7 +45,7 @@ class CharTokenizer(Tokenizer, kind="char"):
         needed = len(self._ids) + len(self.special_tokens)
         self.vocab_size = needed if vocab_size is None else vocab_size
         if not isinstance(self.vocab_size, int) or not needed <= self.vocab_size <= MAX_ID:
-            raise TokenizerError(
+            raise UsageError(
                 f"vocab_size: {needed} ids are needed ({len(characters)} characters and "
                 f"{len(self.special_tokens)} control tokens), {shown(vocab_size)} were given"
             )

@@ -1,4 +1,8 @@
-"""The command `bpe`: train, encode, decode, convert, info."""
+"""The command `bpe`: train, encode, decode, convert, info.
+
+Exit status 0, 1 (the work failed), 2 (the call was wrong), or 128 plus the number of the signal
+that stopped it, as that of `tinygpt`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import argparse
 import contextlib
 import inspect
 import os
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -15,18 +20,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bpe.base import KINDS, WRITERS, Tokenizer
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.files import decode_blocks, read_blocks
-from bpe.formats import load
+from bpe.formats import load, losses
+from bpe.terminal import fitted, harmless
 from bpe.untrusted import one_line
 
 WRONG_CALL = 2
+OUT = "tokenizer.json"
 TOKENIZER = "its file, of any known format, a folder with one, or a model file"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_CALL, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        text = fitted(f"{self.prog}: {message} (see '{self.prog} --help')", sys.stderr)
+        self.exit(WRONG_CALL, f"{text}\n")
 
     def print_help(self, file: Any = None) -> None:
         # argparse would take no notice of what cannot be written
@@ -80,11 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="UTF-8 text")
     add(
+        "-o",
         "--out",
         type=Path,
-        default="tokenizer.json",
+        default=None,
         metavar="PATH",
-        help="the file to write (default: %(default)s)",
+        help=f"the file to write, or to replace (default: {OUT}, if there is none yet)",
     )
     add(
         "--kind",
@@ -155,7 +164,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("tokenizer", help=TOKENIZER)
     command.add_argument(
-        "out", type=Path, help="file to write (gpt2: vocab.json, merges.txt beside it)"
+        "out",
+        type=Path,
+        help="the file to write, or to replace; for gpt2 the folder of vocab.json and merges.txt",
     )
     command.add_argument(
         "--to",
@@ -179,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 1 (it failed) or 2 (wrong usage)."""
+    """Run the command and return its exit status."""
     words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     try:
@@ -191,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:  # None where it is closed
             sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # whoever read the output has seen enough
-        return 0
+    except BrokenPipeError:  # whoever read the output has seen enough, as with | head
+        return 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:  # files have errors of their own; what is left is the output
         if debug:
             raise
@@ -200,12 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         _say("stopped")
-        return 130
+        return 128 + signal.SIGINT
     except TokenizerError as error:
         if debug:
             raise
         _say(str(error))
-        return 1
+        return WRONG_CALL if isinstance(error, UsageError) else 1
     finally:
         _settle(sys.stdout)
         _settle(sys.stderr)  # on which argparse tells its errors
@@ -218,7 +229,7 @@ def _dashes(word: str) -> str:
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):  # messages are a courtesy: without them the work counts
-        print(f"bpe: {message}", file=sys.stderr)
+        print(fitted(f"bpe: {message}", sys.stderr), file=sys.stderr)
     _settle(sys.stderr)
 
 
@@ -236,15 +247,18 @@ def _settle(stream: Any) -> None:
 def _train(options: argparse.Namespace) -> None:
     train = KINDS[options.kind].train
     takes = inspect.signature(train).parameters
+    out = options.out or Path(OUT)
+    if options.out is None and out.exists():
+        raise UsageError(f"{OUT}: is there already; '--out {OUT}' replaces it, --out PATH keeps it")
     common = ("command", "debug", "run", "files", "out", "kind", "format", "quiet")
     given = {name: value for name, value in vars(options).items() if name not in common}
     if "size" in takes and "vocab_size" in given:
         given["size"] = given.pop("vocab_size") - 1  # it does not count the unknown one
     if wrong := given.keys() - takes.keys():
-        raise TokenizerError(f"{min(wrong)}: not an option of kind {options.kind!r}")
+        raise UsageError(f"{min(wrong)}: not an option of kind {options.kind!r}")
     needed = {name for name, parameter in takes.items() if parameter.default is parameter.empty}
     if missing := needed - given.keys() - {"source"}:
-        raise TokenizerError(f"--{min(missing)}: missing, and kind {options.kind!r} needs it")
+        raise UsageError(f"--{min(missing)}: missing, and kind {options.kind!r} needs it")
     if "base" in given:
         given["base"] = load(given["base"])
     if "progress" in takes:
@@ -252,8 +266,23 @@ def _train(options: argparse.Namespace) -> None:
     tokenizer = train(source=options.files, **given)
     if coverage := dict(tokenizer.facts()).get("coverage"):
         _say(f"coverage: {coverage}")
-    tokenizer.save(options.out, options.format)
-    _say(f"{tokenizer.vocab_size} ids written to {options.out}")
+    _write(tokenizer, out, options.format)
+
+
+def _write(tokenizer: Tokenizer, out: Path, format: str) -> None:
+    """Write a tokenizer, and say what its file holds, and what it does not."""
+    place = out / "vocab.json" if format == "gpt2" else out
+    there = place.exists()
+    tokenizer.save(out, format)
+    written = load(place)  # as others will see it
+    names = set(written.special_tokens.values())
+    used = sum(bool(text) or id in names for id, text in written.bytes_of.items())
+    unused = f" ({used:,} of them in use)" if used < written.vocab_size else ""
+    what = f"{place} and {out / 'merges.txt'}" if format == "gpt2" else str(out)
+    replaced = ", replacing what was there" if there else ""
+    _say(f"{written.vocab_size:,} ids{unused} written to {what}{replaced}")
+    for loss in losses(tokenizer, format, written):
+        _say(f"note: {loss}")
 
 
 def _blocks(name: str) -> Iterator[str]:
@@ -287,6 +316,7 @@ def _show(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
     names = {id: name for name, id in tokenizer.special_tokens.items()}
     for number, id in enumerate(ids):
         piece = names.get(id) or tokenizer.token_bytes(id).decode("utf-8", "backslashreplace")
+        piece = harmless(piece, sys.stdout)
         if colours:  # the background ends with its line, or it would run on to the right
             lines = (f"\x1b[3{number % 6 + 1};7m{line}\x1b[0m" for line in piece.split("\n"))
             sys.stdout.write("\n".join(lines))
@@ -296,16 +326,18 @@ def _show(tokenizer: Tokenizer, ids: Iterable[int]) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    tokenizer = load(options.tokenizer)
-    tokenizer.save(options.out, options.format)
-    _say(f"{tokenizer.vocab_size} ids written to {options.out}")
+    _write(load(options.tokenizer), options.out, options.format)
 
 
 def _decode(options: argparse.Namespace) -> None:
     tokenizer = load(options.tokenizer)
     ids = _numbers(_blocks(options.file))
+    decoder = tokenizer.stream_decoder()
     while part := list(islice(ids, 10_000)):
-        sys.stdout.buffer.write(tokenizer.decode_bytes(part))
+        if sys.stdout.isatty():
+            sys.stdout.write(harmless("".join(map(decoder.feed, part)), sys.stdout))
+        else:  # to the byte
+            sys.stdout.buffer.write(tokenizer.decode_bytes(part))
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[int]:
@@ -323,6 +355,8 @@ def _number(word: str) -> int:
 
 
 def _info(options: argparse.Namespace) -> None:
+    if options.longest < 0:
+        raise UsageError(f"--longest: expected 0 or more, got {options.longest}")
     tokenizer = load(options.tokenizer)
     specials = tokenizer.special_tokens
     facts = (
@@ -334,8 +368,9 @@ def _info(options: argparse.Namespace) -> None:
     )
     measures = _measures(tokenizer, options.data) if options.data is not None else ()
     for name, value in chain(facts, measures):
-        print(one_line(f"{name:<16} {value}", 2000))
-    print(f"the {options.longest} longest tokens:")
+        print(one_line(f"{name:<15} {value}", 2000))
+    if options.longest:
+        print(f"the {options.longest} longest tokens:")
     names = set(specials.values())
     ids = [id for id in range(tokenizer.vocab_size) if id not in names]
     for id in sorted(ids, key=lambda id: (-len(tokenizer.token_bytes(id)), id))[: options.longest]:
@@ -357,7 +392,7 @@ def _measures(tokenizer: Tokenizer, data: str) -> Iterator[tuple[str, Any]]:
     counts = Counter(tokenizer.encode_iterable(counted(), allowed_special="all"))
     tokens = sum(counts.values())
     if not tokens:
-        raise TokenizerError(f"{data}: empty")
+        raise TokenizerError(f"{data}: empty; there is nothing to measure")
     yield "text", f"{size:,} bytes, {tokens:,} tokens: {size / tokens:.3f} bytes per token"
     if tokenizer.unknown_id is not None:
         known = 1 - counts[tokenizer.unknown_id] / tokens

@@ -1,4 +1,4 @@
-"""The one exception of the package."""
+"""The exceptions of the package."""
 
 from bpe.untrusted import one_line
 
@@ -10,3 +10,7 @@ class TokenizerError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message, LONGEST))  # whatever it quotes
+
+
+class UsageError(TokenizerError):
+    """The call is wrong, not what it works on: an option without a meaning (exit status 2)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from bpe.files import read_file, write_file
 from bpe.huggingface import from_gpt2, from_huggingface, write_gpt2, write_huggingface
 from bpe.modelfile import is_model, tokenizer_fields
 from bpe.ranks import from_llama2c, from_tiktoken, write_llama2c, write_tiktoken
+from bpe.terminal import counted
+from bpe.untrusted import shown
 
 
 def load(
@@ -99,6 +101,31 @@ def _write_bpe(
     if tokenizer.characters:
         raise TokenizerError(f"format: {format!r} cannot hold llama2.c's encoding by character")
     write(tokenizer, path)
+
+
+def losses(tokenizer: Tokenizer, format: str, written: Tokenizer) -> Iterator[str]:
+    """What a file of `format` does not keep of `tokenizer`, in sentences; `written` is what is read
+    from that file. (A pattern that `vocab.json` cannot hold is a warning of writing it.)
+    """
+    if lost := [name for name in tokenizer.special_tokens if name not in written.special_tokens]:
+        names = ", ".join(map(shown, lost[:3])) + (", …" if len(lost) > 3 else "")
+        yield f"the file has no special tokens, so {names} must be given to whoever reads it"
+    kept = {tokenizer.special_tokens[name] for name in tokenizer.special_tokens.keys() - set(lost)}
+    moved = sum(
+        written.bytes_of.get(id) != text
+        for id, text in tokenizer.bytes_of.items()
+        if text and (id in kept or id not in tokenizer.special_tokens.values())
+    )
+    if moved:
+        yield f"{counted(moved, 'token')} of it {'has' if moved == 1 else 'have'} another id there"
+    pattern = getattr(tokenizer, "pattern", "none")
+    if format == "llama2c" and pattern != "none":
+        yield f"the file has no splitting pattern ({shown(pattern)}): its tokens may cross words"
+    if format == "tiktoken":
+        yield f"the file has no splitting pattern: whoever reads it must be given {shown(pattern)}"
+    characters = isinstance(tokenizer, CharTokenizer) and not tokenizer.control_tokens
+    if format == "huggingface" and characters:
+        yield "characters that it does not know are an error here, its readers drop them"
 
 
 WRITERS["json"] = _write_json

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import regex
 
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.untrusted import shown
 
 PATTERNS = {
@@ -73,16 +73,16 @@ class Splitter:
 
     def __init__(self, pattern: str) -> None:
         if not isinstance(pattern, str):
-            raise TokenizerError(f"pattern: a string is expected, not {type(pattern).__name__}")
+            raise UsageError(f"pattern: a string is expected, not {type(pattern).__name__}")
         self.name = ALIASES.get(pattern, pattern)
         self.has_words = self.name in ("gpt2", "gpt4")
         if len(pattern) > MAX_PATTERN:
-            raise TokenizerError(f"pattern: {len(pattern)} characters; {MAX_PATTERN} are allowed")
+            raise UsageError(f"pattern: {len(pattern)} characters; {MAX_PATTERN} are allowed")
         counts = (int(n[:9] or 1) for match in _COUNT.findall(pattern) for n in match)
         if self.name not in PATTERNS and math.prod(max(n, 1) for n in counts) > MAX_REPEATS:
-            raise TokenizerError(f"pattern: its counts multiply to more than {MAX_REPEATS:,}")
+            raise UsageError(f"pattern: its counts multiply to more than {MAX_REPEATS:,}")
         if found := _REFUSED.search(pattern):
-            raise TokenizerError(
+            raise UsageError(
                 f"pattern: {shown(found[0])}: neither recursion nor fuzzy matching is supported"
             )
         try:
@@ -90,7 +90,7 @@ class Splitter:
             self._matches("A trial: 1.")  # some expressions fail only here
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             reason = str(error) or type(error).__name__
-            raise TokenizerError(f"pattern: not a regular expression: {reason}") from error
+            raise UsageError(f"pattern: not a regular expression: {reason}") from error
 
     def chunks(self, text: str) -> list[str]:
         """The chunks of `text`, whose concatenation is `text`."""

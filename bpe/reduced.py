@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from bpe.base import Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.sources import Source, documents
 from bpe.untrusted import shown
 
@@ -61,7 +61,7 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
         specials = list(_checked(base).special_tokens.values())
         known = range(base.vocab_size)
         if not isinstance(size, int) or not max(1, len(specials)) <= size <= len(known):
-            raise TokenizerError(
+            raise UsageError(
                 f"size: a number from {max(1, len(specials))} to {len(known)} is expected, "
                 f"not {size!r}"
             )
@@ -99,5 +99,5 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
 
 def _checked(base: Any) -> BPETokenizer:
     if not isinstance(base, BPETokenizer):
-        raise TokenizerError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
+        raise UsageError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
     return base

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 from bpe.files import BLOCK, read_blocks
 from bpe.patterns import segments
 
@@ -65,9 +65,9 @@ def check_specials(special_tokens: Iterable[str]) -> list[str]:
     names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
     for name in names:
         if not isinstance(name, str) or not name:
-            raise TokenizerError(f"special_tokens: non-empty strings are expected, not {name!r}")
+            raise UsageError(f"special_tokens: non-empty strings are expected, not {name!r}")
         if names.count(name) > 1:
-            raise TokenizerError(f"special_tokens: {name!r} is given twice")
+            raise UsageError(f"special_tokens: {name!r} is given twice")
     return names
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from bpe.errors import TokenizerError
+from bpe.errors import TokenizerError, UsageError
 
 
 def imap(
@@ -32,7 +32,7 @@ def imap(
     everything happens in this one. At most two jobs a process are held at a time.
     """
     if not isinstance(processes, int) or processes < 1:
-        raise TokenizerError(f"processes: a number from 1 up is expected, not {processes!r}")
+        raise UsageError(f"processes: a number from 1 up is expected, not {processes!r}")
     if processes == 1:
         yield from map(make(*setup), jobs)
         return

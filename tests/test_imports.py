@@ -12,7 +12,7 @@ PACKAGES = ("minitensor", "bpe", "tinygpt")
 
 # A module imports from the rows above its own only.
 BPE = [
-    ["untrusted"],
+    ["terminal", "untrusted"],
     ["errors"],
     ["alphabet", "checks", "files", "patterns", "workers"],
     ["modelfile"],

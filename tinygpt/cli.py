@@ -60,7 +60,10 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that name the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        from bpe.terminal import fitted
+
+        text = f"{self.prog}: error: {message} (see '{self.prog} --help')"
+        self.exit(2, f"{fitted(text, sys.stderr)}\n")
 
     def print_help(self, file: Any = None) -> None:
         """The help, and an error if it cannot be written: argparse says nothing of that."""
@@ -151,6 +154,10 @@ def overview() -> str:
             "  tinygpt train              trains the default recipe on the embedded stories",
             "  tinygpt COMMAND --help     tells a command's options",
             "  --debug                    after any command: errors with their traceback",
+            "",
+            "What a command makes in a moment (a picture, a page) replaces what was there, and it",
+            "says so. What took work (a run, a tokenizer) is replaced only if -o names it; a run",
+            "never. Exit status: 0; 1: the work failed; 2: the call is wrong; 128 + a signal.",
         ]
     )
 
@@ -208,7 +215,7 @@ def command() -> int:
             return leaving.code if isinstance(leaving.code, int) else 0
         except Exception as error:  # with --debug
             traceback.print_exc()
-            return 2 if isinstance(error, UsageError) else 1
+            return 2 if wrong_call(error) else 1
         finally:
             with contextlib.suppress(OSError):  # of an output that failed, the error is told
                 output.flush()
@@ -231,8 +238,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever went wrong is told in one line, with --debug in full
         if debug:
             raise
-        print(f"tinygpt: error: {describe(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        from bpe.terminal import fitted  # imports more than --help needs
+
+        print(fitted(f"tinygpt: error: {describe(error)}", sys.stderr), file=sys.stderr)
+        return 2 if wrong_call(error) else 1
 
 
 def _dispatch(args: list[str]) -> int:
@@ -268,6 +277,13 @@ def parser_of(command: str) -> tuple[Any, Parser]:
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="errors with their traceback")
     return module, parser
+
+
+def wrong_call(error: BaseException) -> bool:
+    """Whether it is the call that is at fault, and not what it works on."""
+    import bpe
+
+    return isinstance(error, (UsageError, bpe.UsageError))
 
 
 def describe(error: BaseException) -> str:

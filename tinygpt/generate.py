@@ -1,7 +1,8 @@
 """The command ``tinygpt generate``: write text with a trained model.
 
-How a token is drawn is in model/drawing.py. The text streams to standard output as it comes;
-several samples are separated by lines of three hyphens.
+The text streams to standard output as it comes; several samples are separated by lines of three
+hyphens. On a terminal, control characters are shown as \\x1b and the like; a file or a pipe gets
+them as they are.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bpe.terminal import show
 from tinygpt import Error, UsageError
 from tinygpt.model.sample import check, generate_many, prompt_ids
 
@@ -78,8 +81,10 @@ def main(args: argparse.Namespace) -> int:
     check(args.max_new_tokens, temperature, args.top_k, args.top_p)
     saved = load_any(args.model) if args.model else box.load()
     if not args.model:
+        from tinygpt.progress import tell  # imports what writing does without
+
         told = f"no model given: this one comes with the package, {box.told(saved)}"
-        print(f"tinygpt: {told}", file=sys.stderr, flush=True)
+        tell(told)
     tokenizer = saved.tokenizer
     if args.interactive:
         return converse(args, saved, temperature)
@@ -119,16 +124,13 @@ def stream(
     pairs: Iterator[tuple[int, int | None]], tokenizer: Tokenizer, prompt: str, samples: int
 ) -> None:
     """Write texts to standard output: the first as it comes, the others as soon as it is done."""
-
-    def write(text: str) -> None:
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
+    write = partial(show, stream=sys.stdout)
     decoders = [tokenizer.stream_decoder() for _ in range(samples)]
     waiting, ended, shown = [prompt] * samples, [False] * samples, 0
-    write(prompt)
     for n, token in pairs:
+        if waiting[0]:  # with the first token, as kernels may be compiled for it and say so
+            write(waiting[0])
+            waiting[0] = ""
         ended[n] = token is None
         text = decoders[n].flush() + "\n" if token is None else decoders[n].feed(token)
         if n == shown:

@@ -21,6 +21,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bpe.terminal import fitted, harmless, show
 from tinygpt import UsageError
 from tinygpt.model.sample import check, generate, prompt_ids
 
@@ -117,7 +118,7 @@ class Session:
         if line or not self.ids:
             text = line.removeprefix("/") if line.startswith("//") else line
             self.ids, self.turns = prompt_ids(self.tokenizer, text), 0
-            write(text)
+            show(text, sys.stdout)
         else:
             self.turns += 1
         self.go_on()
@@ -139,16 +140,10 @@ class Session:
         )
         for token in tokens:
             self.ids.append(token)
-            write(decoder.feed(token))
-        write(decoder.flush() + "\n")
+            show(decoder.feed(token), sys.stdout)
+        show(decoder.flush() + "\n", sys.stdout)
 
 
 def tell(text: str) -> None:
     """A message, beside the text: to standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def write(text: str) -> None:
-    """A piece of text to standard output, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    print(fitted(harmless(text, sys.stderr), sys.stderr), file=sys.stderr, flush=True)

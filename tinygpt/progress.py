@@ -1,6 +1,8 @@
-"""Progress on standard error: a bar on a terminal and in a notebook, elsewhere a line now and then.
+"""Standard error: messages, and progress, which is a bar on a terminal and in a notebook, and
+elsewhere a line now and then.
 
-A file or a pipe gets no carriage returns and no padding, so that grep and tail can read it.
+A file or a pipe gets no carriage returns and no padding, and a line for each message, so that grep
+and tail can read it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,21 @@ from typing import Any
 
 from tqdm import TqdmWarning, tqdm
 
+from bpe.terminal import fitted, harmless
+
 EVERY = 10.0  # seconds between two lines
 LINE = "{desc}{n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} to go"
+
+
+def say(text: str) -> None:
+    """A text to standard error, above a progress bar if there is one."""
+    tqdm.write(fitted(harmless(text, sys.stderr), sys.stderr), file=sys.stderr)
+    sys.stderr.flush()
+
+
+def tell(line: str) -> None:
+    """A message to standard error, with the program's name before it."""
+    say(f"tinygpt: {line}")
 
 
 def in_notebook() -> bool:

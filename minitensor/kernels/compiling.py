@@ -162,13 +162,36 @@ def _source_hash(fn: Callable[..., Any]) -> str | None:
     return hashlib.sha256(fn.__module__.encode() + b"\n" + source).hexdigest()
 
 
-@functools.cache
-def _announce() -> None:
-    """Tell once what the wait is for."""
-    with contextlib.suppress(OSError, AttributeError):  # standard error may be full, or closed
-        once = ", which is done once" if FOLDER else ""
-        sys.stderr.write(f"minitensor: compiling kernels{once}…\n")
-        sys.stderr.flush()
+class Wait:
+    """What a wait is for and how long it takes, told in a line; not again within half a minute."""
+
+    AGAIN = 30.0  # seconds
+    PATIENT = 1.0  # seconds that another process is waited for without a word
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {"*": 15.0}  # what all that one command may need takes
+        self.told = -math.inf
+
+    def expect(self, parts: dict[str, float]) -> None:
+        """Of the kernels with such names (with wildcards) compile some, unless there are any, which
+        takes so many seconds on one core of a machine of today.
+        """
+        self.parts = parts
+
+    def tell(self, doing: str) -> None:
+        """Announce the wait."""
+        if time.monotonic() - self.told < self.AGAIN:
+            return
+        self.told = time.monotonic()
+        seconds = sum(seconds for names, seconds in self.parts.items() if not cached(names))
+        once = ", once" if FOLDER else ""
+        long = f"about {seconds:.0f} s" if seconds else "some seconds"
+        with contextlib.suppress(OSError, AttributeError):  # standard error may be full, or closed
+            sys.stderr.write(f"minitensor: {doing}{once}: {long}…\n")
+            sys.stderr.flush()
+
+
+WAIT = Wait()
 
 
 class _Entries(caching.FunctionCache):
@@ -205,7 +228,7 @@ class _Entries(caching.FunctionCache):
             self._claim(path)
             found = self._load(path, target_context)
         if found is None:
-            _announce()
+            WAIT.tell("compiling kernels")
         else:
             self._release(path)
         return found
@@ -218,14 +241,16 @@ class _Entries(caching.FunctionCache):
         """
         if fcntl is None or path in self._claims:
             return
-        end = time.monotonic() + PATIENCE
+        begin = time.monotonic()
         with contextlib.suppress(OSError):
             claim = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             self._claims[path] = claim
-            while time.monotonic() < end:
+            while (waited := time.monotonic() - begin) < PATIENCE:
                 try:
                     return fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if waited > WAIT.PATIENT:
+                        WAIT.tell("another process is compiling kernels")
                     time.sleep(0.02)
 
     def _release(self, path: Path | None) -> None:

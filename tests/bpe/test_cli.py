@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -75,15 +76,15 @@ def test_other_kinds(text, trained, tmp_path, capsys):
     )
     assert bpe.load(path).separator_id is None
     call = ["train", str(text), "--kind", "reduced", "--out", str(path), "--vocab-size", "6"]
-    assert main(call) == 1
-    assert main([*call, "--base", str(path)]) == 1
+    assert main(call) == 2
+    assert main([*call, "--base", str(path)]) == 2
     assert main([*call, "--base", str(trained)]) == 0
     assert bpe.load(path).vocab_size == 6
     errors = capsys.readouterr().err
     assert "bpe: --base: missing, and kind 'reduced' needs it\n" in errors
     assert "bpe: base: a BPETokenizer is expected, not CharTokenizer\n" in errors
     assert "bpe: coverage: " in errors
-    assert main([*call, "--base", str(trained), "--pattern", "gpt4"]) == 1
+    assert main([*call, "--base", str(trained), "--pattern", "gpt4"]) == 2
     assert capsys.readouterr().err == "bpe: pattern: not an option of kind 'reduced'\n"
 
 
@@ -154,12 +155,49 @@ def test_failures_are_one_line_and_status_1(trained, tmp_path, capsys, monkeypat
         main(["--debug", "train", "no-such-file"])
 
 
-@pytest.mark.parametrize("call", [[], ["fly"], ["train"], ["train", "x", "--vocab-size", "many"]])
-def test_wrong_calls_are_one_line_and_status_2(call, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(call)
-    assert exit.value.code == 2
+@pytest.mark.parametrize(
+    "call",
+    [
+        "",
+        "fly",
+        "train",
+        "train TEXT --vocab-size many",
+        "train TEXT --vocab-size 3",
+        "train TEXT --kind char --vocab-size -4",
+        "train TEXT --kind char --pattern gpt2",
+        "train TEXT --kind reduced --base BPE --vocab-size 1000",
+        "train TEXT --pattern (",
+        "train TEXT --min-frequency 0",
+        "train TEXT --processes 0",
+        "train TEXT --special-token a --special-token a",
+        "info BPE --longest -1",
+    ],
+)
+def test_wrong_calls_are_one_line_and_status_2(call, text, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = call.replace("TEXT", str(text)).replace("BPE", str(trained)).split()
+    try:
+        status = main(words)
+    except SystemExit as leaving:
+        status = leaving.code
+    assert status == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_is_replaced_only_where_it_is_named(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ["train", str(text), "--quiet", "--vocab-size"]
+    assert main([*call, "260"]) == 0
+    assert capsys.readouterr().err == "bpe: 260 ids written to tokenizer.json\n"
+    before = (tmp_path / "tokenizer.json").read_bytes()
+    assert main([*call, "261"]) == 2
+    assert "tokenizer.json: is there already" in capsys.readouterr().err
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+    assert main([*call, "261", "-o", "tokenizer.json"]) == 0
+    told = capsys.readouterr().err
+    assert told == "bpe: 261 ids written to tokenizer.json, replacing what was there\n"
+    assert bpe.load(tmp_path / "tokenizer.json").vocab_size == 261
 
 
 def test_a_note_when_pairs_run_out(tmp_path, capsys):
@@ -178,8 +216,8 @@ def test_the_module_is_the_command(trained, tmp_path):
     ids = tmp_path / "ids"
     ids.write_bytes(b"97 " * 500_000)
     with subprocess.Popen([*call, "decode", str(trained), str(ids)], stdout=subprocess.PIPE) as run:
-        run.stdout.close()  # nobody wants the output: no traceback, no error
-        assert run.wait(timeout=60) == 0
+        run.stdout.close()  # nobody wants the output: no traceback, the status of other programs
+        assert run.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
 def test_convert_writes_what_the_library_reads(trained, tmp_path, capsys):
@@ -190,6 +228,59 @@ def test_convert_writes_what_the_library_reads(trained, tmp_path, capsys):
     assert back.encode(TEXT) == tokenizer.encode(TEXT)
     assert main(["convert", str(tmp_path / "none.json"), str(out)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("format", "ids", "notes"),
+    [
+        ("json", "270 ids", []),
+        ("huggingface", "270 ids", []),
+        ("gpt2", "270 ids", []),
+        ("tiktoken", "269 ids", ["special tokens, so '<|endoftext|>'", "must be given 'gpt2'"]),
+        ("llama2c", "272 ids", ["270 tokens of it have another id", "no splitting pattern"]),
+    ],
+)
+def test_convert_counts_what_is_in_the_file_and_says_what_is_not(
+    trained, tmp_path, capsys, format, ids, notes
+):
+    out = tmp_path / "out"
+    assert main(["convert", str(trained), str(out), "--to", format]) == 0
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"bpe: {ids} written to {out}")
+    assert len(rest) == len(notes)
+    assert all(note in line for note, line in zip(notes, rest, strict=True))
+    written = bpe.load(out / "vocab.json" if format == "gpt2" else out)
+    assert written.vocab_size == int(ids.split()[0])
+
+
+def test_convert_tells_ids_that_nothing_uses(tmp_path, capsys):
+    tokenizer = bpe.train(["abab"], 258, special_tokens=["<s>"])
+    data = {**tokenizer.to_dict(), "special_tokens": {"<s>": 299}}
+    (tmp_path / "t.json").write_text(json.dumps(data), encoding="utf-8")
+    assert main(["convert", str(tmp_path / "t.json"), str(tmp_path / "u.json")]) == 0
+    assert "300 ids (258 of them in use) written to" in capsys.readouterr().err
+    plain = bpe.CharTokenizer.train(["ab"], control_tokens=False)
+    plain.save(tmp_path / "c.json")
+    call = ["convert", str(tmp_path / "c.json"), str(tmp_path / "h.json"), "--to", "huggingface"]
+    assert main(call) == 0
+    assert "its readers drop them" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_no_control_characters_a_pipe_gets_every_byte(
+    tmp_path, monkeypatch, capfdbinary
+):
+    raw = b"a\x1b[2J\xe9b\r\n\x07\xc3\xa9"
+    tokenizer = bpe.train(["abab"], 257)
+    tokenizer.save(tmp_path / "t.json")
+    ids = [tokenizer.byte_ids[byte] for byte in raw]
+    (tmp_path / "ids").write_text(" ".join(map(str, ids)), encoding="utf-8")
+    call = ["decode", str(tmp_path / "t.json"), str(tmp_path / "ids")]
+    assert main(call) == 0
+    assert capfdbinary.readouterr().out == raw
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(call) == 0
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out.decode() == "a\\x1b[2J\ufffdb\r\n\\x07é"
 
 
 def test_show_cuts_the_text_into_its_tokens(trained, tmp_path, capsys, monkeypatch):

@@ -348,6 +348,35 @@ def test_a_kernel_of_a_module_that_cannot_be_imported_is_compiled_each_time(tmp_
         assert done.stdout == "2.0 0\n", done.stderr
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_wait_is_announced_once_with_how_long_it_takes(tmp_path, monkeypatch, capsys, keeps):
+    from minitensor.kernels import compiling
+
+    monkeypatch.setattr(compiling, "FOLDER", tmp_path if keeps else None)
+    clock = [0.0]
+    monkeypatch.setattr(compiling.time, "monotonic", lambda: clock[0])
+    once = ", once" if keeps else ""
+
+    def told(wait):
+        wait.tell("compiling kernels")
+        return capsys.readouterr().err
+
+    wait = compiling.Wait()
+    assert told(wait) == f"minitensor: compiling kernels{once}: about 15 s…\n"
+    assert told(wait) == ""
+    clock[0] += compiling.Wait.AGAIN
+    wait.expect({"*_backward-*": 20.0, "decode.*": 18.0})
+    assert told(wait) == f"minitensor: compiling kernels{once}: about 38 s…\n"
+    clock[0] += compiling.Wait.AGAIN
+    (tmp_path / "flash.attention_backward-7.nbc").touch()
+    left = "about 18 s" if keeps else "about 38 s"
+    assert told(wait) == f"minitensor: compiling kernels{once}: {left}…\n"
+    clock[0] += compiling.Wait.AGAIN
+    (tmp_path / "decode.write-7.nbc").touch()
+    left = "some seconds" if keeps else "about 38 s"
+    assert told(wait) == f"minitensor: compiling kernels{once}: {left}…\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks that end with their process")
 def test_processes_that_need_the_same_kernel_compile_it_once(tmp_path):
     (tmp_path / "elsewhere.py").write_text(
@@ -380,3 +409,10 @@ def test_processes_that_need_the_same_kernel_compile_it_once(tmp_path):
         impatient = "from minitensor.kernels import compiling; compiling.PATIENCE = 0.1; "
         out, error = start(impatient).communicate(timeout=300)
     assert out == "42\n" and "compiling" in error and kept.exists()
+    with kept.with_suffix(".lock").open("w") as held:
+        kept.unlink()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        impatient = "from minitensor.kernels import compiling; compiling.PATIENCE = 0.1; "
+        impatient += "compiling.Wait.PATIENT = 0.0; "
+        out, error = start(impatient).communicate(timeout=300)
+    assert out == "42\n" and "another process is compiling kernels" in error

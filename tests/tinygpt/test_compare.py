@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 
 import pytest
 
@@ -136,6 +137,35 @@ def test_perplexity_is_drawn_of_the_same_tokens_only(runs, monkeypatch, tmp_path
     ]
     assert "do not compare" in different.get_suptitle() and not same.get_suptitle()
     assert "validation perplexity" in [axes.get_ylabel() for axes in same.axes]
+
+
+def test_without_matplotlib_there_is_the_table_and_a_word(runs, tmp_path, monkeypatch, capsys):
+    find = compare.importlib.util.find_spec
+    monkeypatch.setattr(
+        compare.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matplotlib" else find(name),
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.chdir(tmp_path)
+    assert call(*runs) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("| run ")
+    assert "no picture of the curves: pictures need matplotlib: 'pip install" in told.err
+    with pytest.raises(Error, match="pip install matplotlib"):
+        call(*runs, "-o", "asked-for.png")
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_picture_that_is_replaced_is_told(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "curves", lambda runs, path: (path.touch(), path)[1])
+    out = tmp_path / "c.png"
+    for replaced in (False, True):
+        assert call(runs[0], "-o", out) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines()[-1] == str(out)
+        assert (f"{out}: replaced" in told.err) == replaced
 
 
 @pytest.mark.slow

@@ -44,6 +44,22 @@ def test_a_helper_starts_where_there_is_something_to_compile(monkeypatch, starte
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.parametrize(("cold", "helped"), [(True, True), (True, False), (False, False)])
+def test_a_run_compiles_what_writes_before_its_first_step_unless_helped(
+    monkeypatch, tiny, cold, helped
+):
+    monkeypatch.setattr(cache, "cached", lambda names: not cold)
+    monkeypatch.setattr(cache, "FOLDER", None if cold else cache.FOLDER)
+    written, expected = [], []
+    monkeypatch.setattr(compiling, "write_a_token", lambda model: written.append(model.config))
+    monkeypatch.setattr(cache.WAIT, "expect", expected.append)
+    with command.ready(tiny, 1) as trainer:
+        assert not written and list(expected[-1].values()) == [20.0]
+        compiling.compile_kernels(trainer, to_write=not helped, helped=helped)
+    assert [c.n_layer for c in written] == [1] * (cold and not helped)
+    assert sum(expected[-1].values()) == (15 if helped else 40)
+
+
 @pytest.mark.parametrize("fault", ["cannot start", "fails"])
 def test_a_run_does_without_a_helper_that_fails(monkeypatch, started, tiny, fault):
     monkeypatch.setattr(cache, "cached", lambda names: False)

@@ -96,6 +96,13 @@ def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
     assert "exceeds the model's context of 16" in capsys.readouterr().err
 
 
+def test_an_empty_text_is_nothing_to_judge(tmp_path, model, tokenizer, capsys):
+    checkpoint.save(tmp_path / "m.npz", Saved(model.config, tokenizer, model.state_dict()))
+    (tmp_path / "t.txt").write_text("\n", encoding="utf-8")
+    assert cli.main(["eval", str(tmp_path / "m.npz"), "--data", str(tmp_path / "t.txt")]) == 1
+    assert "the file is empty; there is nothing to judge\n" in capsys.readouterr().err
+
+
 def test_it_is_told_that_another_text_is_judged(tmp_path, model, tokenizer, monkeypatch, capsys):
     monkeypatch.setattr("tinygpt.inspection.evaluate.STORIES", 2)
     params = {name: p.data for name, p in model.named_parameters()}

@@ -265,6 +265,9 @@ def test_there_and_back_on_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().out == f"wrote {out}: Llama\n"
     assert cli.main(["import", str(out), "--out", str(tmp_path / "back.npz")]) == 0
     same(checkpoint.load(tmp_path / "back.npz"), checkpoint.load(tmp_path / "m.npz"))
+    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'back.npz'}: ")
+    assert cli.main(["import", str(out), "-o", str(tmp_path / "back.npz")]) == 0
+    assert capsys.readouterr().out.startswith(f"replaced {tmp_path / 'back.npz'}: ")
 
 
 @pytest.fixture

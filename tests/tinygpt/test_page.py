@@ -103,7 +103,14 @@ def read(path: Path, *args: str, **options: Any) -> Reader:
 def test_a_page_of_a_run_stands_by_itself(tmp_path, capsys):
     run, out = folder(tmp_path / "run"), tmp_path / "out.html"
     assert cli.main(["page", str(run), "--out", str(out), "--prompt", "The cat"]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
+    told = capsys.readouterr()
+    assert told.out == f"{out}\n" and "replaced" not in told.err
+    assert cli.main(["page", str(run), "-o", str(out), "--prompt", "The cat"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (
+        f"{out}\n",
+        f"tinygpt: {out}: replaced the one that was there\n",
+    )
     text = out.read_text(encoding="utf-8")
     found = Reader(text)
     links = [a for _, attrs in found.tags for key, a in attrs.items() if key in ("src", "href")]

@@ -129,7 +129,7 @@ def test_damaged_lines_are_left_out_and_told(run, capsys, damaged):
     assert train["step"].tolist() == [0, 0] and valid == {}
     assert np.isnan(train["grad_norm"]).all()
     told = capsys.readouterr().err
-    assert "log.jsonl: 1 of its lines cannot be read" in told
+    assert "log.jsonl: 1 line that cannot be read is left out" in told
     assert told.count("\n") == 1
 
 
@@ -275,7 +275,7 @@ def test_the_prompt_begins_as_a_document_does(saved):
         plot.prompt_ids(plain, "", 5)
 
 
-def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+def test_a_missing_matplotlib_says_what_to_install(monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -284,7 +284,7 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(Error, match=r"^pictures need matplotlib: pip install 'tinygpt\[plot\]'$"):
+    with pytest.raises(Error, match=r"^pictures need matplotlib: 'pip install matplotlib"):
         plot.figure(3, 3)
 
 

@@ -207,6 +207,17 @@ def test_generate_prints_the_prompt_and_what_follows(file, capsys):
     assert out == run_cli(capsys, file, "--prompt", "ab", "--max-new-tokens=20", "--seed=2")[1]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_reach_a_file_but_no_terminal(file, capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setattr(
+        "tinygpt.generate.generate_many", lambda *args, **options: iter([(0, 1), (0, None)])
+    )
+    monkeypatch.setattr("bpe.StreamDecoder.feed", lambda self, id: "\x1b[2J")
+    assert cli.main(["generate", str(file), "--prompt", "a"]) == 0
+    assert capsys.readouterr().out == ("a\\x1b[2J\n" if terminal else "a\x1b[2J\n")
+
+
 def test_samples_are_separated_and_do_not_depend_on_their_number(file, capsys):
     _, three, _ = run_cli(capsys, file, "--num-samples", 3, "--max-new-tokens", 15)
     _, one, _ = run_cli(capsys, file, "--max-new-tokens", 15)

@@ -222,7 +222,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert f"go on with: tinygpt train --resume --out {tmp_path / 'run'}" in err
+    assert f"go on with 'tinygpt train --resume --out {tmp_path / 'run'}'" in err
     assert "Traceback" not in err
     step = checkpoint.load(tmp_path / "run" / "checkpoint.npz").training["step"]
     assert records(tmp_path / "run")[-1] == {

@@ -267,7 +267,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", choices=names, metavar=" | ".join(names), help="the data set to download"
     )
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("data"), help="folder (default: data)"
+    )
     parser.add_argument(
         "--only", choices=("train", "valid"), help="download just this file (default: both)"
     )

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import zlib
 from collections import Counter
@@ -28,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import bpe
 from bpe import Tokenizer
+from bpe.terminal import counted
 from bpe.untrusted import MAX_JSON, parse_json
 from bpe.workers import imap
 from minitensor.files import sweep, sync_folder
@@ -44,7 +43,7 @@ from tinygpt.data.streams import read_meta
 from tinygpt.files import alone, replacing
 from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
-from tinygpt.progress import bar
+from tinygpt.progress import bar, tell
 
 LEARN = 1 << 27  # bytes of text that a BPE learns from
 
@@ -73,9 +72,8 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
                         yield text
                 read.update()
 
-    say = partial(tqdm.write, file=sys.stderr)
     sizes = options.vocab_size, options.reduced_from
-    return documents.make_tokenizer(options.tokenizer, *sizes, texts, say, processes)
+    return documents.make_tokenizer(options.tokenizer, *sizes, texts, tell, processes)
 
 
 # ------------------------------------------------------------------------------------- encoding
@@ -268,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt data prepare``."""
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="text, JSON lines, or folder")
-    add("--out", type=Path, required=True, help="folder for the token files")
+    add("-o", "--out", type=Path, required=True, help="folder for the token files")
     add(
         "--valid",
         nargs="+",
@@ -330,18 +328,19 @@ def main(args: argparse.Namespace) -> int:
         processes=threads(args.processes, "--processes"),
     )
     size = sum(file["bytes"] for file in meta["files"])
-    print(f"read     {len(meta['files'])} files, {size:,} bytes")
+    print(f"read     {counted(len(meta['files']), 'file')}, {counted(size, 'byte')}")
     print(f"tokens   {options.tokenizer}, {meta['vocab_size']:,} ids")
     for split in SPLITS:
         n = meta[split]
         print(
-            f"{split:8} {n['documents']:,} documents, {n['tokens']:,} tokens, "
-            f"{n['bytes']:,} bytes ({n['bytes'] / n['tokens']:.2f} a token)"
+            f"{split:8} {counted(n['documents'], 'document')}, {counted(n['tokens'], 'token')}, "
+            f"{counted(n['bytes'], 'byte')} ({n['bytes'] / n['tokens']:.2f} a token)"
         )
-    print(f"dropped  {meta['duplicates']:,} training documents that are in the validation text")
+    dropped = counted(meta["duplicates"], "training document")
+    print(f"dropped  {dropped}, found in the validation text too")
     if options.repair:
-        print(f"repaired {meta['repaired']:,} documents")
+        print(f"repaired {counted(meta['repaired'], 'document')}")
     if meta["resumed"]:
-        print(f"resumed  {meta['resumed']:,} pieces were there from an earlier call")
+        print(f"resumed  {counted(meta['resumed'], 'piece')} of an earlier call")
     print(f"wrote    {args.out} in {time.perf_counter() - start:.1f} s")
     return 0

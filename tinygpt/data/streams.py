@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpe.files import open_ordinary
+from bpe.terminal import counted
 from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
 from tinygpt import Error, archive
 from tinygpt.data import documents
@@ -69,8 +70,11 @@ class Dataset:
 # ------------------------------------------------------------------------------------- text
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, exactly. Raises Error for a missing, empty or foreign one."""
+def read_text(path: str | Path, purpose: str = "learn from") -> str:
+    """The text of a UTF-8 file, exactly. Raises Error for a missing, empty or foreign one.
+
+    `purpose` is what is to be done with it.
+    """
     path = Path(path)
     if path.is_dir():
         raise Error(
@@ -94,7 +98,7 @@ def read_text(path: str | Path) -> str:
             f"{error.start}; convert it, as with iconv -t utf-8"
         ) from None
     if not text.strip():
-        raise Error(f"{path}: the file is empty; there is nothing to learn from")
+        raise Error(f"{path}: the file is empty; there is nothing to {purpose}")
     return text
 
 
@@ -115,9 +119,8 @@ def load(
         dataset = _from_text(config, say, tokenizer)
     if len(dataset.train) <= config.context:
         raise Error(
-            f"{config.data}: {len(dataset.train)} tokens for training, but one context of "
-            f"{config.context} needs {config.context + 1}: give a longer text, or "
-            f"--set context=N"
+            f"{config.data}: {counted(len(dataset.train), 'token')} for training, but one context "
+            f"of {config.context} needs {config.context + 1}: give a longer text, or --context N"
         )
     return dataset
 
@@ -147,7 +150,8 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
             lambda *splits: chain.from_iterable(docs[split] for split in splits),
             say,
         )
-    say(f"data: encoding {len(train) + len(valid):,} documents")
+    parts = len(train) + len(valid)
+    say(f"data: encoding {'the text' if parts <= 2 else counted(parts, 'document')}")
     dataset = Dataset(
         tokenizer,
         documents.encode_documents(tokenizer, train),

@@ -12,6 +12,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from bpe.terminal import counted
 from tinygpt import Error, UsageError
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
@@ -39,7 +40,7 @@ def load() -> Saved:
 def told(saved: Saved) -> str:
     """What the model is and where it comes from, in a few words."""
     steps = saved.provenance.get("step")
-    return f"{saved.config.name} after {steps:,} steps" if steps else saved.config.name
+    return f"{saved.config.name} after {counted(steps, 'step')}" if steps else saved.config.name
 
 
 def make(saved: Saved, path: Path) -> int:

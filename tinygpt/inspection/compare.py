@@ -9,9 +9,9 @@ alone; bits per byte compare any that were validated on the same text.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,19 @@ from typing import Any
 import numpy as np
 
 from tinygpt import Error, UsageError
-from tinygpt.inspection.plot import figure, literal, perplexities, plain_log, read_log, save, tidy
+from tinygpt.inspection.plot import (
+    MATPLOTLIB,
+    figure,
+    literal,
+    perplexities,
+    plain_log,
+    read_log,
+    save,
+    tidy,
+)
 from tinygpt.model import config
 from tinygpt.model.transformer import count
+from tinygpt.progress import tell
 from tinygpt.training.report import number, perplexity, plain
 
 Array = np.ndarray
@@ -197,33 +207,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a model file in one")
     add(
+        "-o",
         "--out",
         type=Path,
-        default=Path("compare.png"),
         metavar="FILE",
-        help="the picture of the curves (default: compare.png)",
+        help="the picture of the curves, replaced if it is there (default: compare.png, if "
+        "matplotlib is)",
     )
     add("--table", action="store_true", help="print the table alone, which needs no matplotlib")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt compare``: print the table, draw the curves, print the picture's path."""
-    if not args.table and args.out.suffix.lower() != ".png":
-        raise UsageError(f"--out: a name that ends in .png is expected, not {args.out}")
+    out = args.out or Path("compare.png")
+    if not args.table and out.suffix.lower() != ".png":
+        raise UsageError(f"--out: a name that ends in .png is expected, not {out}")
     runs = [read(folder) for folder in args.runs]
     print(table(runs, shutil.get_terminal_size((80, 24)).columns))
     if len({run.text for run in runs}) > 1:
-        print(
+        tell(
             "these runs were validated on different texts, so their figures do not compare; judge "
-            "them on one text with 'tinygpt eval RUN --data TEXT'",
-            file=sys.stderr,
+            "them on one text with 'tinygpt eval RUN --data TEXT'"
         )
     elif len({run.tokens for run in runs}) > 1:
-        print(
+        tell(
             "loss and perplexity are per token, and the tokens of these runs differ: compare "
-            "their bits per byte",
-            file=sys.stderr,
+            "their bits per byte"
         )
-    if not args.table:
-        print(curves(runs, args.out))
+    if args.table:
+        return 0
+    if args.out is None and importlib.util.find_spec("matplotlib") is None:
+        tell(f"no picture of the curves: {MATPLOTLIB}")
+        return 0
+    replaced = out.exists()
+    print(curves(runs, out), flush=True)
+    if replaced:
+        tell(f"{out}: replaced the one that was there")
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minitensor as mt
+from bpe.terminal import counted, fitted
 from bpe.untrusted import shown
 from tinygpt import Error, UsageError
 from tinygpt.data import documents, stories, streams
@@ -27,9 +29,9 @@ from tinygpt.formats.exchange import load_any
 from tinygpt.inspection import names
 from tinygpt.machine import threads
 from tinygpt.model.transformer import GPT
-from tinygpt.progress import bar
+from tinygpt.progress import bar, tell
 from tinygpt.training.journal import as_json
-from tinygpt.training.report import number, tell
+from tinygpt.training.report import number
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
@@ -215,8 +217,13 @@ def _stories() -> Iterator[str]:
 
 def _text(path: Path | None) -> str:
     if path is not None and not _is_stories(path):
-        return streams.read_text(path)
+        return streams.read_text(path, "judge")
     return f"\n{documents.SEPARATOR}\n".join(_stories())
+
+
+def write(line: str) -> None:
+    """A sentence of the result."""
+    print(fitted(line, sys.stdout))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -268,9 +275,11 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(as_json(result))
         return 0
-    print(
-        f"{args.model} (step {result['step']}) on {result['data']}: {result['tokens']:,} tokens, "
-        f"{result['bytes']:,} bytes, context {result['context']}, stride {result['stride']}"
+    step = f" (step {result['step']:,})" if isinstance(result["step"], int) else ""
+    write(
+        f"{args.model}{step} on {result['data']}: {counted(result['tokens'], 'token')}, "
+        f"{counted(result['bytes'], 'byte')}, context {result['context']}, stride "
+        f"{result['stride']}"
     )
     print(f"{'':12}{'loss':>10}{'perplexity':>14}{'bits per byte':>16}")
     for name, row in (
@@ -283,13 +292,13 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.names:
         kept = result["names"]
-        print(
+        write(
             f"names that a story has told before: {kept['right']:.1%} of {kept['count']:,} are the "
             f"likeliest there, in {kept['other']:.1%} another name is; loss {kept['loss']:.3f} a "
             "name"
         )
     if result["loss"] > result["uniform"]["loss"] + 0.05:  # an untrained one is as good as a guess
-        print(
+        write(
             "the model is worse here than a guess among all tokens: the text is unlike the one "
             "that it learned from"
         )

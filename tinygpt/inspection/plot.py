@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -22,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from bpe.terminal import counted
 from tinygpt import Error
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import load_any
 from tinygpt.inspection.probe import Embedding
+from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import perplexity
 
@@ -38,6 +39,7 @@ TOKENS = 24  # of the prompt, on the axes of an attention map
 LABELS = 600  # tokens that are candidates for a label on the embedding map
 TRAIN_KEYS = ("step", "loss", "lr", "grad_norm", "tokens", "seconds")
 VALID_KEYS = ("step", "valid_loss", "valid_perplexity", "valid_bits_per_byte", "tokens", "seconds")
+MATPLOTLIB = "pictures need matplotlib: 'pip install matplotlib', where tinygpt is installed"
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#9aa0a6"
 
 
@@ -49,7 +51,7 @@ def figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure  # saving it picks the Agg backend by itself
     except ImportError as error:
-        raise Error("pictures need matplotlib: pip install 'tinygpt[plot]'") from error
+        raise Error(MATPLOTLIB) from error
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
@@ -105,10 +107,8 @@ def read_log(run: Path) -> tuple[dict[str, Array], dict[str, Array]]:
         tables.append(columns if whole else {})
     if damaged:
         where = f", the first of them line {min(filter(None, damaged))}" if any(damaged) else ""
-        print(
-            f"tinygpt: {path}: {len(damaged)} of its lines cannot be read and are left out{where}",
-            file=sys.stderr,
-        )
+        left_out = f"{'is' if len(damaged) == 1 else 'are'} left out"
+        tell(f"{path}: {counted(len(damaged), 'line')} that cannot be read {left_out}{where}")
     return tables[0], tables[1]
 
 
@@ -451,10 +451,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, help="a run folder, such as runs/quick, or a model file")
     add(
+        "-o",
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the pictures go (default: RUN/plots, or plots beside the file)",
+        help="where the pictures go, in place of those of the same names (default: RUN/plots, or "
+        "plots beside the file)",
     )
     add("--model", type=Path, help="the model to look into (default: RUN/best.npz, or model.npz)")
     add("--prompt", help="the text on which attention is shown (default: a story's beginning)")
@@ -464,18 +466,20 @@ def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt plot``: print the path of each picture."""
     run = args.run if args.run.is_dir() else args.run.parent
     out = args.out or run / "plots"
+    if any(out.glob("*.png")):
+        tell(f"{out}: the pictures that are there are replaced")
     logged = (run / "log.jsonl").is_file()
     best = run / "best.npz"
     path = args.model or (best if args.run.is_dir() and best.is_file() else args.run)
     if logged and path == run and not (run / "model.npz").is_file():
         print(training_curves(run, run.name, out))
-        print("tinygpt: no model.npz in the run yet: curves only", file=sys.stderr)
+        tell("no model.npz in the run yet: curves only")
         return 0
     saved = load_any(path)
     if logged:
         print(training_curves(run, saved.config.name, out))
     else:
-        print("tinygpt: no log.jsonl beside the model: no curves", file=sys.stderr)
+        tell("no log.jsonl beside the model: no curves")
     model = saved.model()
     prompt = known(saved.tokenizer, PROMPT) if args.prompt is None else args.prompt
     unsure = known(saved.tokenizer, UNSURE) if args.prompt is None else opening(args.prompt)

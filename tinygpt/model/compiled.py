@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import minitensor as mt
+from minitensor.kernels.compiling import WAIT
 from minitensor.kernels.simd import LANES
 from tinygpt.model import decode_kernels
 from tinygpt.model.config import Config
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 LINE = 64  # bytes of a cache line
+KERNELS, SECONDS = "decode_kernels.*", 20.0  # what compiles here, and how long that takes
 ACTIVATIONS = {"swiglu": SWIGLU, "gelu_tanh": GELU_TANH, "gelu": GELU}
 
 
@@ -200,6 +202,7 @@ class Compiled:
     """A model and the cache of some sequences."""
 
     def __init__(self, c: Config, params: Mapping[str, Array], sequences: int, guessing: bool):
+        WAIT.expect({KERNELS: SECONDS})
         self.guessing = guessing
         self.model = as_model(c, params)
         token = self.model.shape.blocks * self.model.shape.width

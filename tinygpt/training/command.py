@@ -34,12 +34,13 @@ from tinygpt.formats.exchange import load_any
 from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
+from tinygpt.progress import tell
 from tinygpt.training import finetune, ranks
 from tinygpt.training.compiling import compile_kernels, helper
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
 from tinygpt.training.ranks import World
-from tinygpt.training.report import plan, tell
+from tinygpt.training.report import plan
 from tinygpt.training.train import Run, Trainer, cut, follow, kept
 
 # What may be changed when a run goes on: none of it touches the bits of a step.
@@ -89,7 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``tinygpt train``."""
     add_choice(parser)
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE, numbered)")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="run folder, without a run in it (default: runs/RECIPE, numbered)",
+    )
     add("--resume", action="store_true", help="go on with the run in --out, or the latest one")
     add(
         "--from",
@@ -219,7 +226,7 @@ def perform(
         world.share((job.config, out, saved))
     if saved and not saved.training:
         finetune.foretell(job.config, threads)
-    start = ready(job.config, threads, saved, job.fit, world)
+    start = ready(job.config, threads, saved, job.fit, world, to_write=True)
     with made(out), alone(out, "training"), start as trainer:
         sweep(out)
         run = Run(trainer, out)
@@ -256,13 +263,15 @@ def ready(
     saved: Saved | None = None,
     fit: Callable[[Config, Dataset], Config] | None = None,
     world: World | None = None,
+    to_write: bool = False,
 ) -> Iterator[Trainer]:
-    """A trainer with its data, its threads and its compiled kernels.
+    """A trainer with its data, its threads and its compiled kernels, with `to_write` also those of
+    samples.
 
     With `saved` the data is read with its tokenizer. `fit` gives the configuration what the data
     decides: without it and without `saved`, the size of the vocabulary.
     """
-    with nullcontext() if world else helper(c, threads):
+    with nullcontext(False) if world else helper(c, threads) as helped:
         with world.in_turn() if world else nullcontext():
             dataset = _dataset(c, saved)
         if fit is not None or saved is None:
@@ -272,7 +281,8 @@ def ready(
                 tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
             trainer = Trainer(c, dataset, workers, world)
             with world.in_turn() if world else nullcontext():
-                compile_kernels(trainer)
+                alone = not world and not helped
+                compile_kernels(trainer, to_write=alone and to_write, helped=helped)
             yield trainer
 
 

@@ -28,17 +28,25 @@ from tinygpt.model.transformer import GPT
 from tinygpt.training.optimizers import make_optimizer
 from tinygpt.training.train import Trainer
 
+TRAINING = "*_backward-*"  # the kernels without which no run has begun
 # What the helper compiles: kernels whose names end so.
 BACK = ("attention", "_backward", "linear_cross_entropy", "sum_of_squares", "adamw")
 
 
-def compile_kernels(trainer: Trainer) -> None:
-    """Run one sequence forward and back, with a bar where the kernels are compiled for it."""
+def compile_kernels(trainer: Trainer, to_write: bool = False, helped: bool = False) -> None:
+    """Run one sequence forward and back, with a bar where the kernels are compiled for it.
+
+    With `to_write` those that write a sample are compiled too, which else is done when it is due,
+    or by the helper.
+    """
     if kernels.backend() != "numba":
         return
     from minitensor.kernels import compiling  # imports numba
+    from tinygpt.model.compiled import KERNELS, SECONDS
 
     c = trainer.config
+    parts = {TRAINING: 15.0 if helped else 20.0}
+    compiling.WAIT.expect({**parts, KERNELS: SECONDS} if to_write else parts)
     seen: set[tuple[str, str]] = set()
 
     def observer(op: str, phase: str, *rest: Any) -> None:
@@ -56,18 +64,26 @@ def compile_kernels(trainer: Trainer) -> None:
         if c.dtype == "float32":
             compiling.compile_shared()
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
+        if to_write and not compiling.cached(KERNELS):
+            write_a_token(GPT(c.replace(n_layer=1)))  # more would compile nothing more
+
+
+def write_a_token(model: GPT) -> None:
+    """Let a model write, for the kernels that this takes."""
+    list(generate(model.eval(), [0], max_new_tokens=1))
 
 
 @contextlib.contextmanager
-def helper(c: Config, threads: int) -> Iterator[None]:
+def helper(c: Config, threads: int) -> Iterator[bool]:
     """Compile what a run needs on its way back, and to write, in a process of its own meanwhile,
-    if none of it is there yet. The process ends with the context at the latest.
+    if none of it is there yet, and say whether that is so. The process ends with the context at the
+    latest.
     """
     process = None
     if kernels.backend() == "numba" and threads > 1:
         from minitensor.kernels import compiling  # imports numba
 
-        if compiling.FOLDER is not None and not compiling.cached("*_backward-*"):
+        if compiling.FOLDER is not None and not compiling.cached(TRAINING):
             paths = [path or os.getcwd() for path in sys.path]
             program = (
                 f"import sys; sys.path[:] = {paths!r}; "
@@ -81,7 +97,7 @@ def helper(c: Config, threads: int) -> Iterator[None]:
                     stderr=subprocess.DEVNULL,
                 )
     try:
-        yield
+        yield process is not None
     finally:
         if process is not None:
             process.kill()
@@ -100,4 +116,4 @@ def help_with(values: dict[str, Any]) -> None:
     grads = mt.grad(model.loss(row[:, :-1], row[:, 1:]), parameters)
     optim.grad_norm(grads)
     optimizer.step(grads, scale=1.0, workers=None)
-    list(generate(model.eval(), [0], max_new_tokens=1))
+    write_a_token(model)

@@ -40,8 +40,9 @@ from tinygpt.inspection.evaluate import stream_loss
 from tinygpt.machine import installed_memory, megabytes
 from tinygpt.model.config import Config, from_dict
 from tinygpt.model.transformer import count
+from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
-from tinygpt.training.report import memory, tell
+from tinygpt.training.report import memory
 from tinygpt.training.train import Run
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from bpe.terminal import counted
 from minitensor import kernels
 from tinygpt.data import copying
 from tinygpt.data.streams import Dataset
@@ -24,17 +23,6 @@ PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program an
 NEAR = (
     12  # settings in which a configuration of another name may differ from a recipe and be like it
 )
-
-
-def say(line: str) -> None:
-    """A text to standard error, above a progress bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
-    sys.stderr.flush()
-
-
-def tell(line: str) -> None:
-    """A message to standard error, with the program's name before it."""
-    say(f"tinygpt: {line}")
 
 
 def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
@@ -64,8 +52,9 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         f"{c.name}: {matrices + vectors:,} parameters ({matrices:,} + {vectors:,}), "
         f"{dataset.tokenizer.kind} vocabulary {c.vocab_size:,}, context {c.context}, "
         f"head {c.head}",
-        f"data: {c.data}: {len(dataset.train):,} tokens of {documents(dataset.documents['train'])} "
-        f"to train on, {len(dataset.valid):,} of {dataset.documents['valid']:,} to validate",
+        f"data: {c.data}: {counted(len(dataset.train), 'token')} to train on "
+        f"({counted(dataset.documents['train'], 'document')}), {len(dataset.valid):,} to validate "
+        f"with ({dataset.documents['valid']:,})",
         *(
             [
                 f"data: the first {used:,} of {used + dataset.left_out:,} documents; "
@@ -76,22 +65,17 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         ),
         *(
             [
-                f"first {c.warmup_copy:,} steps of {copying.tokens(c.context):,} random tokens "
-                "that repeat, to learn copying; not counted below"
+                f"first {counted(c.warmup_copy, 'step')} of {copying.tokens(c.context):,} random "
+                "tokens that repeat, to learn copying; not counted below"
             ]
             if c.warmup_copy
             else []
         ),
-        f"{c.max_iters:,} steps of {batch} = {tokens:,} tokens: {total:,} in all, "
+        f"{counted(c.max_iters, 'step')} of {batch} = {tokens:,} tokens: {total:,} in all, "
         f"{total / len(dataset.train):.3g} times the data{before}",
-        f"{threads} thread{'s' * (threads > 1)}, about {megabytes(memory(c, threads))} of memory; "
+        f"{counted(threads, 'thread')}, about {megabytes(memory(c, threads))} of memory; "
         f"run folder {out}",
     ]
-
-
-def documents(count: int) -> str:
-    """So many documents."""
-    return f"{count:,} document{'s' * (count != 1)}"
 
 
 def plain(value: Any) -> str:

@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 
 import minitensor as mt
+from bpe.terminal import counted
 from minitensor import optim
 from minitensor.files import sync_folder
 from minitensor.parallel import part
@@ -54,11 +55,11 @@ from tinygpt.machine import asleep, describe, peak_memory
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
-from tinygpt.progress import bar
+from tinygpt.progress import bar, say, tell
 from tinygpt.training.journal import Journal, as_json, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
 from tinygpt.training.ranks import World
-from tinygpt.training.report import StepTimes, duration, number, perplexity, say, tell
+from tinygpt.training.report import StepTimes, duration, number, perplexity
 
 Array = np.ndarray
 Read = Callable[[Array], tuple[Array, Array]]  # what the model reads of a shard, and its targets
@@ -560,10 +561,10 @@ class Run:
         self.trainer.try_step(self.step)
         self.trainer.compare_ranks(self.step)
         self.save()
+        by = signal.Signals(number).name if number else "the callback"
         tell(
-            f"stopped by {signal.Signals(number).name if number else 'the callback'} and saved at "
-            f"step {self.step:,}; "
-            f"go on with: tinygpt train --resume --out {shlex.quote(str(self.out))}"
+            f"stopped by {by} and saved at step {self.step:,}; go on with "
+            f"'tinygpt train --resume --out {shlex.quote(str(self.out))}'"
         )
         return 128 + number if number else 0
 
@@ -573,9 +574,9 @@ class Run:
         if not self.trainer.ranks:
             times.remember(self.config, self.trainer.workers.threads)
         tell(
-            f"{self.step:,} steps in {duration(self.elapsed())}, peak memory "
+            f"{counted(self.step, 'step')} in {duration(self.elapsed())}, peak memory "
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
-            f"tinygpt generate {shlex.quote(str(self.out / 'model.npz'))}"
+            f"'tinygpt generate {shlex.quote(str(self.out))}'"
         )
         return 0
 

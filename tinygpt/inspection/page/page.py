@@ -26,6 +26,7 @@ import numpy as np
 
 import minitensor as mt
 from bpe.files import open_ordinary
+from bpe.terminal import counted
 from bpe.untrusted import MAX_JSON, parse_json
 from tinygpt import Error, UsageError, __version__
 from tinygpt.files import replacing
@@ -45,6 +46,7 @@ from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.model.sample import prompt_ids
 from tinygpt.model.transformer import GPT, components, count
+from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import duration
 
@@ -135,7 +137,9 @@ def _read_log(path: Path, run: Run) -> None:
     if not steps:
         run.missing.append("No step of training is in the log yet, so there are no curves.")
     elif len(steps) < 20:
-        run.missing.append(f"The log has {len(steps)} steps only, so the curves are short.")
+        run.missing.append(
+            f"The log has {counted(len(steps), 'step')} only, so the curves are short."
+        )
     if not valid:
         run.missing.append("The run has no validation, so nothing says how it does on other text.")
 
@@ -615,7 +619,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="other runs, whose curves are drawn over this one's",
     )
-    add("--out", type=Path, default=Path("page.html"), metavar="FILE", help="default: page.html")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("page.html"),
+        metavar="FILE",
+        help="the page, replaced if it is there (default: page.html)",
+    )
     add(
         "--weights",
         choices=("float16", "int8", "float32", "none"),
@@ -638,6 +649,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--out: expected a file, such as page.html, got the folder {args.out}")
     if args.watch and not args.run.is_dir():
         raise UsageError(f"--watch: expected the folder of a run, got {args.run}")
+    replaced = args.out.exists()
     while True:
         size = log_size(args.run)
         run, saved = find(args.run)
@@ -647,6 +659,9 @@ def main(args: argparse.Namespace) -> int:
         with replacing(args.out) as handle:
             handle.write(page.encode("utf-8", "replace"))
         print(args.out, flush=True)
+        if replaced:
+            tell(f"{args.out}: replaced the one that was there")
+            replaced = False
         if not args.watch or (run and ended(run)):
             return 0
         while log_size(args.run) == size:
