@@ -249,7 +249,7 @@ def _train(options: argparse.Namespace) -> None:
     takes = inspect.signature(train).parameters
     out = options.out or Path(OUT)
     if options.out is None and out.exists():
-        raise UsageError(f"{OUT}: is there already; '--out {OUT}' replaces it, --out PATH keeps it")
+        raise TokenizerError(f"{OUT}: is there already; '-o {OUT}' replaces it, -o PATH keeps it")
     common = ("command", "debug", "run", "files", "out", "kind", "format", "quiet")
     given = {name: value for name, value in vars(options).items() if name not in common}
     if "size" in takes and "vocab_size" in given:

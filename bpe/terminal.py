@@ -50,7 +50,12 @@ def fitted(text: str, stream: TextIO) -> str:
 
 def _wrapped(line: str, width: int) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    glued = COMMAND.sub(lambda match: match[0].replace(" ", GLUE), line)
+
+    def glue(match: re.Match[str]) -> str:
+        fits = len(match[0]) <= width - len(indent)
+        return match[0].replace(" ", GLUE) if fits else match[0]
+
+    glued = COMMAND.sub(glue, line)
     lines = textwrap.fill(
         glued,
         width,

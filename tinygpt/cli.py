@@ -155,9 +155,9 @@ def overview() -> str:
             "  tinygpt COMMAND --help     tells a command's options",
             "  --debug                    after any command: errors with their traceback",
             "",
-            "What a command makes in a moment (a picture, a page) replaces what was there, and it",
-            "says so. What took work (a run, a tokenizer) is replaced only if -o names it; a run",
-            "never. Exit status: 0; 1: the work failed; 2: the call is wrong; 128 + a signal.",
+            "A picture, a page or an export replaces the file that was there, and the",
+            "command says so; a run is never replaced. Exit status: 0; 1: the work failed;",
+            "2: the call was wrong; 128 and the number of the signal that ended it.",
         ]
     )
 

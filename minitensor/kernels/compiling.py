@@ -163,14 +163,15 @@ def _source_hash(fn: Callable[..., Any]) -> str | None:
 
 
 class Wait:
-    """What a wait is for and how long it takes, told in a line; not again within half a minute."""
+    """What a wait is for and how long it takes, told in a line; and again where something else has
+    to be compiled after half a minute without."""
 
     AGAIN = 30.0  # seconds
     PATIENT = 1.0  # seconds that another process is waited for without a word
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {"*": 15.0}  # what all that one command may need takes
-        self.told = -math.inf
+        self.last = -math.inf  # when there was something to tell
 
     def expect(self, parts: dict[str, float]) -> None:
         """Of the kernels with such names (with wildcards) compile some, unless there are any, which
@@ -180,9 +181,9 @@ class Wait:
 
     def tell(self, doing: str) -> None:
         """Announce the wait."""
-        if time.monotonic() - self.told < self.AGAIN:
+        before, self.last = self.last, time.monotonic()
+        if self.last - before < self.AGAIN:
             return
-        self.told = time.monotonic()
         seconds = sum(seconds for names, seconds in self.parts.items() if not cached(names))
         once = ", once" if FOLDER else ""
         long = f"about {seconds:.0f} s" if seconds else "some seconds"

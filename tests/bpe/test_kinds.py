@@ -68,7 +68,7 @@ def test_the_command_knows_it(words, tmp_path, capsys):
     assert capsys.readouterr().out == "5 1 4 5 2 5 2 3\n"
     assert main(["info", str(out), "--data", str(text)]) == 0
     assert "100.0000% of its tokens are not unknown" in capsys.readouterr().out
-    assert main(["train", str(text), "--kind", "words", "--out", str(out), "--vocab-size=9"]) == 1
+    assert main(["train", str(text), "--kind", "words", "--out", str(out), "--vocab-size=9"]) == 2
     assert capsys.readouterr().err == "bpe: vocab_size: not an option of kind 'words'\n"
 
 

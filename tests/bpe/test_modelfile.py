@@ -24,14 +24,14 @@ def model(tmp_path):
 def test_it_is_read_like_any_tokenizer(model, capsys):
     assert bpe.load(model) == TOKENIZER
     assert main(["info", str(model)]) == 0
-    assert f"sha256           {TOKENIZER.sha256}" in capsys.readouterr().out
+    assert f"sha256          {TOKENIZER.sha256}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("to", ["json", "huggingface", "gpt2"])
 def test_it_is_converted(model, tmp_path, to, capsys):
     out = tmp_path / "out"
     assert main(["convert", str(model), str(out), "--to", to]) == 0
-    assert capsys.readouterr().err.endswith(f"bpe: 270 ids written to {out}\n")
+    assert f"bpe: 270 ids written to {out}" in capsys.readouterr().err
     read = bpe.load(out)
     assert read.encode("the cat and é") == TOKENIZER.encode("the cat and é")
 

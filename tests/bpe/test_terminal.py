@@ -37,6 +37,8 @@ def test_a_file_gets_a_line_and_a_path_stays_whole(monkeypatch):
     closed = io.StringIO()
     closed.close()
     assert fitted(LONG, closed) == LONG
+    quoted = fitted("see 'tinygpt data prepare somewhere --out prepared'", Terminal())
+    assert max(map(len, quoted.splitlines())) <= 40
     assert fitted("two\n\nparagraphs", Terminal()) == "two\n\nparagraphs"
 
 

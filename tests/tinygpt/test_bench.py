@@ -58,6 +58,7 @@ def test_the_profile_counts_what_the_formula_says(tiny, capsys):
     assert costs["feed_forward_sublayer", "forward"].calls == 2 * 2  # steps x layers
     told = capsys.readouterr().out
     assert told.startswith("1 step on one thread, ") and "everything else" in told
+    assert max(map(len, told.splitlines())) <= 80
 
 
 def test_the_estimate_of_memory_is_near_what_was_measured(monkeypatch):

@@ -171,6 +171,38 @@ def test_help_fits_the_screen(name, capsys, monkeypatch):
     assert "``" not in told and "module" not in told
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "recipes", "recipes --table", *(f"recipes {n}" for n in recipes.RECIPES)],
+)
+def test_what_is_listed_fits_the_screen(arguments, capsys):
+    assert cli.main(arguments.split()) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments", ["train quik", "train --max-itres 3", "train mini-1m", "evil", "train --eps 0"]
+)
+def test_errors_fit_a_terminal(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    try:
+        assert cli.main(arguments.split()) > 0
+    except SystemExit as leaving:
+        assert leaving.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) > 1 and max(map(len, told)) <= 50
+
+
+def test_a_wrong_value_for_the_tokenizer_is_a_wrong_call(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("some words of a text " * 9, encoding="utf-8")
+    assert cli.main(["train", "--data", "my.txt", "--vocab-size", "10"]) == 2
+    assert "vocab_size: 10 is not a number from 257 up" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_columns_text_goes_on_below_itself():
     text = "Much " * 20 + "\n\n    train        learns\n    train --out  " + "word " * 20
     *lines, first, second = cli.Help("tinygpt")._fill_text(text, 60, "").rsplit("\n    train", 2)

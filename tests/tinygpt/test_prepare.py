@@ -215,7 +215,7 @@ def test_the_command_takes_only_the_first_documents(tmp_path, small_pieces, caps
     module.add_arguments(parser)
     args = [str(tmp_path / name), "--out", str(tmp_path / "out"), "--tokenizer", "char"]
     assert module.main(parser.parse_args([*args, "--max-documents", "23"])) == 0
-    assert "read     1 files" in capsys.readouterr().out
+    assert "read     1 file" in capsys.readouterr().out
     meta = json.loads((tmp_path / "out" / "meta.json").read_text("utf-8"))
     assert meta["train"]["documents"] + meta["valid"]["documents"] == 23
     assert 0 < meta["files"][0]["bytes"] < len(text.encode())

@@ -266,7 +266,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``tinygpt data prepare``."""
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="text, JSON lines, or folder")
-    add("-o", "--out", type=Path, required=True, help="folder for the token files")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the token files; those of an earlier call are replaced",
+    )
     add(
         "--valid",
         nargs="+",
@@ -320,6 +326,7 @@ def main(args: argparse.Namespace) -> int:
         options = of_recipe(recipes.lay(recipes.get(args.recipe), {"data": str(args.sources[0])}))
     given = {name: getattr(args, name) for name in vars(options)}
     options = replace(options, **{k: value for k, value in given.items() if value is not None})
+    word = "replaced" if (args.out / "meta.json").exists() else "wrote"
     meta = prepare(
         args.sources,
         args.out,
@@ -337,10 +344,11 @@ def main(args: argparse.Namespace) -> int:
             f"{counted(n['bytes'], 'byte')} ({n['bytes'] / n['tokens']:.2f} a token)"
         )
     dropped = counted(meta["duplicates"], "training document")
-    print(f"dropped  {dropped}, found in the validation text too")
+    if meta["duplicates"]:
+        print(f"dropped  {dropped}, found in the validation text too")
     if options.repair:
         print(f"repaired {counted(meta['repaired'], 'document')}")
     if meta["resumed"]:
         print(f"resumed  {counted(meta['resumed'], 'piece')} of an earlier call")
-    print(f"wrote    {args.out} in {time.perf_counter() - start:.1f} s")
+    print(f"{word:8} {args.out} in {time.perf_counter() - start:.1f} s")
     return 0

@@ -118,9 +118,11 @@ def load(
     else:
         dataset = _from_text(config, say, tokenizer)
     if len(dataset.train) <= config.context:
+        most = len(dataset.train) - 1
+        shorter = f", or --context {most} or less" if most > 1 else ""
         raise Error(
             f"{config.data}: {counted(len(dataset.train), 'token')} for training, but one context "
-            f"of {config.context} needs {config.context + 1}: give a longer text, or --context N"
+            f"of {config.context} needs {config.context + 1}: give a longer text{shorter}"
         )
     return dataset
 

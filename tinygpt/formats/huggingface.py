@@ -37,8 +37,9 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
+        package = name.split(".")[0]
         raise Error(
-            f"this format needs {name.split('.')[0]}; get it with: pip install 'tinygpt[formats]'"
+            f"this format needs {package}: 'pip install {package}', where tinygpt is installed"
         ) from None
 
 

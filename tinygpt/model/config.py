@@ -198,7 +198,7 @@ MEANING = {
     "norm": "layer: LayerNorm; rms: RMSNorm",
     "norm_eps": "added to the variance before its root",
     "norm_bias": "LayerNorm has a bias",
-    "positions": "of tokens: vectors (the first two), turns, or biases",
+    "positions": "of tokens: vectors (first two), turns, or biases",
     "rope_theta": "base of rope's wavelengths",
     "ffn": "of the feed-forward part; gelu_tanh is GPT-2's",
     "gate_bias": "swiglu: a bias on the gate w1 alone",
@@ -228,9 +228,8 @@ MEANING = {
     "batch_size": "sequences that are drawn at a time",
     "accumulation": "batches that one step adds up",
     "shard_tokens": "tokens that one thread takes at a time",
-    "replicas": "with local steps: models trained side by side, one on each rank",
-    "local_steps": "updates between two meetings of the replicas (DiLoCo); 0: every gradient is "
-    "the sum of all ranks'",
+    "replicas": "with local steps: models side by side, one a rank",
+    "local_steps": "updates between meetings (DiLoCo); 0: add gradients",
     "data": "'stories', a text, or a prepared folder",
     "valid_fraction": "share of the text that is held out",
     "max_documents": "the first; 0: all (of the embedded stories 20,000)",
@@ -465,8 +464,10 @@ def assigned(assignments: Iterable[str]) -> dict[str, str]:
 def explained(config: Config) -> str:
     """`config` as TOML with a comment on every field."""
     lines = dumps(config, ".toml").splitlines()
+    width = max(map(len, lines))
     return "".join(
-        f"{line:32}  # {meaning}\n" for line, meaning in zip(lines, MEANING.values(), strict=True)
+        f"{line:{width}}  # {meaning}\n"
+        for line, meaning in zip(lines, MEANING.values(), strict=True)
     )
 
 

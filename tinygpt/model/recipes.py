@@ -375,11 +375,17 @@ def load(path: str | Path, recipe: str | None = None) -> tuple[Config, set[str]]
 
 
 def differences(c: Config) -> tuple[str, dict[str, Any]]:
-    """The recipe that `c` is, or is most like, and what it has otherwise: the recipe's values."""
+    """The recipe that `c` is, or is most like, and what it has otherwise: the recipe's values.
+
+    That it takes all documents of another text than the recipe's goes without saying.
+    """
 
     def from_recipe(recipe: Config) -> dict[str, Any]:
         mine, its = c.to_dict(), recipe.to_dict()
-        return {k: v for k, v in its.items() if mine[k] != v and k not in ("name", "data")}
+        silent = ["name", "data"]
+        if c.data != recipe.data and not c.max_documents:
+            silent.append("max_documents")
+        return {k: v for k, v in its.items() if mine[k] != v and k not in silent}
 
     like = RECIPES.get(c.name) or min(RECIPES.values(), key=lambda r: len(from_recipe(r)))
     return like.name, from_recipe(like)
@@ -498,6 +504,8 @@ def listing() -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in readable form."""
+    if 0 < seconds < 1:
+        return "less than 1 s"
     seconds = round(seconds)
     if seconds < 90:
         return f"{seconds} s"

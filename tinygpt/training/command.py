@@ -26,6 +26,7 @@ from minitensor.files import sweep
 from minitensor.parallel import part
 from tinygpt import Error, UsageError
 from tinygpt.data import streams
+from tinygpt.data.documents import size_asked_for
 from tinygpt.data.streams import Dataset
 from tinygpt.files import alone
 from tinygpt.formats import checkpoint
@@ -440,7 +441,8 @@ def fit_vocabulary(c: Config, dataset: Dataset) -> Config:
     size = dataset.tokenizer.vocab_size
     if size == c.vocab_size:
         return c
-    tell(f"tokenizer: {size:,} tokens (the configuration said {c.vocab_size:,})")
+    if size_asked_for(c) is not None:  # characters take what they need
+        tell(f"tokenizer: {size:,} tokens (the configuration said {c.vocab_size:,})")
     if c.tokenizer == "reduced":
         return c.replace(vocab_size=size, reduced_from=max(size, c.reduced_from))
     return c.replace(vocab_size=size)

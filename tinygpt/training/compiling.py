@@ -28,6 +28,7 @@ from tinygpt.model.transformer import GPT
 from tinygpt.training.optimizers import make_optimizer
 from tinygpt.training.train import Trainer
 
+BAR = "{n_fmt} ops compiled, {elapsed}"
 TRAINING = "*_backward-*"  # the kernels without which no run has begun
 # What the helper compiles: kernels whose names end so.
 BACK = ("attention", "_backward", "linear_cross_entropy", "sum_of_squares", "adamw")
@@ -58,7 +59,7 @@ def compile_kernels(trainer: Trainer, to_write: bool = False, helped: bool = Fal
     silent = not sys.stderr.isatty()
     with (
         # loading takes less than a second, and the line that announces compiling comes first
-        tqdm(unit=" ops", file=sys.stderr, leave=False, disable=silent, delay=1) as bar,
+        tqdm(bar_format=BAR, file=sys.stderr, leave=False, disable=silent, delay=1) as bar,
         mt.observe(observer),
     ):
         if c.dtype == "float32":

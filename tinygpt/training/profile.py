@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import minitensor as mt
+from bpe.terminal import counted
 from tinygpt import UsageError
 from tinygpt.training.command import add_choice, chosen, ready
 from tinygpt.training.train import Trainer
@@ -79,24 +80,23 @@ def profile(trainer: Trainer, steps: int) -> None:
     costs, total = measure(trainer, steps)
     work = sum(cost.flops for cost in costs.values())
     print(
-        f"{steps} step{'s' * (steps != 1)} on one thread, {total / steps * 1e3:.1f} ms each, "
+        f"{counted(steps, 'step')} on one thread, {total / steps * 1e3:.1f} ms each, "
         f"{work / total / 1e9:.1f} GFLOP/s\n"
     )
     print(
-        f"{'op':24}{'phase':10}{'calls':>8}{'ms/step':>10}{'share':>8}{'GFLOP/s':>9}"
+        f"{'op':24}{'phase':9}{'calls':>6}{'ms/step':>9}{'share':>7}{'GFLOP/s':>9}"
         f"{'MB/step':>9}{'GB/s':>7}"
     )
     for (op, phase), cost in sorted(costs.items(), key=lambda item: -item[1].seconds):
         rate = f"{cost.flops / cost.seconds / 1e9:9.1f}" if cost.flops else f"{'-':>9}"
         print(
-            f"{op:24}{phase:10}{cost.calls / steps:8.0f}{cost.seconds / steps * 1e3:10.2f}"
-            f"{cost.seconds / total:8.1%}{rate}{cost.bytes / steps / 1e6:9.1f}"
+            f"{op:24}{phase:9}{cost.calls / steps:6.0f}{cost.seconds / steps * 1e3:9.2f}"
+            f"{cost.seconds / total:7.1%}{rate}{cost.bytes / steps / 1e6:9.1f}"
             f"{cost.bytes / max(cost.seconds, 1e-9) / 1e9:7.1f}"
         )
     rest = total - sum(cost.seconds for cost in costs.values())
     print(
-        f"{'everything else':34}{'':8}{rest / steps * 1e3:10.2f}{rest / total:8.1%}"
-        "   the tape, the update, the batch"
+        f"{'everything else: tape, update, batch':39}{rest / steps * 1e3:9.2f}{rest / total:7.1%}"
     )
 
 
