@@ -7,6 +7,8 @@ import pytest
 from minitensor import kernels
 from minitensor.kernels import compiling as cache
 from tinygpt.model import recipes
+from tinygpt.model.sample import generate
+from tinygpt.model.transformer import GPT
 from tinygpt.training import command, compiling
 
 TINY = {"d_model": 32, "n_head": 2, "d_ff": 64, "n_layer": 2, "vocab_size": 300, "context": 16}
@@ -51,13 +53,28 @@ def test_a_run_compiles_what_writes_before_its_first_step_unless_helped(
     monkeypatch.setattr(cache, "cached", lambda names: not cold)
     monkeypatch.setattr(cache, "FOLDER", None if cold else cache.FOLDER)
     written, expected = [], []
-    monkeypatch.setattr(compiling, "write_a_token", lambda model: written.append(model.config))
+    monkeypatch.setattr(compiling, "write_two_tokens", lambda model: written.append(model.config))
     monkeypatch.setattr(cache.WAIT, "expect", expected.append)
     with command.ready(tiny, 1) as trainer:
         assert not written and list(expected[-1].values()) == [20.0]
         compiling.compile_kernels(trainer, to_write=not helped, helped=helped)
     assert [c.n_layer for c in written] == [1] * (cold and not helped)
     assert sum(expected[-1].values()) == (15 if helped else 40)
+
+
+def test_two_tokens_call_every_kernel_that_writes(monkeypatch, tiny):
+    called, call = set(), cache.Kernel.__call__
+
+    def spy(kernel, *args):
+        called.add(kernel.__name__)
+        return call(kernel, *args)
+
+    monkeypatch.setattr(cache.Kernel, "__call__", spy)
+    model = GPT(tiny)
+    compiling.write_two_tokens(model)
+    first = frozenset(called)
+    list(generate(model, [0], max_new_tokens=40, seed=1))
+    assert first == called and len(first) > 1
 
 
 @pytest.mark.parametrize("fault", ["cannot start", "fails"])

@@ -141,6 +141,9 @@ def test_the_plan_and_the_times_know_of_it(warm):
     dataset = streams.load(warm)
     lines = plan(warm, dataset, 1, Path("run"))
     assert [line for line in lines if line.startswith("first 4 steps")]
+    on = plan(warm, dataset, 1, Path("run"), step=2)
+    assert not [line for line in on if line.startswith("first")]
+    assert any(" steps (2 of them done) of " in line for line in on)
     assert not [line for line in plan(c, dataset, 1, Path("run")) if line.startswith("first")]
 
 

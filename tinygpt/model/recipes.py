@@ -417,9 +417,13 @@ def is_recipe(c: Config) -> bool:
     return all(value == wanted[key] for key, value in c.to_dict().items() if key not in free)
 
 
-def work(c: Config) -> float:
-    """The steps of a run, those of the warm-up on copying by the tokens that they have."""
-    return c.max_iters + c.warmup_copy * copying.tokens(c.context) / c.tokens_per_step
+def work(c: Config, step: int | None = None) -> float:
+    """The steps of a run, or those from `step` on; those of the warm-up on copying, which come
+    before 0, by the tokens that they have.
+    """
+    step = -c.warmup_copy if step is None else step
+    to_copy = max(0, -step) * copying.tokens(c.context) / c.tokens_per_step
+    return max(0, c.max_iters - max(0, step)) + to_copy
 
 
 MAX_TIMES = 1 << 14  # bytes of times.json

@@ -245,7 +245,8 @@ def perform(
             compare_start(trainer, world)
         try:
             run.open()
-            for line in plan(trainer.config, trainer.dataset, trainer.workers.threads, out):
+            n_threads = trainer.workers.threads
+            for line in plan(trainer.config, trainer.dataset, n_threads, out, run.step):
                 tell(line)
             if world:
                 c = trainer.config

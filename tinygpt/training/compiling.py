@@ -66,12 +66,14 @@ def compile_kernels(trainer: Trainer, to_write: bool = False, helped: bool = Fal
             compiling.compile_shared()
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
         if to_write and not compiling.cached(KERNELS):
-            write_a_token(GPT(c.replace(n_layer=1)))  # more would compile nothing more
+            write_two_tokens(GPT(c.replace(n_layer=1)))  # more would compile nothing more
 
 
-def write_a_token(model: GPT) -> None:
-    """Let a model write, for the kernels that this takes."""
-    list(generate(model.eval(), [0], max_new_tokens=1))
+def write_two_tokens(model: GPT) -> None:
+    """Let a model write, for the kernels that this takes: the first token comes after the prompt,
+    the others in a loop that is compiled.
+    """
+    list(generate(model.eval(), [0], max_new_tokens=2))
 
 
 @contextlib.contextmanager
@@ -117,4 +119,4 @@ def help_with(values: dict[str, Any]) -> None:
     grads = mt.grad(model.loss(row[:, :-1], row[:, 1:]), parameters)
     optim.grad_norm(grads)
     optimizer.step(grads, scale=1.0, workers=None)
-    write_a_token(model)
+    write_two_tokens(model)

@@ -25,17 +25,20 @@ NEAR = (
 )
 
 
-def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
-    """What a run is going to do, in a few lines."""
+def plan(
+    c: Config, dataset: Dataset, threads: int, out: Path, step: int | None = None
+) -> list[str]:
+    """What a run is going to do, in a few lines; one that goes on, from `step` on."""
+    step = -c.warmup_copy if step is None else step
     matrices, vectors = count(c)
     tokens = c.tokens_per_step
     batch = " x ".join(str(n) for n in (c.batch_size, c.accumulation, c.context) if n != 1)
     total = c.max_iters * tokens
     known = recipes.times().get(c.name) if recipes.is_recipe(c) else None
+    to_do = recipes.work(c, step)
     before = (
-        f", {duration(known * recipes.work(c))} at the {known * 1e3:.0f} ms a step that were the "
-        "best here"
-        if known
+        f", {duration(known * to_do)} at the {known * 1e3:.0f} ms a step that were the best here"
+        if known and to_do
         else ""
     )
     like, differs = recipes.differences(c)
@@ -46,6 +49,7 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         compared = f"a configuration of its own, most like the recipe {like}, from which it differs"
         if len(parts) > NEAR:
             parts = []
+    went = f" ({step:,} of them done)" if step > 0 else ""
     used = sum(dataset.documents.values())
     return [
         *([f"{compared}: {', '.join(parts)}"] if parts else []),
@@ -65,13 +69,13 @@ def plan(c: Config, dataset: Dataset, threads: int, out: Path) -> list[str]:
         ),
         *(
             [
-                f"first {counted(c.warmup_copy, 'step')} of {copying.tokens(c.context):,} random "
+                f"first {counted(-step, 'step')} of {copying.tokens(c.context):,} random "
                 "tokens that repeat, to learn copying; not counted below"
             ]
-            if c.warmup_copy
+            if step < 0
             else []
         ),
-        f"{counted(c.max_iters, 'step')} of {batch} = {tokens:,} tokens: {total:,} in all, "
+        f"{counted(c.max_iters, 'step')}{went} of {batch} = {tokens:,} tokens: {total:,} in all, "
         f"{total / len(dataset.train):.3g} times the data{before}",
         f"{counted(threads, 'thread')}, about {megabytes(memory(c, threads))} of memory; "
         f"run folder {out}",
