@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import inspect
 import os
 import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,10 +32,34 @@ OUT = "tokenizer.json"
 TOKENIZER = "its file, of any known format, a folder with one, or a model file"
 
 
+def _hint(near: Sequence[str]) -> str:
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class _Parser(argparse.ArgumentParser):
+    of: Mapping[str, _Parser]  # the parsers of the commands
+
     def error(self, message: str) -> NoReturn:
         text = fitted(f"{self.prog}: {message} (see '{self.prog} --help')", sys.stderr)
         self.exit(WRONG_CALL, f"{text}\n")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `words`; what is unknown is an error that names the nearest option."""
+        options, extra = self.parse_known_args(words)
+        if extra:
+            parser = self.of[options.command]
+            known = [option for option in parser._option_string_actions if option[:2] == "--"]
+            near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
+            kind = "option" if extra[0].startswith("-") else "argument"
+            parser.error(f"unknown {kind} {extra[0]!r}{_hint(near)}")
+        return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = list(map(str, action.choices))
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            expected = f"expected one of {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"{expected}; got {value!r}{_hint(near)}")
 
     def print_help(self, file: Any = None) -> None:
         # argparse would take no notice of what cannot be written
@@ -66,7 +91,7 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     parser = _Parser(
         prog="bpe",
         description="Byte-level BPE tokenizers: train, use, look at them.",
@@ -186,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--data", metavar="FILE", help="measure it on this text")
     command.add_argument("--longest", type=int, default=10, metavar="N", help="tokens to show")
     command.set_defaults(run=_info)
+    parser.of = commands.choices
     return parser
 
 
@@ -194,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     try:
-        options = build_parser().parse_args(words)
+        options = build_parser().parse(words)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_, **__: _say(f"note: {message}")

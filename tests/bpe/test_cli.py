@@ -185,6 +185,22 @@ def test_wrong_calls_are_one_line_and_status_2(call, text, trained, tmp_path, ca
     assert not (tmp_path / "tokenizer.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("trian TEXT", "got 'trian'; did you mean train?"),
+        ("train TEXT --vocabsize 300", "unknown option '--vocabsize'; did you mean --vocab-size?"),
+        ("train TEXT --kind chars", "one of bpe, char, reduced; got 'chars'; did you mean char?"),
+        ("encode BPE TEXT more", "bpe encode: unknown argument 'more' (see 'bpe encode --help')"),
+    ],
+)
+def test_what_was_meant_is_named(call, told, text, trained, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(call.replace("TEXT", str(text)).replace("BPE", str(trained)).split())
+    assert leaving.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_tokenizer_is_replaced_only_where_it_is_named(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call = ["train", str(text), "--quiet", "--vocab-size"]
