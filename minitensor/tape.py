@@ -285,11 +285,11 @@ def walk(
         for parent, grad in zip(node.parents, sent, strict=False):
             if parent is None or grad is None:
                 continue
-            fits = type(grad) is np.ndarray and grad.shape == parent.shape
-            if fits and grad.dtype is parent.dtype:  # as nearly always
+            if isinstance(grad, Part):
                 send(parent, grad)
-            else:
-                send(parent, grad if isinstance(grad, Part) else _fitted(grad, parent))
+                continue
+            fits = type(grad) is np.ndarray and grad.shape == parent.shape  # as nearly always
+            send(parent, grad if fits and grad.dtype is parent.dtype else _fitted(grad, parent))
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
     return found

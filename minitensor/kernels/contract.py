@@ -34,6 +34,7 @@ written must be all three.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import math
@@ -476,11 +477,15 @@ class Declaration:
         self.checks = [parse(argument, text) for argument, text in arguments.items()]
         self.where = where
         self.condition = formula(where) if where else None
-        self.gated = Writer().function(self.checks, where, list(arguments))
 
     def __str__(self) -> str:
         where = f" where {self.where}" if self.where else ""
         return f"{self.name}({', '.join(f'{n}: {t}' for n, t in self.arguments.items())}){where}"
+
+    @functools.cached_property
+    def gated(self) -> Callable[..., Callable[..., Any]]:
+        """See `Writer.function`. Only the kernels that a program calls have it written."""
+        return Writer().function(self.checks, self.where, list(self.arguments))
 
     def accepts(self, *args: Any) -> bool:
         """Whether the kernel takes these as they are."""

@@ -13,14 +13,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minitensor.kernels.compiling import FASTMATH, erf, exp, inline, jit
+from minitensor.kernels.compiling import erf, exp, inline, jit, outlined
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import (
     CONTRACT,
@@ -46,7 +45,6 @@ RATE = np.float32(0.05)  # at which a rate follows what comes true
 ROW_COST = 0.1  # of a pass over one row: a guess is worth trying if it adds that many tokens
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
-part = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")  # a function of its own
 
 Array = np.ndarray
 SWIGLU, GELU_TANH, GELU = range(3)
@@ -251,7 +249,7 @@ def height(rows):
     return FEW if rows <= FEW else (rows + ROWS - 1) // ROWS * ROWS
 
 
-@part
+@outlined
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
     """y[r] = W x[r] + b, or added to y[r], for `height(rows)` rows; b and W begin at w[at]."""
     for r in range(rows):
@@ -312,7 +310,7 @@ def rotate(x, at, cos, sin, t, lanes, W, scale):
         x[U(at + n)] *= scale
 
 
-@part
+@outlined
 def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
     """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
     zero = splat(q.dtype.type(0))
@@ -358,7 +356,7 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
         store(y, y_at + n, a * inverse)
 
 
-@part
+@outlined
 def keep(model, cache, layer, rows, begin, count, qkv, step):
     """Rotate the queries and keys of `count` rows; cache the keys and values."""
     group, blocks, lanes, W = (
@@ -380,7 +378,7 @@ def keep(model, cache, layer, rows, begin, count, qkv, step):
             cache[U(at + T * width + n)] = qkv[U(row + (group + 1) * width + n)]
 
 
-@part
+@outlined
 def look_back(model, cache, layer, window, rows, row, qkv, q_at, p, y, y_at):
     """Let a row look at the keys and values of its sequence, up to its own."""
     shape, t = model.shape, rows.positions[row]
@@ -420,7 +418,7 @@ def padded(n):
     return (n + PANEL - 1) // PANEL * PANEL
 
 
-@part
+@outlined
 def scratch_for(model, rows):
     """`Scratch` for passes over at most so many rows."""
     shape, w, room = model.shape, model.weights, height(min(rows, BLOCK))
@@ -438,7 +436,7 @@ def scratch_for(model, rows):
     )
 
 
-@part
+@outlined
 def logits_of(model, cache, rows, wanted, scratch, out):
     """Logits (len(wanted), V), into `out`, of the rows `wanted`; all rows' keys and values are
     cached."""
@@ -504,7 +502,7 @@ def folded(key, counter):
     return key ^ (key >> np.uint64(31))
 
 
-@part
+@outlined
 def edge_of(keys, weights, wanted):
     """A key such that the weights of the keys from there on add up to `wanted`, and those of the
     keys above do not: the largest that does, or one that leaves out the same keys.
@@ -527,7 +525,7 @@ def edge_of(keys, weights, wanted):
     return low
 
 
-@part
+@outlined
 def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     """A token from the first V logits of row r, drawn with the uniform number u; -1 for NaN.
 
@@ -607,7 +605,7 @@ def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     return token
 
 
-@part
+@outlined
 def room_to_draw(V):
     """Scratch for `draw`: z, keys, weights, likely, edges."""
     return (
@@ -629,7 +627,7 @@ def hashed(past, s, end, order):
     return h
 
 
-@part
+@outlined
 def remember(entries, past, s, end, likely, edges):
     """Keep what `draw` found likely after the 1, 2, … ORDER tokens before `end`.
 
@@ -647,7 +645,7 @@ def remember(entries, past, s, end, likely, edges):
             as_floats[at + U(2 + LIKELY + 2 * k)] = edges[k, 1]
 
 
-@part
+@outlined
 def guess(entries, past, s, end, u):
     """The token that u would have drawn when the model last met the longest of the contexts that
     end here, and how long that one is; (-1, 0) if it was none of the likely ones.
@@ -696,7 +694,7 @@ def choose(logits, choice, u):
     return out
 
 
-@part
+@outlined
 def plan(rows, most, done, u, past, guesses, into, first, ahead, orders):
     """The rows of the next pass, at most `most`, into `into`; how many, and how many tokens they
     are expected to give.

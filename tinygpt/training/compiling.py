@@ -8,11 +8,8 @@ other has begun. The helper is a courtesy: without it, or should it fail, all is
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from tqdm import tqdm
 import minitensor as mt
 from minitensor import kernels, optim
 from tinygpt.data import streams
+from tinygpt.machine import beside
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.sample import generate
@@ -58,34 +56,18 @@ def compile_kernels(trainer: Trainer) -> None:
         mt.grad(model.loss(row[:, :-1], row[:, 1:]), trainer.parameters)
 
 
-@contextlib.contextmanager
-def helper(c: Config, threads: int) -> Iterator[None]:
+def helper(c: Config, threads: int) -> AbstractContextManager[None]:
     """Compile what a run needs on its way back, and to write, in a process of its own meanwhile,
     if none of it is there yet. The process ends with the context at the latest.
     """
-    process = None
     if kernels.backend() == "numba" and threads > 1:
         from minitensor.kernels import compiling  # imports numba
 
         if compiling.FOLDER is not None and not compiling.cached("*_backward-*"):
-            paths = [path or os.getcwd() for path in sys.path]
-            program = (
-                f"import sys; sys.path[:] = {paths!r}; "
+            return beside(
                 f"from tinygpt.training import compiling; compiling.help_with({c.to_dict()!r})"
             )
-            with contextlib.suppress(OSError):
-                process = subprocess.Popen(
-                    [sys.executable, "-c", program],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-    try:
-        yield
-    finally:
-        if process is not None:
-            process.kill()
-            process.wait()
+    return nullcontext()
 
 
 def help_with(values: dict[str, Any]) -> None:
@@ -100,4 +82,4 @@ def help_with(values: dict[str, Any]) -> None:
     grads = mt.grad(model.loss(row[:, :-1], row[:, 1:]), parameters)
     optim.grad_norm(grads)
     optimizer.step(grads, scale=1.0, workers=None)
-    list(generate(model.eval(), [0], max_new_tokens=1))
+    list(generate(model.eval(), [0], max_new_tokens=2))  # a first token, and those that follow it
