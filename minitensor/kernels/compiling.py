@@ -345,8 +345,9 @@ def shared(*arguments: types.Type) -> Callable[[Kernel], Any]:
 def compile_shared() -> None:
     """Compile, or load, all that kernels of this package share."""
     importlib.import_module("minitensor.kernels.sublayer")  # imports all that share
-    for compiled in SHARED.values():
-        compiled()
+    for name, compiled in SHARED.items():
+        if name.startswith(str(__package__)):
+            compiled()
 
 
 class _Within(JITCodeLibrary):

@@ -70,7 +70,7 @@ def test_what_writes_is_compiled_beside_what_begins(monkeypatch, started, tiny, 
 
 def test_what_is_compiled_ahead_is_what_a_text_needs(monkeypatch):
     """One specialisation serves any model of a dtype: the other process makes no other."""
-    ahead.compile_write("float32")
+    ahead.compile_writing("float32")
     kernel = decode_kernels.write.call
     before = set(kernel.overloads)
     list(generate(GPT(recipes.get("quick").replace(**TINY)), [0], max_new_tokens=3))

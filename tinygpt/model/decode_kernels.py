@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from minitensor.kernels.compiling import erf, exp, inline, jit, outlined
+from minitensor.kernels.compiling import erf, exp, inline, jit, outlined, shared
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import (
     CONTRACT,
@@ -32,6 +33,7 @@ from minitensor.kernels.simd import (
     store,
     zeros,
 )
+from tinygpt.model.drawing import Choice
 from tinygpt.model.guess import LIKELY, LIKELY_SHARE, ORDER
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
@@ -94,7 +96,7 @@ class Model(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays for a pass over some rows; the names are those of `logits_of`."""
+    """Arrays for a pass over some rows; the names are those of `pass_over`."""
 
     x: Array
     h: Array
@@ -120,6 +122,15 @@ class Rows(NamedTuple):
     ids: Array
     slots: Array
     positions: Array
+
+
+# Types of what the largest functions take, for float32.
+F, IDS = np.empty(0, np.float32), np.empty(0, np.int64)
+FF, R = np.empty((0, 0), np.float32), np.float32(1)
+MODEL = Model(Shape(1, 1, 1, 1, 1, 1, 1, True, 0), Places(*[0] * 9), F, FF, FF, FF, FF, IDS, R, R)
+PASSING = tuple(map(numba.typeof, (MODEL, F, Rows(IDS, IDS, IDS), IDS, Scratch(*[F] * 8), FF)))
+KEYS, CHOICE = np.empty(0, np.int32), Choice(1.0, 1, 1.0)
+DRAWING = tuple(map(numba.typeof, (F, 1, CHOICE, 1.0, KEYS, F, KEYS, FF)))
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -436,8 +447,7 @@ def scratch_for(model, rows):
     )
 
 
-@outlined
-def logits_of(model, cache, rows, wanted, scratch, out):
+def pass_over(model, cache, rows, wanted, scratch, out):
     """Logits (len(wanted), V), into `out`, of the rows `wanted`; all rows' keys and values are
     cached."""
     shape, places, w, embedding = model.shape, model.places, model.weights, model.embedding
@@ -493,6 +503,18 @@ def logits_of(model, cache, rows, wanted, scratch, out):
         done += asked
 
 
+of_float32, of_any = shared(*PASSING)(jit(pass_over)), outlined(pass_over)
+
+
+@overload(pass_over)
+def _pass_over(model, cache, rows, wanted, scratch, out):
+    """The kernels share one for float32, the largest part of each; others have one of their own."""
+    do = of_float32 if (model, cache, rows, wanted, scratch, out) == PASSING else of_any
+    return lambda model, cache, rows, wanted, scratch, out: do(
+        model, cache, rows, wanted, scratch, out
+    )
+
+
 @inline
 def folded(key, counter):
     """One round of `minitensor.random.fold`."""
@@ -525,11 +547,19 @@ def edge_of(keys, weights, wanted):
     return low
 
 
-@outlined
-def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
-    """A token from the first V logits of row r, drawn with the uniform number u; -1 for NaN.
+@inline
+def take(logits, r, V, z):
+    """The first V logits of row r, into z."""
+    for n in range(V):
+        z[U(n)] = logits[U(r), U(n)]
 
-    `choice` is a `drawing.Choice`; z, keys and weights are scratch for V numbers, weights for whole
+
+@shared(*DRAWING)
+@jit
+def draw(z, V, choice, u, keys, weights, likely, edges):
+    """A token from V logits z, drawn with the uniform number u; -1 for NaN.
+
+    `choice` is a `drawing.Choice`; keys and weights are scratch for V numbers, weights for whole
     vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them, are left in
     likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
 
@@ -540,8 +570,7 @@ def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     temperature, top_k, top_p = choice
     best, wrong, likely[:] = np.float32(-np.inf), 0, -1
     for n in range(V):
-        value = np.float32(logits[U(r), U(n)])
-        z[U(n)] = value
+        value = z[U(n)]
         best = max(best, value)
         wrong += value != value
     if wrong or not np.isfinite(best):
@@ -666,9 +695,9 @@ def guess(entries, past, s, end, u):
 
 @jit
 def decode(model, cache, rows, wanted):
-    """See `logits_of`."""
+    """See `pass_over`."""
     out = np.empty((len(wanted), model.shape.vocab_size), model.weights.dtype)
-    logits_of(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
+    pass_over(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
     return out
 
 
@@ -690,7 +719,8 @@ def choose(logits, choice, u):
     V, out = logits.shape[1], np.empty(len(u), np.int64)
     z, keys, weights, likely, edges = room_to_draw(V)
     for r in range(len(u)):
-        out[r] = draw(logits, r, V, choice, u[r], z, keys, weights, likely, edges)
+        take(logits, r, V, z)
+        out[r] = draw(z, V, choice, u[r], keys, weights, likely, edges)
     return out
 
 
@@ -764,14 +794,14 @@ def write(model, cache, rows, vocab_size, choice, u, past, guesses, guessing):
             if more < 1.5 * expected:
                 count, _ = plan(rows, FEW, done, u, past, guesses, into, first, ahead, orders)
         now = Rows(into.ids[:count], into.slots[:count], into.positions[:count])
-        logits_of(model, cache, now, wanted[:count], scratch, logits)
+        pass_over(model, cache, now, wanted[:count], scratch, logits)
         guesses.counts[0] += 1
         guesses.counts[1] += count
         for s in range(N):
             for r in range(first[s], first[s + 1]):
                 end = ORDER + done[s]
-                args = (z, keys, weights, likely, edges)
-                token = draw(logits, r, vocab_size, choice, u[done[s], s], *args)
+                take(logits, r, vocab_size, z)
+                token = draw(z, vocab_size, choice, u[done[s], s], keys, weights, likely, edges)
                 if token < 0:
                     return out
                 out[done[s], s] = past[s, end] = token
