@@ -16,8 +16,9 @@ wide, which has three matrices instead of two.
     many      64 sequences together against one; nothing is guessed on either side
     prompt    a prompt as long as the context, at most 128, to the first token
     cold      from starting `tinygpt generate` to the first character, kernels cached
-    compile   training and generating with the kernels of all recipes, first with an empty
-              MINITENSOR_CACHE, then again: the difference is what compiling takes
+    compile   training and generating with the kernels of all recipes, in two processes as a run
+              does it, first with an empty MINITENSOR_CACHE, then again: the difference is what
+              compiling takes
 """
 
 import argparse
@@ -43,14 +44,14 @@ SHAPE = recipes.get("pinv-0.8m")
 COMPILE = """
 import minitensor as mt
 from tinygpt.model import recipes, sample
-from tinygpt.training import bench
+from tinygpt.training import bench, compiling
 from tinygpt.model.transformer import GPT
 for name in ("pinv-0.8m", "neo-41m", "mini-1m"):
     c = recipes.get(name).replace(n_layer=1, d_model=64, n_head=4, d_ff=64, vocab_size=128,
                                   tokenizer="char", reduced_from=0, dropout=0.1, context=32)
-    with mt.Workers(2) as workers:
+    with compiling.helper(bench.one_batch(c), 2), mt.Workers(2) as workers:
         bench.step_seconds(bench.one_batch(c), workers, 1)
-    list(sample.generate(GPT(c).eval(), [1], max_new_tokens=40))
+        list(sample.generate(GPT(c).eval(), [1], max_new_tokens=40))
 """
 
 

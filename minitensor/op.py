@@ -19,7 +19,7 @@ import inspect
 import itertools
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from minitensor.tape import Array, Backward, Node, mode
 from minitensor.tensor import Tensor, owner
 
 _PACKAGE = str(Path(__file__).parent)
+NO_TENSORS = frozenset({float, int, bool, str, tuple, np.ndarray, type(None)})  # usual options
 registry: dict[str, Op] = {}
 
 
@@ -100,12 +101,10 @@ class Op:
                 arrays.append(x if type(x) in PLAIN else operand(x, _dtypes(inputs)))
                 parents.append(None)
                 given = given or isinstance(x, np.ndarray)
-        for option in (*options, *kwargs.values()) if options or kwargs else ():
-            if isinstance(option, Tensor) and option._node is not None and grad:
-                raise TypeError(
-                    f"{self.name}: an option is a tensor that requires a gradient, which would be "
-                    f"lost; only {', '.join(self.names)} may have one, so give option.detach()"
-                )
+        if kwargs and not NO_TENSORS.issuperset(map(type, kwargs.values())):
+            self._check_options(kwargs.values())
+        if options and not NO_TENSORS.issuperset(map(type, options)):
+            self._check_options(options)
         if record and given:
             arrays = [  # tensors are watched, arrays are not: keep what they hold now
                 np.array(a) if isinstance(a, np.ndarray) and not isinstance(x, Tensor) else a
@@ -149,6 +148,15 @@ class Op:
         if mode.anomaly:
             _check_finite(self.name, arrays, out, result._node)
         return result
+
+    def _check_options(self, options: Iterable[Any]) -> None:
+        """TypeError for an option whose gradient would be lost."""
+        for option in options:
+            if isinstance(option, Tensor) and option._node is not None and mode.grad:
+                raise TypeError(
+                    f"{self.name}: an option is a tensor that requires a gradient, which would be "
+                    f"lost; only {', '.join(self.names)} may have one, so give option.detach()"
+                )
 
     def _told(self, error: Exception, arrays: Sequence[Any]) -> Exception:
         """An error of the op's function, with the op's name and its inputs."""

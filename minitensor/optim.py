@@ -141,6 +141,9 @@ class Optimizer:
     def pieces(self, arrays: list[Array]) -> Iterator[list[Array]]:
         """Equal pieces of the flattened arrays; a subclass that needs the whole says so here."""
         flat = [a.reshape(-1) for a in arrays]
+        if 0 < flat[0].size <= PIECE:
+            yield flat
+            return
         for start in range(0, flat[0].size, PIECE):
             yield [a[start : start + PIECE] for a in flat]
 
@@ -412,7 +415,7 @@ def grad_norm(grads: Iterable[Array], workers: Any = None) -> float:
     """The 2-norm of all gradients as one vector, added up in float64."""
     pieces = [
         flat[i : i + PIECE]
-        for flat in (np.ravel(g) for g in grads)
+        for flat in (g.reshape(-1) for g in grads)
         for i in range(0, flat.size, PIECE)
     ]
     pieces.reverse()  # the last ones are still in cache, and an exact sum has no order

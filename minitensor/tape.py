@@ -170,9 +170,6 @@ class Node:
         self.tensor: weakref.ref[Tensor] | None = None  # who gets `.grad`: leaves, retain_grad()
         self.where: str | None = None  # source line, kept in anomaly mode
 
-    def __lt__(self, other: Node) -> bool:  # the heap pops the newest first
-        return self.id > other.id
-
     def __repr__(self) -> str:
         return f"Node({self.op}, shape={self.shape})"
 
@@ -232,13 +229,13 @@ def walk(
     """
     grads: dict[Node, Array] = {}
     owned: set[Node] = set()  # nodes whose gradient is a sum we made, so may be added to in place
-    heap: list[Node] = []
+    heap: list[tuple[int, Node]] = []  # (-id, node) of those in `grads`: the newest comes first
 
     def send(node: Node, g: Array | Part) -> None:
         if isinstance(g, Part):
             if node not in owned:
                 if node not in grads:
-                    heapq.heappush(heap, node)
+                    heapq.heappush(heap, (-node.id, node))
                     grads[node] = np.zeros(node.shape, node.dtype)
                 else:
                     grads[node] = np.array(grads[node])
@@ -246,7 +243,7 @@ def walk(
             grads[node][g.index] += g.grad
         elif node not in grads:
             grads[node] = g
-            heapq.heappush(heap, node)
+            heapq.heappush(heap, (-node.id, node))
         elif node in owned:
             grads[node] += g
         else:
@@ -258,9 +255,9 @@ def walk(
     oldest = min(node.id for node in wanted) if wanted else -1
     found: dict[Node, Array] = {}
     complete = _last_uses([node for node, _ in outputs], wanted) if ready and wanted else []
-    while heap and heap[0].id >= oldest:
-        early = complete and complete[-1][0] > heap[0].id
-        node = complete.pop()[1] if early else heapq.heappop(heap)
+    while heap and -heap[0][0] >= oldest:
+        early = complete and complete[-1][0] > -heap[0][0]
+        node = (complete.pop() if early else heapq.heappop(heap))[1]
         if node not in grads:  # a leaf that has been told, or that got no gradient
             continue
         g = grads.pop(node)
@@ -279,14 +276,20 @@ def walk(
                 break  # all that is asked for is known: leave what lies before
         if node.op == "leaf":
             continue
-        _check_intact(node)
+        if node.backward is None or sum([counter[0] for counter in node.saved]) != node.stamp:
+            raise _spoilt(node)
         sent = _input_grads(node, g)
         if isinstance(sent, Node):  # a replayed block: its tape takes the gradient from here
             send(sent, g)
             sent = ()
         for parent, grad in zip(node.parents, sent, strict=False):
-            if parent is not None and grad is not None:
-                send(parent, grad if isinstance(grad, Part) else _fitted(grad, parent))
+            if parent is None or grad is None:
+                continue
+            if isinstance(grad, Part):
+                send(parent, grad)
+                continue
+            fits = type(grad) is np.ndarray and grad.shape == parent.shape  # as nearly always
+            send(parent, grad if fits and grad.dtype is parent.dtype else _fitted(grad, parent))
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
     return found
@@ -313,18 +316,17 @@ def _last_uses(outputs: Iterable[Node], wanted: set[Node]) -> list[tuple[int, No
     return sorted((int(min(use, hidden)), leaf) for leaf, use in uses.items())
 
 
-def _check_intact(node: Node) -> None:
-    """RuntimeError if the node cannot send a gradient any more."""
+def _spoilt(node: Node) -> RuntimeError:
+    """Why the node cannot send a gradient any more."""
     if node.backward is None:
-        raise RuntimeError(
+        return RuntimeError(
             f"backward: the graph of '{node.op}' was already freed by an earlier backward; "
             "pass retain_graph=True to that call, or compute the result again"
         )
-    if sum([counter[0] for counter in node.saved]) != node.stamp:
-        raise RuntimeError(
-            f"backward: an array that '{node.op}' needs was changed in place after it was "
-            "used; change a copy, or change it after backward"
-        )
+    return RuntimeError(
+        f"backward: an array that '{node.op}' needs was changed in place after it was "
+        "used; change a copy, or change it after backward"
+    )
 
 
 def _fitted(g: Any, parent: Node) -> Array:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bpe.terminal import show
 from tinygpt import Error, UsageError
+from tinygpt.model.ahead import compiling_ahead
 from tinygpt.model.sample import check, generate_many, prompt_ids
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def main(args: argparse.Namespace) -> int:
         past_context=args.past_context,
         vocab_size=tokenizer.vocab_size,
     )
-    stream(pairs, tokenizer, args.prompt, args.num_samples)
+    with compiling_ahead(saved.config):
+        stream(pairs, tokenizer, args.prompt, args.num_samples)
     return 0
 
 
@@ -117,7 +119,8 @@ def converse(args: argparse.Namespace, saved: Saved, temperature: float) -> int:
         option = "--prompt" if args.prompt else "--num-samples"
         raise UsageError(f"{option}: not with --interactive, where beginnings are typed")
     settings = Settings(temperature, args.top_k, args.top_p, args.seed, args.max_new_tokens)
-    return Session(saved, settings, args.past_context, args.ignore_eot).run()
+    with compiling_ahead(saved.config):
+        return Session(saved, settings, args.past_context, args.ignore_eot).run()
 
 
 def stream(

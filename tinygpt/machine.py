@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinygpt import UsageError
@@ -32,6 +34,28 @@ def threads(asked: int | None, option: str = "--threads") -> int:
     if not 1 <= asked <= MOST_THREADS:
         raise UsageError(f"{option}: expected 1 to {MOST_THREADS:,}, got {asked}")
     return asked
+
+
+@contextlib.contextmanager
+def beside(program: str) -> Iterator[bool]:
+    """Run a Python program, with the modules of this one, in a process that ends with the context
+    at the latest, and say whether it began. It is a courtesy: nobody hears of it if it fails.
+    """
+    paths = [path or os.getcwd() for path in sys.path]
+    process = None
+    with contextlib.suppress(OSError):
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import sys; sys.path[:] = {paths!r}; {program}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        yield process is not None
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def asleep() -> float:

@@ -35,6 +35,7 @@ from numba import types
 from numba.core import caching, cgutils
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, CompileResult
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic, overload
 
 from minitensor.files import replacing
@@ -222,7 +223,7 @@ class _Entries(caching.FunctionCache):
 
         If another process is compiling it, what that one keeps is waited for.
         """
-        target_context.refresh()
+        rtsys.initialize(target_context)  # memory; what else numba loads, only compiling needs
         path = self._path(sig, target_context.codegen())
         found = self._load(path, target_context)
         if found is None and path:
@@ -370,8 +371,9 @@ def shared(*arguments: types.Type) -> Callable[[Kernel], Any]:
 def compile_shared() -> None:
     """Compile, or load, all that kernels of this package share."""
     importlib.import_module("minitensor.kernels.sublayer")  # imports all that share
-    for compiled in SHARED.values():
-        compiled()
+    for name, compiled in SHARED.items():
+        if name.startswith(str(__package__)):
+            compiled()
 
 
 class _Within(JITCodeLibrary):

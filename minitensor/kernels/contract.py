@@ -34,6 +34,7 @@ written must be all three.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import math
@@ -342,8 +343,11 @@ def sizes_of(text: str) -> list[str]:
     return [s.strip() for s in re.split(r",(?![^(]*\))", text[1:-1]) if s.strip()]
 
 
+REFUSE = "return wrong(*args)"
+
+
 class Writer:
-    """Writes `accepts`: a function of a kernel's arguments, True only if all are right as they are.
+    """Writes the checks of a kernel's arguments out straight: all are right as they are, or REFUSE.
 
     Letters that are sizes become variables; what needs a size that comes later is looked at last.
     """
@@ -361,7 +365,7 @@ class Writer:
         return f"v{self.count}"
 
     def refuse(self, condition: str) -> None:
-        self.lines.append(f"if {condition}: return False")
+        self.lines.append(f"if {condition}: {REFUSE}")
 
     def write(self, check: Any, v: str) -> None:
         """The lines for one argument, or one field, that is in the variable `v`."""
@@ -382,14 +386,14 @@ class Writer:
         self.refuse(f"type({v}) is not Array or {v}.dtype != INT64 or not {v}.flags.carray")
         self.shape(check, v)
         low, high = f"{v}.min() < 0", f"{v}.max() >= of_{check.size}"
-        self.last.append(f"if {v}.size and ({low} or {high}): return False")
+        self.last.append(f"if {v}.size and ({low} or {high}): {REFUSE}")
 
     def shape(self, check: ArrayOf, v: str) -> None:
         sizes = [re.sub(r"[A-Za-z_]+", r"of_\g<0>", d) for d in check.dims]
         new = {d for _, d in check.letters} - self.letters
         if not new or self.maybe:  # sizes that come from elsewhere: all at once
             lines = self.last if new or check.formulas else self.lines
-            lines.append(f"if {v}.shape != ({', '.join(sizes)},): return False")
+            lines.append(f"if {v}.shape != ({', '.join(sizes)},): {REFUSE}")
             return
         shape = self.new()
         self.lines.append(f"{shape} = {v}.shape")
@@ -397,7 +401,7 @@ class Writer:
         for i, letter in check.letters:
             self.size(letter, f"{shape}[{i}]")
         for i, _ in check.formulas:
-            self.last.append(f"if {shape}[{i}] != {sizes[i]}: return False")
+            self.last.append(f"if {shape}[{i}] != {sizes[i]}: {REFUSE}")
 
     def size(self, letter: str, value: str) -> None:
         if letter in self.letters:
@@ -442,20 +446,27 @@ class Writer:
                 lines += [f"if {v} is not None:", *(f"    {line}" for line in more)]
         self.count = inside.count
 
-    def function(self, checks: list[Any], where: str, arguments: list[str]) -> Callable[..., bool]:
+    def function(
+        self, checks: list[Any], where: str, arguments: list[str]
+    ) -> Callable[..., Callable[..., Any]]:
+        """``make(right, wrong)``: a function of the arguments that returns ``right(*args)`` if they
+        are right as they are, ``wrong(*args)`` if not."""
         values = [self.new() for _ in checks]
         for check, v in zip(checks, values, strict=True):
             self.write(check, v)
         if where:
             named = {**{n: f"of_{n}" for n in self.letters}, **dict(zip(arguments, values))}  # noqa: B905
             condition = re.sub(r"(?<![\w.])[A-Za-z_]+", lambda m: named.get(m[0], m[0]), where)
-            self.last.append(f"if not ({condition}): return False")
-        body = "\n".join(f"    {line}" for line in [*self.lines, *self.last, "return True"])
+            self.last.append(f"if not ({condition}): {REFUSE}")
+        lines = [f"if len(args) != {len(values)}: {REFUSE}", f"{', '.join(values)}, = args"]
+        lines += [*self.lines, *self.last, "return right(*args)"]
+        body = "\n".join(f"        {line}" for line in lines)
         kinds = {kind.__name__: kind for kind, *_ in BUNDLES.values()}
         scope = {**kinds, "Array": Array, "F32": FLOATS[0], "F64": FLOATS[1], "INT64": INT64,
                  "U32": np.uint32, "INF": math.inf}  # fmt: skip
-        exec(f"def accepts({', '.join(values)}):\n{body}", scope)
-        return scope["accepts"]  # type: ignore[no-any-return]
+        source = f"def make(right, wrong):\n    def gated(*args):\n{body}\n    return gated"
+        exec(source, scope)
+        return scope["make"]  # type: ignore[no-any-return]
 
 
 class Declaration:
@@ -466,11 +477,19 @@ class Declaration:
         self.checks = [parse(argument, text) for argument, text in arguments.items()]
         self.where = where
         self.condition = formula(where) if where else None
-        self.accepts = Writer().function(self.checks, where, list(arguments))
 
     def __str__(self) -> str:
         where = f" where {self.where}" if self.where else ""
         return f"{self.name}({', '.join(f'{n}: {t}' for n, t in self.arguments.items())}){where}"
+
+    @functools.cached_property
+    def gated(self) -> Callable[..., Callable[..., Any]]:
+        """See `Writer.function`. Only the kernels that a program calls have it written."""
+        return Writer().function(self.checks, self.where, list(self.arguments))
+
+    def accepts(self, *args: Any) -> bool:
+        """Whether the kernel takes these as they are."""
+        return bool(self.gated(lambda *_: True, lambda *_: False)(*args))
 
     def check(self, args: tuple[Any, ...]) -> list[Any]:
         """The arguments, fit for the kernel; or an error that names what does not fit."""
@@ -495,13 +514,7 @@ class Declaration:
         else:
             kernel = self.numpy
 
-        given = len(self.checks)
-
-        def gated(*args: Any) -> Any:
-            if len(args) == given and self.accepts(*args):
-                return kernel(*args)
-            return kernel(*self.check(args))
-
+        gated = self.gated(kernel, lambda *args: kernel(*self.check(args)))
         gated.__name__ = gated.__qualname__ = self.name
         gated.__doc__ = f"{self}\n\n{inspect.getdoc(self.numpy) or ''}"
         return gated

@@ -6,7 +6,8 @@ import pytest
 
 from minitensor import kernels
 from minitensor.kernels import compiling as cache
-from tinygpt.model import recipes
+from tinygpt import machine
+from tinygpt.model import ahead, decode_kernels, recipes
 from tinygpt.model.sample import generate
 from tinygpt.model.transformer import GPT
 from tinygpt.training import command, compiling
@@ -24,7 +25,7 @@ def started(monkeypatch):
             super().__init__(*args, **options)
             processes.append(self)
 
-    monkeypatch.setattr(compiling.subprocess, "Popen", Popen)
+    monkeypatch.setattr(machine.subprocess, "Popen", Popen)
     return processes
 
 
@@ -83,7 +84,25 @@ def test_a_run_does_without_a_helper_that_fails(monkeypatch, started, tiny, faul
     if fault == "fails":
         monkeypatch.setenv("PYTHONHOME", "/nowhere")
     else:
-        monkeypatch.setattr(compiling.sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(machine.sys, "executable", "/nowhere/python")
     with command.ready(tiny, 2) as trainer:
         assert trainer.step(0)[0] > 0
         assert [process.wait(60) != 0 for process in started] == [True] * (fault == "fails")
+
+
+@pytest.mark.parametrize(("cores", "cold"), [(1, True), (2, False), (2, True)])
+def test_what_writes_is_compiled_beside_what_begins(monkeypatch, started, tiny, cores, cold):
+    monkeypatch.setattr(ahead, "cores", lambda: cores)
+    monkeypatch.setattr(cache, "cached", lambda names: not cold)
+    with ahead.compiling_ahead(tiny):
+        assert len(started) == (cores > 1 and cold)
+    assert all(process.poll() is not None for process in started)
+
+
+def test_what_is_compiled_ahead_is_what_a_text_needs(monkeypatch):
+    """One specialisation serves any model of a dtype: the other process makes no other."""
+    ahead.compile_writing("float32")
+    kernel = decode_kernels.write.call
+    before = set(kernel.overloads)
+    list(generate(GPT(recipes.get("quick").replace(**TINY)), [0], max_new_tokens=3))
+    assert before and set(kernel.overloads) == before

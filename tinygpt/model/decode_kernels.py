@@ -18,9 +18,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from minitensor.kernels.compiling import FASTMATH, erf, exp, inline, jit
+from minitensor.kernels.compiling import erf, exp, inline, jit, outlined, shared
 from minitensor.kernels.reference import SQRT_2_PI
 from minitensor.kernels.simd import (
     CONTRACT,
@@ -33,6 +33,7 @@ from minitensor.kernels.simd import (
     store,
     zeros,
 )
+from tinygpt.model.drawing import Choice
 from tinygpt.model.guess import LIKELY, LIKELY_SHARE, ORDER
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
@@ -46,7 +47,6 @@ RATE = np.float32(0.05)  # at which a rate follows what comes true
 ROW_COST = 0.1  # of a pass over one row: a guess is worth trying if it adds that many tokens
 U = np.uintp  # unsigned indices need no check for negative ones
 ROOT_HALF = 0.7071067811865476
-part = numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")  # a function of its own
 
 Array = np.ndarray
 SWIGLU, GELU_TANH, GELU = range(3)
@@ -96,7 +96,7 @@ class Model(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays for a pass over some rows; the names are those of `logits_of`."""
+    """Arrays for a pass over some rows; the names are those of `pass_over`."""
 
     x: Array
     h: Array
@@ -122,6 +122,15 @@ class Rows(NamedTuple):
     ids: Array
     slots: Array
     positions: Array
+
+
+# Types of what the largest functions take, for float32.
+F, IDS = np.empty(0, np.float32), np.empty(0, np.int64)
+FF, R = np.empty((0, 0), np.float32), np.float32(1)
+MODEL = Model(Shape(1, 1, 1, 1, 1, 1, 1, True, 0), Places(*[0] * 9), F, FF, FF, FF, FF, IDS, R, R)
+PASSING = tuple(map(numba.typeof, (MODEL, F, Rows(IDS, IDS, IDS), IDS, Scratch(*[F] * 8), FF)))
+KEYS, CHOICE = np.empty(0, np.int32), Choice(1.0, 1, 1.0)
+DRAWING = tuple(map(numba.typeof, (F, 1, CHOICE, 1.0, KEYS, F, KEYS, FF)))
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -251,7 +260,7 @@ def height(rows):
     return FEW if rows <= FEW else (rows + ROWS - 1) // ROWS * ROWS
 
 
-@part
+@outlined
 def linear(w, at, x, inputs, x_step, y, outputs, rows, add):
     """y[r] = W x[r] + b, or added to y[r], for `height(rows)` rows; b and W begin at w[at]."""
     for r in range(rows):
@@ -312,7 +321,7 @@ def rotate(x, at, cos, sin, t, lanes, W, scale):
         x[U(at + n)] *= scale
 
 
-@part
+@outlined
 def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
     """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
     zero = splat(q.dtype.type(0))
@@ -358,7 +367,7 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
         store(y, y_at + n, a * inverse)
 
 
-@part
+@outlined
 def keep(model, cache, layer, rows, begin, count, qkv, step):
     """Rotate the queries and keys of `count` rows; cache the keys and values."""
     group, blocks, lanes, W = (
@@ -380,7 +389,7 @@ def keep(model, cache, layer, rows, begin, count, qkv, step):
             cache[U(at + T * width + n)] = qkv[U(row + (group + 1) * width + n)]
 
 
-@part
+@outlined
 def look_back(model, cache, layer, window, rows, row, qkv, q_at, p, y, y_at):
     """Let a row look at the keys and values of its sequence, up to its own."""
     shape, t = model.shape, rows.positions[row]
@@ -420,7 +429,7 @@ def padded(n):
     return (n + PANEL - 1) // PANEL * PANEL
 
 
-@part
+@outlined
 def scratch_for(model, rows):
     """`Scratch` for passes over at most so many rows."""
     shape, w, room = model.shape, model.weights, height(min(rows, BLOCK))
@@ -438,8 +447,7 @@ def scratch_for(model, rows):
     )
 
 
-@part
-def logits_of(model, cache, rows, wanted, scratch, out):
+def pass_over(model, cache, rows, wanted, scratch, out):
     """Logits (len(wanted), V), into `out`, of the rows `wanted`; all rows' keys and values are
     cached."""
     shape, places, w, embedding = model.shape, model.places, model.weights, model.embedding
@@ -495,6 +503,18 @@ def logits_of(model, cache, rows, wanted, scratch, out):
         done += asked
 
 
+of_float32, of_any = shared(*PASSING)(jit(pass_over)), outlined(pass_over)
+
+
+@overload(pass_over)
+def _pass_over(model, cache, rows, wanted, scratch, out):
+    """The kernels share one for float32, the largest part of each; others have one of their own."""
+    do = of_float32 if (model, cache, rows, wanted, scratch, out) == PASSING else of_any
+    return lambda model, cache, rows, wanted, scratch, out: do(
+        model, cache, rows, wanted, scratch, out
+    )
+
+
 @inline
 def folded(key, counter):
     """One round of `minitensor.random.fold`."""
@@ -504,7 +524,7 @@ def folded(key, counter):
     return key ^ (key >> np.uint64(31))
 
 
-@part
+@outlined
 def edge_of(keys, weights, wanted):
     """A key such that the weights of the keys from there on add up to `wanted`, and those of the
     keys above do not: the largest that does, or one that leaves out the same keys.
@@ -527,11 +547,19 @@ def edge_of(keys, weights, wanted):
     return low
 
 
-@part
-def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
-    """A token from the first V logits of row r, drawn with the uniform number u; -1 for NaN.
+@inline
+def take(logits, r, V, z):
+    """The first V logits of row r, into z."""
+    for n in range(V):
+        z[U(n)] = logits[U(r), U(n)]
 
-    `choice` is a `drawing.Choice`; z, keys and weights are scratch for V numbers, weights for whole
+
+@shared(*DRAWING)
+@jit
+def draw(z, V, choice, u, keys, weights, likely, edges):
+    """A token from V logits z, drawn with the uniform number u; -1 for NaN.
+
+    `choice` is a `drawing.Choice`; keys and weights are scratch for V numbers, weights for whole
     vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them, are left in
     likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
 
@@ -542,8 +570,7 @@ def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     temperature, top_k, top_p = choice
     best, wrong, likely[:] = np.float32(-np.inf), 0, -1
     for n in range(V):
-        value = np.float32(logits[U(r), U(n)])
-        z[U(n)] = value
+        value = z[U(n)]
         best = max(best, value)
         wrong += value != value
     if wrong or not np.isfinite(best):
@@ -607,7 +634,7 @@ def draw(logits, r, V, choice, u, z, keys, weights, likely, edges):
     return token
 
 
-@part
+@outlined
 def room_to_draw(V):
     """Scratch for `draw`: z, keys, weights, likely, edges."""
     return (
@@ -629,7 +656,7 @@ def hashed(past, s, end, order):
     return h
 
 
-@part
+@outlined
 def remember(entries, past, s, end, likely, edges):
     """Keep what `draw` found likely after the 1, 2, … ORDER tokens before `end`.
 
@@ -647,7 +674,7 @@ def remember(entries, past, s, end, likely, edges):
             as_floats[at + U(2 + LIKELY + 2 * k)] = edges[k, 1]
 
 
-@part
+@outlined
 def guess(entries, past, s, end, u):
     """The token that u would have drawn when the model last met the longest of the contexts that
     end here, and how long that one is; (-1, 0) if it was none of the likely ones.
@@ -668,9 +695,9 @@ def guess(entries, past, s, end, u):
 
 @jit
 def decode(model, cache, rows, wanted):
-    """See `logits_of`."""
+    """See `pass_over`."""
     out = np.empty((len(wanted), model.shape.vocab_size), model.weights.dtype)
-    logits_of(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
+    pass_over(model, cache, rows, wanted, scratch_for(model, len(rows.ids)), out)
     return out
 
 
@@ -692,11 +719,12 @@ def choose(logits, choice, u):
     V, out = logits.shape[1], np.empty(len(u), np.int64)
     z, keys, weights, likely, edges = room_to_draw(V)
     for r in range(len(u)):
-        out[r] = draw(logits, r, V, choice, u[r], z, keys, weights, likely, edges)
+        take(logits, r, V, z)
+        out[r] = draw(z, V, choice, u[r], keys, weights, likely, edges)
     return out
 
 
-@part
+@outlined
 def plan(rows, most, done, u, past, guesses, into, first, ahead, orders):
     """The rows of the next pass, at most `most`, into `into`; how many, and how many tokens they
     are expected to give.
@@ -766,14 +794,14 @@ def write(model, cache, rows, vocab_size, choice, u, past, guesses, guessing):
             if more < 1.5 * expected:
                 count, _ = plan(rows, FEW, done, u, past, guesses, into, first, ahead, orders)
         now = Rows(into.ids[:count], into.slots[:count], into.positions[:count])
-        logits_of(model, cache, now, wanted[:count], scratch, logits)
+        pass_over(model, cache, now, wanted[:count], scratch, logits)
         guesses.counts[0] += 1
         guesses.counts[1] += count
         for s in range(N):
             for r in range(first[s], first[s + 1]):
                 end = ORDER + done[s]
-                args = (z, keys, weights, likely, edges)
-                token = draw(logits, r, vocab_size, choice, u[done[s], s], *args)
+                take(logits, r, vocab_size, z)
+                token = draw(z, vocab_size, choice, u[done[s], s], keys, weights, likely, edges)
                 if token < 0:
                     return out
                 out[done[s], s] = past[s, end] = token

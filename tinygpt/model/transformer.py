@@ -291,10 +291,11 @@ class Block(nn.Module):
         self.attn = Attention(c, layer, rng)
         self.ffn_norm = _norm(c)
         self.ffn = FeedForward(c, rng)
+        self.known = kernels_know(c)
 
     def forward(self, x: Tensor, now: Pass) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        if kernels_know(self.c) and now.cache is None and now.look is None:
+        if self.known and now.cache is None and now.look is None:
             return self._fused(x, now)
         layer, name = self.layer, f"blocks.{self.layer}"
         branch = now.show(f"{name}.attn", self.attn(self.attn_norm(x), now))
@@ -307,7 +308,7 @@ class Block(nn.Module):
         """The same in two ops, which keep a block of rows in cache from the norm to the sum."""
         c, layer, norm, attn, ffn = self.c, self.layer, self.attn_norm, self.attn, self.ffn
         weights_key, attn_key, ffn_key = (
-            mt.fold(now.key, layer, site) if now.p else 0 for site in range(3)
+            [mt.fold(now.key, layer, site) for site in range(3)] if now.p else (0, 0, 0)
         )
         x = mt.attention_sublayer(
             x,

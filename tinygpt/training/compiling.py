@@ -3,16 +3,14 @@
 Two processes do it, if a run has two threads: this one begins with attention's backward and the
 kernels of the way forward; a helper, from before the data is read, with attention's forward and the
 kernels of the way back. The cache brings them together, and keeps either from compiling what the
-other has begun. The helper is a courtesy: without it, or should it fail, all is compiled here.
+other has begun. The helper is a courtesy: without it, or should it fail, all is compiled here; on
+one thread at once, what writes samples too, so that there is one wait and not two.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from tqdm import tqdm
 import minitensor as mt
 from minitensor import kernels, optim
 from tinygpt.data import streams
+from tinygpt.machine import beside
 from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.sample import generate
@@ -76,35 +75,19 @@ def write_two_tokens(model: GPT) -> None:
     list(generate(model.eval(), [0], max_new_tokens=2))
 
 
-@contextlib.contextmanager
-def helper(c: Config, threads: int) -> Iterator[bool]:
+def helper(c: Config, threads: int) -> AbstractContextManager[bool]:
     """Compile what a run needs on its way back, and to write, in a process of its own meanwhile,
     if none of it is there yet, and say whether that is so. The process ends with the context at the
     latest.
     """
-    process = None
     if kernels.backend() == "numba" and threads > 1:
         from minitensor.kernels import compiling  # imports numba
 
         if compiling.FOLDER is not None and not compiling.cached(TRAINING):
-            paths = [path or os.getcwd() for path in sys.path]
-            program = (
-                f"import sys; sys.path[:] = {paths!r}; "
+            return beside(
                 f"from tinygpt.training import compiling; compiling.help_with({c.to_dict()!r})"
             )
-            with contextlib.suppress(OSError):
-                process = subprocess.Popen(
-                    [sys.executable, "-c", program],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-    try:
-        yield process is not None
-    finally:
-        if process is not None:
-            process.kill()
-            process.wait()
+    return nullcontext(False)
 
 
 def help_with(values: dict[str, Any]) -> None:

@@ -73,8 +73,10 @@ class Trainer:
     def __init__(self, c: Config, dataset: Dataset, workers: Any, ranks: World | None = None):
         self.config, self.dataset, self.workers, self.ranks = c, dataset, workers, ranks
         self.model = GPT(c)
-        self.optimizer = make_optimizer(c, dict(self.model.named_parameters()))
-        names = {id(p): name for name, p in self.model.named_parameters()}
+        named = dict(self.model.named_parameters())
+        self.optimizer = make_optimizer(c, named)
+        names = {id(p): name for name, p in named.items()}
+        self.in_model = list(named.values())  # in the order in which the forward uses them
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
         used = {name: i for i, name in enumerate(names.values())}  # and this way from the model's
@@ -139,7 +141,7 @@ class Trainer:
         derive = (lambda: [model.head_weight()]) if c.head == "pinv" else None
         value, grads = mt.value_and_grad(
             loss,
-            model.parameters(),
+            self.in_model,
             shards[:1] if trial else shards,
             workers=self.workers,
             derive=derive,
