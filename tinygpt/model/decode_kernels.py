@@ -33,7 +33,6 @@ from minitensor.kernels.simd import (
     store,
     zeros,
 )
-from tinygpt.model.drawing import Choice
 from tinygpt.model.guess import LIKELY, LIKELY_SHARE, ORDER
 
 REGISTER = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # float32 in a register
@@ -129,8 +128,8 @@ F, IDS = np.empty(0, np.float32), np.empty(0, np.int64)
 FF, R = np.empty((0, 0), np.float32), np.float32(1)
 MODEL = Model(Shape(1, 1, 1, 1, 1, 1, 1, True, 0), Places(*[0] * 9), F, FF, FF, FF, FF, IDS, R, R)
 PASSING = tuple(map(numba.typeof, (MODEL, F, Rows(IDS, IDS, IDS), IDS, Scratch(*[F] * 8), FF)))
-KEYS, CHOICE = np.empty(0, np.int32), Choice(1.0, 1, 1.0)
-DRAWING = tuple(map(numba.typeof, (F, 1, CHOICE, 1.0, KEYS, F, KEYS, FF)))
+KEYS = np.empty(0, np.int32)
+DRAWING = tuple(map(numba.typeof, (F, 1, (1.0, 1, 1.0), 1.0, KEYS, F, KEYS, FF)))
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -559,9 +558,9 @@ def take(logits, r, V, z):
 def draw(z, V, choice, u, keys, weights, likely, edges):
     """A token from V logits z, drawn with the uniform number u; -1 for NaN.
 
-    `choice` is a `drawing.Choice`; keys and weights are scratch for V numbers, weights for whole
-    vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them, are left in
-    likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
+    `choice` is temperature, top_k and top_p; keys and weights are scratch for V numbers, weights
+    for whole vectors. The likeliest tokens, and which of the numbers from 0 to 1 would draw them,
+    are left in likely (LIKELY,), filled up with -1, and edges (LIKELY, 2).
 
     The k-th largest logit and the edge of the nucleus are found by halving the range of the
     logits' bit patterns, which needs no sorting: as integers they are ordered like the floats once
@@ -717,6 +716,7 @@ def uniforms(key, sequences, begin, steps):
 def choose(logits, choice, u):
     """A token for every row of logits (N, V), drawn with the uniform numbers u (N,): see `draw`."""
     V, out = logits.shape[1], np.empty(len(u), np.int64)
+    choice = (choice.temperature, choice.top_k, choice.top_p)  # a tuple without a name
     z, keys, weights, likely, edges = room_to_draw(V)
     for r in range(len(u)):
         take(logits, r, V, z)
@@ -772,6 +772,7 @@ def write(model, cache, rows, vocab_size, choice, u, past, guesses, guessing):
     follow are rows of this text. A row is the same whatever else is computed: so is the text.
     """
     steps, N = u.shape
+    choice = (choice.temperature, choice.top_k, choice.top_p)  # a tuple without a name
     room = max(ROWS, N + ROWS)
     into = Rows(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64))
     ahead, orders = np.empty(room, np.int64), np.empty(room, np.int64)
