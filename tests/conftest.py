@@ -1,5 +1,6 @@
 """What every test begins with."""
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,8 +12,12 @@ from minitensor import kernels
 def pytest_configure(config: pytest.Config) -> None:
     """No test depends on the time it takes; the quick loop draws fewer cases."""
     few = {"max_examples": 10} if config.option.markexpr == "not slow" else {}
-    hypothesis.settings.register_profile("tests", deadline=None, **few)
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow, **few)
     hypothesis.settings.load_profile("tests")
+    # What a shell runs in its background ignores Ctrl-C, and so do its children: those that a test
+    # interrupts would go on and on. A handler here is the default one there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks

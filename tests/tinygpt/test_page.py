@@ -169,6 +169,41 @@ def test_the_first_kind_with_room_is_taken(tmp_path):
         assert data["weights"]["dtype"] == kind
 
 
+def test_numbers_that_float16_has_no_place_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
+    saved = model()
+    saved.params["blocks.0.attn_norm.weight"][:] = 1e-9  # so that logits stay what they are
+    saved.params["blocks.0.attn.qkv.weight"][0] = 1e5
+    path = folder(tmp_path / "run", saved=saved)
+    data = json.loads(read(path).data)
+    assert data["weights"]["dtype"] == "int8" and data["error"] < 100
+    call = ["page", str(path), "--out", str(tmp_path / "p.html")]
+    assert cli.main([*call, "--weights", "float16"]) == 2
+    assert "got float16: blocks.0.attn.qkv.weight holds numbers" in capsys.readouterr().err
+    saved.params["head.weight"][:, ::2] = 3e38  # less than the largest float32
+    folder(path, saved=saved)
+    assert cli.main([*call, "--weights", "int8"]) == 1
+    assert "logits that are not finite; --weights none" in capsys.readouterr().err
+    assert cli.main([*call, "--weights", "none"]) == 0
+
+
+def test_a_log_of_numbers_that_no_run_would_write(tmp_path):
+    path = folder(tmp_path / "run")
+    row = {"step": 1, "loss": 1e308, "lr": 0, "grad_norm": 0, "tokens": 1e308, "seconds": 1e308}
+    lines = [json.dumps({**row, "seconds": row["seconds"] * sign}) for sign in (1, -1)]
+    (path / "log.jsonl").write_text("\n".join(lines * page.POINTS))
+    (curves,) = (run["curves"] for run in json.loads(read(path).data)["runs"])
+    assert set(curves["loss"]) == {None} and set(curves["rate"]) == {None}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_counts_that_are_a_pipe_are_not_waited_for(tmp_path):
+    path = folder(tmp_path / "run")
+    (path / "token_counts.json").unlink(missing_ok=True)
+    os.mkfifo(path / "token_counts.json")
+    assert "token_counts.json" in " ".join(page.read_run(path).missing)
+
+
 def test_how_far_weights_moved_is_counted_from_their_start(tmp_path):
     config = model(
         norm_bias=False, qkv_bias=False, out_bias=False, ffn_bias=False

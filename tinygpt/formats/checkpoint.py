@@ -126,7 +126,7 @@ def _read(file: IO[bytes], path: str) -> Saved:
     try:
         c = config.from_dict(_object(meta, "config"))
         tokenizer = bpe.from_dict(_object(meta, "tokenizer"))
-        provenance = _provenance(_object(meta, "provenance", {}))
+        provenance = checked_provenance(_object(meta, "provenance", {}))
         training = _object(meta, "training", {})
         _check_training(training, c)
     except (UsageError, ValueError) as error:
@@ -175,8 +175,10 @@ def _object(meta: Mapping[str, Any], key: str, default: Any = None) -> dict[str,
     return value
 
 
-def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` if it is what `provenance` writes; its text printable, as it is shown to people."""
+def checked_provenance(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` if it is what `provenance` writes; its text printable, as it is shown to people.
+
+    Raises ValueError for a step or a seed that is no whole number."""
     for key in {"step", "seed"} & given.keys():
         if type(given[key]) is not int:
             raise ValueError(f"provenance: {key}: expected a number, got {shown(given[key])}")

@@ -154,6 +154,14 @@ def _activation(name: Any) -> str:
     return OWN_ACTIVATIONS[name]
 
 
+def _number(d: Mapping[str, Any], key: str, default: int) -> int:
+    """A value to calculate with: a list or a text times a billion takes all memory."""
+    value = d.get(key, default)
+    if not isinstance(value, (int, float)):
+        raise Error(f"{key}: expected a number, got {shown(value)}")
+    return value  # type: ignore[return-value]  # whether it is whole is for `Config` to tell
+
+
 # ------------------------------------------------------------------------------------------ GPT-2
 
 
@@ -187,7 +195,7 @@ def _own_gpt2(d: Mapping[str, Any]) -> dict[str, Any]:
         "n_layer": d.get("n_layer", 12),
         "n_head": d.get("n_head", 12),
         "d_model": d.get("n_embd", 768),
-        "d_ff": d.get("n_inner") or 4 * d.get("n_embd", 768),
+        "d_ff": d.get("n_inner") or 4 * _number(d, "n_embd", 768),
         "context": d.get("n_positions", 1024),
         "ffn": _activation(d.get("activation_function", "gelu_new")),
         "norm_eps": d.get("layer_norm_epsilon", 1e-5),
@@ -246,26 +254,32 @@ def _neo_config(c: Config) -> dict[str, Any]:
 MAX_LAYERS = 1 << 10  # more are no model here, and a line can ask for a billion
 
 
+def _listed_kinds(types: Any) -> list[Any]:
+    """The kind of each layer, from [[[kind, …], times], …]."""
+    kinds: list[Any] = []
+    try:
+        for names, times in types:
+            if not 0 <= times <= MAX_LAYERS or len(kinds) + len(names) * times > MAX_LAYERS:
+                raise Error(f"attention_types: expected at most {MAX_LAYERS:,} layers, got more")
+            kinds += list(names) * times
+    except (TypeError, ValueError):
+        raise Error("attention_types: expected [[[kind, …], times], …]") from None
+    return kinds
+
+
 def _own_neo(d: Mapping[str, Any]) -> dict[str, Any]:
     layers = d.get("num_layers", 24)
     kinds = d.get("attention_layers")
     if not isinstance(kinds, list):
-        types = d.get("attention_types", [[["global", "local"], 12]])
-        try:
-            many = sum(len(names) * times for names, times in types)
-            if many > MAX_LAYERS:
-                raise Error(f"attention_types: expected at most {MAX_LAYERS:,} layers, got more")
-            kinds = [kind for names, times in types for _ in range(times) for kind in names]
-        except (TypeError, ValueError):
-            raise Error("attention_types: expected [[[kind, …], times], …]") from None
-    if len(kinds) != layers or set(kinds) - {"global", "local"}:
+        kinds = _listed_kinds(d.get("attention_types", [[["global", "local"], 12]]))
+    if len(kinds) != layers or any(kind not in ("global", "local") for kind in kinds):
         raise Error(f"attention_layers: expected {layers} times 'global' or 'local'")
     window = d.get("window_size", 256)
     return {
         "n_layer": layers,
         "n_head": d.get("num_heads", 16),
         "d_model": d.get("hidden_size", 2048),
-        "d_ff": d.get("intermediate_size") or 4 * d.get("hidden_size", 2048),
+        "d_ff": d.get("intermediate_size") or 4 * _number(d, "hidden_size", 2048),
         "context": d.get("max_position_embeddings", 2048),
         "ffn": _activation(d.get("activation_function", "gelu_new")),
         "norm_eps": d.get("layer_norm_epsilon", 1e-5),
@@ -325,11 +339,13 @@ def _llama_config(c: Config) -> dict[str, Any]:
 
 
 def _own_llama(d: Mapping[str, Any]) -> dict[str, Any]:
-    width, heads = d.get("hidden_size", 4096), d.get("num_attention_heads", 32)
+    width, heads = d.get("hidden_size", 4096), _number(d, "num_attention_heads", 32)
     rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise Error(f"rope_parameters: expected an object, got {shown(rope)}")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise Error(f"rope_parameters: only the default rotation is known here, not {shown(rope)}")
-    if d.get("head_dim") is not None and d["head_dim"] * heads != width:
+    if d.get("head_dim") is not None and _number(d, "head_dim", 0) * heads != width:
         raise Error(f"head_dim: expected hidden_size / num_attention_heads, got "
                     f"{shown(d['head_dim'])}")  # fmt: skip
     if d.get("hidden_act", "silu") != "silu":

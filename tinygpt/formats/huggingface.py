@@ -184,8 +184,9 @@ def _shards(folder: Path) -> list[Path]:
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise Error(f"{index}: expected a weight_map from names to files")
     files = sorted(set(places.values()))
+    here = {path.name for path in folder.iterdir() if path.is_file()}
     for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
+        if file not in here:
             raise Error(f"{index}: {file[:80]!r} is not a file of this folder")
     return [folder / file for file in files]
 

@@ -14,7 +14,7 @@ import bpe
 from bpe.untrusted import parse_json, shown
 from tinygpt import Error, UsageError
 from tinygpt.files import replacing
-from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.checkpoint import Saved, checked_provenance
 from tinygpt.formats.huggingface import library, tensors
 from tinygpt.model import config
 from tinygpt.model.transformer import layout
@@ -50,7 +50,7 @@ def load_file(path: Path) -> Saved:
         try:
             c = config.from_dict(_object(metadata["config"]))
             tokenizer = bpe.from_dict(_object(metadata["tokenizer"]))
-            provenance = _object(metadata["provenance"])
+            provenance = checked_provenance(_object(metadata["provenance"]))
         except (KeyError, ValueError, UsageError) as error:
             raise Error(
                 f"{path}: its configuration or tokenizer cannot be read: {error}"

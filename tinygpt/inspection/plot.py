@@ -333,11 +333,12 @@ def principal_components(rows: Array, count: int = 2) -> tuple[Array, Array]:
     The directions are the eigenvectors of the covariance with the largest eigenvalues, each
     turned so that its largest entry is positive: the picture does not depend on the machine.
     """
-    centred = rows - rows.mean(axis=0)
+    size = float(np.abs(rows).max()) or 1.0  # its square may be beyond what a float holds
+    centred = rows / size - (rows / size).mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     axes = vectors[:, ::-1][:, :count]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
-    return centred @ axes, values[::-1][:count] / max(values.sum(), 1e-300)
+    return centred @ axes * size, values[::-1][:count] / max(values.sum(), 1e-300)
 
 
 def embedding_map(saved: Saved, out: Path) -> Path:

@@ -110,7 +110,7 @@ def read_run(folder: Path) -> Run:
 def read_counts(path: Path) -> list[int]:
     """How often each token comes in the training text; empty where that is not known."""
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             counts = parse_json(file.read(MAX_JSON + 1))
     except (OSError, ValueError):
         return []
@@ -167,10 +167,11 @@ def thin(columns: dict[str, Array], points: int = POINTS) -> dict[str, list[Any]
         return {}
     borders = np.linspace(0, size, min(size, points) + 1).astype(int)[:-1]
     lengths = np.diff([*borders, size])
-    means = {key: np.add.reduceat(column, borders) / lengths for key, column in columns.items()}
-    seconds, tokens = np.diff(means["seconds"]), np.diff(means["tokens"])
     rate = np.full(len(borders), np.nan)
-    rate[1:] = np.divide(tokens, seconds, out=rate[1:], where=seconds > 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that no run would log
+        means = {key: np.add.reduceat(column, borders) / lengths for key, column in columns.items()}
+        seconds, tokens = np.diff(means["seconds"]), np.diff(means["tokens"])
+        rate[1:] = np.divide(tokens, seconds, out=rate[1:], where=seconds > 0)
     return {key: _short(column) for key, column in {**means, "rate": rate}.items()}
 
 
@@ -259,16 +260,31 @@ def weights_size(saved: Saved, dtype: str) -> int:
     return (matrices * size + vectors * max(size, 4)) * 4 // 3
 
 
+def too_large(saved: Saved, dtype: str) -> str:
+    """The name of a tensor with a number that `dtype` has no place for; "" if there is none."""
+    if dtype != "float16":  # a row as int8 has its own scale
+        return ""
+    most = np.finfo(np.float16).max
+    arrays = page_arrays(saved)
+    return next((name for name, a in arrays.items() if np.abs(a).max() > most), "")
+
+
 def rounding_error(saved: Saved, dtype: str, ids: list[int]) -> float:
-    """The largest difference that `weights` in `dtype` make to a logit on `ids`."""
+    """The largest difference that `weights` in `dtype` make to a logit on `ids`.
+
+    Raises Error where logits are not finite: the page would draw nothing.
+    """
     arrays = {name: rounded(a, dtype) for name, a in page_arrays(saved).items()}
     exact, other, tokens = saved.model(), GPT(saved.config), np.array([ids])
     head = arrays.get("head.weight", arrays["embedding.weight"])
     other.load_state_dict({name: arrays[name] for name in saved.params})
     other.eval()
-    with mt.no_grad():
+    with mt.no_grad(), np.errstate(over="ignore", invalid="ignore"):
         difference = exact(tokens).numpy() - other(tokens, head=mt.Tensor(head)).numpy()
-    return float(np.abs(difference).max())
+    error = float(np.abs(difference).max())
+    if not math.isfinite(error):
+        raise Error("the model gives logits that are not finite; --weights none leaves it out")
+    return error
 
 
 def pictures(saved: Saved) -> dict[str, list[Any]]:
@@ -292,13 +308,15 @@ def start(saved: Saved) -> dict[str, Array]:
     return {name: p.data for name, p in GPT(c).named_parameters()}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # where weights near a float's limit are squared
 def tensors(saved: Saved) -> str:
     """A table of all tensors, with their histograms and the singular values of the matrices."""
     rows, first = [], start(saved)
     for name, a in saved.params.items():
         wide = a.astype(np.float64)
         low, high = np.percentile(wide, [0.1, 99.9])
-        counts, _ = np.histogram(np.clip(wide, low, high), BINS)
+        places = (np.clip(wide, low, high) - low) / (high - low) if high > low else wide * 0 + 0.5
+        counts, _ = np.histogram(places, BINS, range=(0, 1))
         figures = [f"{v:.4g}" for v in (wide.mean(), wide.std(), np.linalg.norm(wide))]
         cells = [name, " × ".join(map(str, a.shape)), Markup(CANVAS), *figures]
         cells.append(Markup(bars(counts, low, high)))
@@ -323,8 +341,10 @@ def _moved(now: Array, first: Array) -> str:
 def singular_values(matrix: Array) -> Array:
     """Of a float64 matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ
     and Wᵀ W."""
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
+    size = float(np.abs(matrix).max()) or 1.0  # its square may be beyond what a float holds
+    w = matrix / size
+    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    return size * np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 
 def bars(counts: Array, low: float, high: float) -> str:
@@ -525,6 +545,13 @@ def write(
             room = limit - len(for_script(data)) - 150_000  # for scripts and tables
             dtypes = [dtype] if dtype else ["float16", "int8"]
             fitting = next((d for d in dtypes if weights_size(saved, d) <= room), None)
+            if fitting and (large := too_large(saved, fitting)):
+                if dtype:
+                    raise UsageError(
+                        f"--weights: expected float32 or int8, got {dtype}: {large} holds numbers "
+                        "above 65,504, the largest of float16"
+                    )
+                fitting = "int8"
             if fitting is None:
                 missing.append(
                     f"The model's {sum(count(saved.config)):,} weights are left out: as "
