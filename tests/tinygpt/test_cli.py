@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import bpe
+import tinygpt
 from minitensor.files import sweep
-from tinygpt import cli, files
+from tinygpt import Error, cli, files, machine
 from tinygpt.model import config, recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,6 +243,89 @@ def test_errors_that_nobody_foresaw_are_one_line_too(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "tinygpt: error: KeyError: 'surprise' (run again with --debug for the traceback)\n"
     )
+
+
+def test_a_lack_of_memory_says_what_helps(monkeypatch, capsys):
+    def fail(args):
+        raise MemoryError
+
+    monkeypatch.setattr(recipes, "main", fail)
+    assert cli.main(["recipes"]) == 1
+    told = capsys.readouterr().err
+    assert told == "tinygpt: error: out of memory: use a smaller batch_size or shard_tokens\n"
+
+
+def test_a_reader_that_went_away_is_no_error(monkeypatch, capsys):
+    def fail(args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(recipes, "main", fail)
+    assert cli.main(["recipes"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tinygpt {tinygpt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("linux", {}, ".cache/tinygpt"),
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/tinygpt"),
+        ("darwin", {"XDG_CACHE_HOME": "/x"}, "Library/Caches/tinygpt"),
+        ("win32", {}, "AppData/Local/tinygpt"),
+        ("win32", {"LOCALAPPDATA": "/y"}, "/y/tinygpt"),
+        ("win32", {"TINYGPT_CACHE": "/z"}, "/z"),
+    ],
+)
+def test_the_cache_lies_where_the_platform_keeps_such(
+    monkeypatch, tmp_path, platform, variables, place
+):
+    for name in ("TINYGPT_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(sys, "platform", platform)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_folder() == tmp_path / place
+
+
+def test_a_platform_that_tells_little_of_itself(monkeypatch):
+    """As Windows and macOS: no affinity, no resource module, no sysconf, no /proc."""
+    for name in ("sched_getaffinity", "sysconf"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.delattr(machine.time, "CLOCK_BOOTTIME", raising=False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(machine, "Path", lambda name: Path(name + " is not here"))
+    assert machine.cores() == os.cpu_count()
+    assert machine.installed_memory() == 0 and machine.peak_memory() == "unknown"
+    assert abs(machine.asleep() - machine.asleep()) < 60  # a difference is what it is for
+    told = machine.describe()
+    assert f"{os.cpu_count()} cores, " in told and "numba" in told and " GB" not in told
+
+
+def test_without_locks_a_folder_is_not_kept_alone(monkeypatch, tmp_path):
+    """Windows has no fcntl, and some file systems have no locks; a second process is let in."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with files.alone(tmp_path, "writing"), files.alone(tmp_path, "writing"):
+        pass
+    monkeypatch.undo()
+    fcntl = pytest.importorskip("fcntl")
+    with (
+        files.alone(tmp_path, "writing"),
+        pytest.raises(Error, match="another process is writing here"),
+        files.alone(tmp_path, "writing"),
+    ):
+        pass
+
+    def no_locks(handle, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with files.alone(tmp_path, "writing"):
+        pass
 
 
 def test_the_list_of_recipes_has_their_parameters(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -142,6 +143,39 @@ def test_errors_teach_in_one_line(assignment, message):
         Config(positions="rope", d_model=256, n_head=2).replace(**config.assigned([assignment]))
     assert message in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positions": "sinusoidal", "d_model": 255, "n_head": 1}, "an even d_model, got 255"),
+        (
+            {"n_layer": 1024, "context": 65536, "positions": "learned"},
+            "the keys and values of 65,536 tokens in 1024 layers are 34,359,738,368 numbers",
+        ),
+        ({"head": "pinv", "vocab_size": 128}, "at least d_model, got 128 < 256"),
+        ({"tokenizer": "reduced", "reduced_from": 10}, "reduced_from: expected at least vocab"),
+        ({"windows": True}, "windows: expected whole numbers"),
+        ({"windows": 256}, None),
+        ({"data": 3}, "data: expected text"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields, message):
+    base = Config(d_model=256, n_head=2)
+    if message is None:
+        assert config.from_dict(fields, base).windows == (256,)
+        return
+    with pytest.raises(UsageError, match=message):
+        config.from_dict(fields, base)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("c.yaml", "yaml"), ("c.toml", "toml")])
+def test_what_reads_a_format_may_be_missing(tmp_path, monkeypatch, name, extra):
+    (tmp_path / name).write_text("", encoding="utf-8")
+    for module in ("yaml", "tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"pip install 'tinygpt\[{extra}\]'"):
+        config.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(

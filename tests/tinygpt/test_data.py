@@ -36,6 +36,19 @@ def test_a_missing_file_and_a_bare_folder(tmp_path, tiny):
         streams.load(tiny.replace(data=str(tmp_path)))
 
 
+def test_a_text_that_cannot_be_read_is_told(tmp_path):
+    write(tmp_path / "t.txt", "text")
+    with pytest.raises(Error, match=r"t.txt/more: cannot be read: Not a directory"):
+        streams.read_text(tmp_path / "t.txt" / "more")
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("TINYGPT_CACHE", str(write(tmp_path / "file", "in the way")))
+    said = []
+    data = streams.load(tiny, said.append)
+    assert len(data.train) and any("not kept for the next run" in line for line in said)
+
+
 def test_a_text_shorter_than_one_context(tmp_path, tiny):
     path = write(tmp_path / "t.txt", "too short")
     with pytest.raises(Error, match="one context of 16 needs 17"):
@@ -185,6 +198,8 @@ def another_tokenizer(folder):
         (tokens_with(lambda t: t[:, None]), "train.npy: expected .* tokens as uint16"),
         (tokens_with(lambda t: t[::-1]), "train.npy: its tokens are not those"),
         (tokens_with(raised), "train.npy: token 100 is 80, but the tokenizer has 80 ids"),
+        (meta_with(left_out=-1), "left_out: expected a count, got -1"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
         (another_tokenizer, "tokenizer.json is not the tokenizer"),
         (part("tokenizer.json", b"{"), "tokenizer.json: not JSON"),
         (lambda folder: (folder / "valid.npy").unlink(), "No such file"),

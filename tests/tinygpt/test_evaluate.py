@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 import bpe
 import minitensor as mt
 from tinygpt import Error, cli
-from tinygpt.data import stories
+from tinygpt.data import stories, streams
+from tinygpt.data.corpus import Options
+from tinygpt.data.prepare import prepare
 from tinygpt.formats import checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.inspection import evaluate
@@ -94,6 +96,34 @@ def test_the_command_prints_a_table_or_json(tmp_path, model, tokenizer, capsys):
     assert evaluate._text(evaluate.Path("stories")) == evaluate._text(None)
     assert cli.main([*args, "--stride", "17"]) == 2
     assert "exceeds the model's context of 16" in capsys.readouterr().err
+    assert cli.main([*args, "--batch-size", "0"]) == 2
+    assert "--batch-size: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_prepared_data_is_judged_by_its_validation_part(tmp_path, model, tokenizer, capsys):
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    tokenizer.save(tmp_path / "t.json")
+    options = Options(tokenizer=str(tmp_path / "t.json"), vocab_size=80, valid_fraction=0.5)
+    prepare([tmp_path / "t.txt"], tmp_path / "data", options=options)
+    data = streams.load_prepared(tmp_path / "data")
+    args = ["eval", str(tmp_path / "m.npz"), "--data", str(tmp_path / "data"), "--json"]
+    checkpoint.save(tmp_path / "m.npz", Saved(model.config, tokenizer, model.state_dict()))
+    assert cli.main(args) == 0
+    wanted = evaluate.evaluate_stream(model, tokenizer, data.valid, data.bytes["valid"])
+    assert json.loads(capsys.readouterr().out)["loss"] == wanted["loss"]
+    other = bpe.CharTokenizer("abc", vocab_size=80)
+    checkpoint.save(tmp_path / "m.npz", Saved(model.config, other, model.state_dict()))
+    assert cli.main(args) == 1
+    assert "prepared with another tokenizer than the model's" in capsys.readouterr().err
+
+
+def test_without_a_separator_nothing_predicts_the_first_character(model):
+    plain = bpe.CharTokenizer.train(["äbc"], control_tokens=False, vocab_size=80)
+    text = "äbcä" * 5
+    judged = evaluate.evaluate(model, plain, text)
+    bits = judged["loss"] * judged["tokens"] / math.log(2)
+    assert judged["tokens"] == 19
+    assert judged["bits_per_byte"] == pytest.approx(bits / (len(text.encode()) - 2))
 
 
 def test_an_empty_text_is_nothing_to_judge(tmp_path, model, tokenizer, capsys):

@@ -312,6 +312,38 @@ def test_a_finished_run_is_left_alone_until_the_text_changes(make):
     assert meta["resumed"] == 0 and sum(data.documents.values()) == 59
 
 
+def test_a_text_that_changes_while_it_is_read_is_told(make, tmp_path, small_pieces, monkeypatch):
+    """Its pieces were counted before; now one of them ends amid a character."""
+    plain = module.scan
+
+    def spoil(*args, **options):
+        planned = plain(*args, **options)
+        raw = (tmp_path / "text.txt").read_bytes()
+        (tmp_path / "text.txt").write_bytes(raw[:-1] + b"\xff")
+        return planned
+
+    monkeypatch.setattr(corpus, "FEW", 1)
+    monkeypatch.setattr(module, "scan", spoil)
+    tokenizer = bpe.CharTokenizer.train(STORIES)
+    tokenizer.save(tmp_path / "t.json")
+    with pytest.raises(Error, match=r"text.txt: byte 0xe2 at offset .* is not UTF-8"):
+        make(SEPARATOR.join(STORIES), tokenizer=str(tmp_path / "t.json"), vocab_size=None)
+
+
+def test_work_for_other_sources_is_taken_away(make, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".prepare-0123456789abcdef").mkdir()
+    make(SEPARATOR.join(STORIES))
+    assert not list((tmp_path / "out").glob(".prepare-*"))
+
+
+def test_a_text_without_a_space_is_cut_between_characters(make, small_pieces):
+    text = "日本語" * 400 + "ab"  # 3,602 bytes, no place to cut by its sense
+    data, _ = make(text, tokenizer="char-plain", vocab_size=None, valid_fraction=0.1)
+    ids = [*data.train.tolist(), *data.valid.tolist()]
+    assert data.tokenizer.decode(ids) == text
+
+
 def test_a_large_text_teaches_the_tokenizer_by_samples(make, small_pieces, monkeypatch):
     monkeypatch.setattr(module, "LEARN", 1024)
     data, _ = make(SEPARATOR.join(STORIES), vocab_size=270)

@@ -83,6 +83,8 @@ def test_what_cannot_be_is_told(tmp_path, tiny):
         tinygpt.train("quack")
     with pytest.raises(UsageError, match="leave out 'quick'"):
         tinygpt.train("quick", start_from="model.npz")
+    with pytest.raises(UsageError, match="start_from: a run goes on with its own weights"):
+        tinygpt.train(out=tmp_path / "a", resume=True, start_from="model.npz")
     with pytest.raises(UsageError, match="check: "):
         tinygpt.train("quick", check="text.txt")
     with pytest.raises(Error, match="not a run's folder"):
