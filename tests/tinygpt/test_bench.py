@@ -27,6 +27,17 @@ def test_a_window_counts_only_the_keys_that_are_seen(tiny):
     assert bench.flops_per_token(tiny) - narrow == pytest.approx(12 * 2 * keys * 16)
 
 
+@pytest.mark.parametrize(
+    ("op", "forward", "backward"),
+    [("linear", 2 * 6 * 4 * 5, 4 * 6 * 4 * 5), ("linear_cross_entropy", 6 * 6 * 4 * 5, 0)],
+)
+def test_operations_of_one_product(op, forward, backward):
+    """x (6, 4) times the transpose of a weight (5, 4), with a bias (5,)."""
+    x, w, b = np.zeros((6, 4)), np.zeros((5, 4)), np.zeros(5)
+    assert profile.flops(op, "forward", [x, w, b], np.zeros((6, 5))) == forward
+    assert profile.flops(op, "backward", [x, w, b], np.zeros((6, 5))) == backward
+
+
 def test_a_timed_step_is_one_batch_of_bounded_size():
     c = bench.one_batch(recipes.get("neo-41m"))
     assert c.accumulation == 1

@@ -347,6 +347,7 @@ def with_a_moment_too_many(saved):
         training_with(data_sha256=None),
         training_with(sizes={"log.jsonl": "x"}),
         training_with(optimizer=[]),
+        state_with([0.0], "state", 0, "exp_avg"),
         without_a_moment,
         with_a_moment_too_many,
     ],

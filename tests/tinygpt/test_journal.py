@@ -33,6 +33,8 @@ def test_what_is_appended_is_there_at_once(tmp_path):
         ("one\ntwo\nthree\n", 6, "one\n", False),
         ("", 5, "", False),
         ("one\n", 0, "", True),
+        ("one\n", 10**12, "one\n", False),  # what a stranger's checkpoint says
+        ("one\n", 10**19, "one\n", False),
     ],
 )
 def test_a_journal_is_cut_to_whole_lines(tmp_path, text, size, left, all_there):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
+import tqdm.auto
+
 from tinygpt import progress
 
 
@@ -19,6 +24,17 @@ def test_a_file_gets_lines_without_returns_or_padding(capsys, monkeypatch):
     assert lines[0].startswith("all: 5 of 20 steps (25%), 00:")
     assert lines[-1].startswith("all: 12 of 20 steps (60%), ") and lines[-1].endswith(", loss 1.5")
     assert all(line == line.strip() for line in lines)
+
+
+def test_a_notebook_gets_a_bar_of_its_own(monkeypatch, capsys):
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert progress.in_notebook()
+    with progress.bar(2, "B", desc="reading") as bar:
+        bar.update(2)
+    assert isinstance(bar, tqdm.auto.tqdm)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not progress.in_notebook()
 
 
 def test_one_that_is_off_or_leaves_nothing_is_silent(capsys):

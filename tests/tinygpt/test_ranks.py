@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tinygpt import Error
+from tinygpt import Error, UsageError
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
 from tinygpt.training import ranks
@@ -310,6 +310,91 @@ def test_an_mpi_of_another_kind_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=alone))
     with pytest.raises(Error, match=r"started 4 processes.*\(MPICH Version: 5.0\) sees 1"):
         ranks.world().__enter__()
+
+
+def test_an_mpi_that_cannot_be_loaded_is_told(monkeypatch):
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError("cannot load MPI library")
+
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setattr(ranks, "LATER", 0.0)
+    monkeypatch.setitem(sys.modules, "mpi4py", Broken("mpi4py"))
+    with pytest.raises(Error, match=r"mpi4py finds no MPI \(cannot load MPI library\): install"):
+        ranks.world().__enter__()
+
+
+def test_an_mpi_for_one_thread_is_refused(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    single = SimpleNamespace(
+        COMM_WORLD=SimpleNamespace(size=2), Get_library_version=lambda: "MPICH",
+        Query_thread=lambda: 1, THREAD_MULTIPLE=3,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=single))
+    with pytest.raises(Error, match="MPICH: made without MPI_THREAD_MULTIPLE"):
+        ranks.world().__enter__()
+
+
+class Second(ranks.World):
+    """The second of two ranks, without an MPI. (Where one is, `Abort` ends the process at once.)"""
+
+    def __init__(self, *_):
+        self.rank, self.size, self.statuses, self.closed = 1, 2, [], False
+        self._where = [("here", 11, (0, 1)), ("there", 12, (0,))]
+        self.kept = lambda: "; the last good checkpoint"
+
+    def fail(self, status):
+        self.statuses.append(status)
+
+    def close(self):
+        self.closed = True
+
+
+def test_ranks_need_the_same_facts(monkeypatch):
+    world = Second()
+    monkeypatch.setattr(world, "_gather", lambda facts: [facts, {"data": "b", "version": "1"}])
+    world.compare({"version": "1", "data": "b"})
+    told = r"data: rank 1 \(there, process 12\) has b, rank 0 has a; all ranks of a run need"
+    with pytest.raises(UsageError, match=told):
+        world.compare({"version": "1", "data": "a"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert world.threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UsageError("no"), 2, "rank 1 (there, process 12): no; the last good checkpoint"),
+        (Error("bad"), 1, "rank 1 (there, process 12): bad; the last good checkpoint"),
+        (
+            ValueError("odd"),
+            1,
+            "rank 1 (there, process 12): ValueError: odd; the last good checkpo",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(signal.SIGTERM), 143, ""),
+        (None, None, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_on_a_rank_is_told_and_ends_all(monkeypatch, capsys, error, status, told):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setattr(ranks, "World", Second)
+    two = SimpleNamespace(COMM_WORLD=SimpleNamespace(size=2))
+    monkeypatch.setattr(ranks, "_load_mpi", lambda: two)
+    world = None
+    try:
+        with ranks.world() as world:
+            print("silence", file=sys.stderr)
+            if error:
+                raise error
+    except BaseException as caught:
+        assert type(caught) is (Error if status == 1 else type(error))
+        assert str(caught).startswith(told)
+    assert world.statuses == ([] if status is None else [status])
+    assert world.closed is (status is None)
+    assert capsys.readouterr().err == ""  # rank 0 alone tells how it goes
 
 
 @pytest.mark.slow

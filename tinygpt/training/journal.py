@@ -62,7 +62,8 @@ class Journal:
         """Drop what lies behind `size` bytes, and half a line before; whether `size` are left."""
         try:
             self._file.seek(0)
-            end = self._file.read(size).rfind(b"\n") + 1
+            there = min(size, os.fstat(self._file.fileno()).st_size)  # `size` can be any number
+            end = self._file.read(there).rfind(b"\n") + 1
             self._file.truncate(end)
         except OSError as error:
             raise self._failed(error) from error
