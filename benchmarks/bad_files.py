@@ -578,6 +578,7 @@ def _run() -> list[Files]:
         "log.jsonl": log,
         "samples.txt": samples,
         "config.json": config.dumps(Config(), ".json"),
+        "token_counts.json": json.dumps([0, 5, 2]),
     }
     return [{name: text.encode() for name, text in files.items()}]
 
@@ -633,8 +634,7 @@ def read_tokenizer(path: Path) -> None:
 
 def read_run(path: Path) -> None:
     plot.read_log(path)
-    page.read_samples(path / "samples.txt")
-    page.read_run(path)
+    page.write(page.read_run(path), None)
 
 
 def read_source(path: Path) -> None:

@@ -259,6 +259,25 @@ def test_principal_components_find_the_widest_directions():
     np.testing.assert_allclose(plot.principal_components(rows[::-1])[0][::-1], points, atol=1e-8)
 
 
+@pytest.mark.parametrize("numbers", [1e200, 3e38, 0.0])
+def test_numbers_whose_squares_no_float_holds(saved, tmp_path, numbers):
+    same = np.full((3, 4), numbers)
+    assert plot.spectral_norm(same) == pytest.approx(numbers * 12**0.5)
+    points, _ = plot.principal_components(np.diag([numbers, -numbers, 0]))
+    assert np.isfinite(points).all()
+    params = {"blocks.0.attn.out.weight": np.full((3, 4), min(numbers, 3e38), np.float32)}
+    alike = checkpoint.Saved(saved.config, saved.tokenizer, params)
+    assert len(plot.weight_distributions(alike, tmp_path)) == 2
+
+
+def test_a_model_without_finite_logits_is_told(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
+    params = {name: np.full_like(p, 3e38) for name, p in saved.params.items()}
+    broken = checkpoint.Saved(saved.config, saved.tokenizer, params)
+    with np.errstate(all="ignore"), pytest.raises(Error, match="logits are not finite"):
+        plot.temperatures(broken.model(), saved.tokenizer, "Once", tmp_path)
+
+
 def test_token_labels():
     tokenizer = bpe.BPETokenizer(
         [*(bytes([b]) for b in range(256)), b" $a"], [], special_tokens={"<|endoftext|>": 257}

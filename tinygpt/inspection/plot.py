@@ -276,13 +276,17 @@ def matrices(saved: Saved) -> dict[str, dict[str, Array]]:
 
 
 def spectral_norm(weight: Array) -> float:
-    """The largest singular value: how much a matrix can stretch a vector.
+    """The largest singular value: how much a matrix can stretch a vector."""
+    return float(singular_values(weight.astype(np.float64))[0])
 
-    It is the root of the largest eigenvalue of the smaller of W Wᵀ and Wᵀ W.
-    """
-    wide = weight.astype(np.float64)
-    gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
-    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0))
+
+def singular_values(matrix: Array) -> Array:
+    """Of a float64 matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ
+    and Wᵀ W."""
+    size = float(np.abs(matrix).max()) or 1.0  # its square may be beyond what a float holds
+    w = matrix / size
+    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    return size * np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 
 def weight_distributions(saved: Saved, out: Path) -> list[Path]:
@@ -302,12 +306,14 @@ def weight_distributions(saved: Saved, out: Path) -> list[Path]:
                 norms.setdefault(name, []).append(norm)
             tidy(axes, f"{name}  {weight.shape[0]:,} × {weight.shape[1]:,}")
             axes.set_title(axes.get_title(), fontsize=10)
-            low, high = np.percentile(weight, [0.05, 99.95])
-            axes.hist(weight.ravel(), bins=80, range=(low, high), color=BLUE)
+            wide = weight.astype(np.float64)
+            low, high = np.percentile(wide, [0.05, 99.95])
+            margin = 0 if low < high else abs(low) / 2 or 1  # all numbers are the same
+            axes.hist(wide.ravel(), bins=80, range=(low - margin, high + margin), color=BLUE)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             axes.locator_params(axis="x", nbins=5)
-            figures = f"std {weight.std():.3g}\nspectral\nnorm {norm:.3g}"
+            figures = f"std {wide.std():.3g}\nspectral\nnorm {norm:.3g}"
             axes.text(
                 0.98, 0.97, figures, fontsize=8.5, ha="right", va="top", transform=axes.transAxes
             )
@@ -406,6 +412,10 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
     """
     from tinygpt.model.sample import sample_text
 
+    texts = [  # first: what gives no finite logits is told here
+        sample_text(model, tokenizer, prompt=prompt, max_new_tokens=240, temperature=t, seed=seed)
+        for t in TEMPERATURES
+    ]
     ids = prompt_ids(tokenizer, prompt, model.config.context)
     logits = model(np.array([ids])).data[0, -1].astype(np.float64)
     order = np.argsort(-logits, kind="stable")
@@ -417,7 +427,7 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
     picture = figure(12, 10)
     picture.suptitle(f"What follows {literal(prompt)!r} at four temperatures")
     grid = picture.subplots(len(TEMPERATURES), 2, width_ratios=(1, 3))
-    for (bars, page), temperature, p in zip(grid, TEMPERATURES, shares, strict=True):
+    for (bars, page), temperature, p, text in zip(grid, TEMPERATURES, shares, texts, strict=True):
         tidy(bars, f"temperature {temperature}", grid=False)
         drawn = bars.barh(range(len(p)), p, color=[BLUE] * len(labels) + [GREY])
         bars.bar_label(drawn, [f"{share:.1%}" for share in p], padding=3, fontsize=8)
@@ -426,9 +436,6 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
         bars.set_xlim(0, 1.15 * shares.max())
         bars.xaxis.set_visible(False)
         bars.spines["bottom"].set_visible(False)
-        text = sample_text(
-            model, tokenizer, prompt=prompt, max_new_tokens=240, temperature=temperature, seed=seed
-        )
         page.axis("off")
         lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 95) or [""]]
         page.text(

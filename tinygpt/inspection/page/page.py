@@ -39,6 +39,7 @@ from tinygpt.inspection.plot import (
     VALID_KEYS,
     known,
     principal_components,
+    singular_values,
     token_label,
 )
 from tinygpt.inspection.probe import Embedding
@@ -336,15 +337,6 @@ def _moved(now: Array, first: Array) -> str:
     """How far a tensor is from its start, in lengths of that."""
     length = np.linalg.norm(first)
     return f"{np.linalg.norm(now - first) / length:.3g}" if length else ""
-
-
-def singular_values(matrix: Array) -> Array:
-    """Of a float64 matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ
-    and Wᵀ W."""
-    size = float(np.abs(matrix).max()) or 1.0  # its square may be beyond what a float holds
-    w = matrix / size
-    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
-    return size * np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 
 def bars(counts: Array, low: float, high: float) -> str:
