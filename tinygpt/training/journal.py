@@ -139,9 +139,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is one that a run logs: a text, null, or a number that a float holds."""
+    """Whether a value is one that a run logs: a text, null, or a number to calculate with."""
     if isinstance(value, int):
         return abs(value) < 1 << 63
     if isinstance(value, float):
-        return math.isfinite(value)
+        return abs(value) < 1e300  # so that a float holds differences, and a picture its axes
     return value is None or isinstance(value, str)
