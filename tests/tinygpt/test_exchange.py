@@ -234,6 +234,31 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_written(changes, to, reas
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "to", "reason"),
+    [
+        (bpe.BPETokenizer.train(["one two"], 257, pattern="x+|."), "gguf", "has no name in llama"),
+        (bpe.ReducedTokenizer.train(BPE, ["one two"], 60), "gguf", "no tokenizer of the kind"),
+        (bpe.CharTokenizer.train(["é"]), "gguf", "takes 2 bytes"),
+        (bpe.ReducedTokenizer.train(BPE, ["one two"], 60), "llama2c", "cannot hold .* tokenizer"),
+        (bpe.ReducedTokenizer.train(BPE, ["one two"], 60), "hf", "cannot go into a tokenizer.json"),
+    ],
+)
+def test_what_a_format_cannot_write_text_with_is_said(tokenizer, to, reason, tmp_path):
+    if to != "llama2c":
+        pytest.importorskip("gguf" if to == "gguf" else "safetensors")
+    saved = model(tokenizer, **{**LLAMA, "norm_eps": 1e-5})
+    with pytest.raises(Error, match=reason):
+        exchange.WRITERS[to][0](saved, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(Error, match=r"needs safetensors; get it with: pip install 'tinygpt\[form"):
+        save_file(model(), tmp_path / "m.safetensors")
+
+
 def test_a_bias_of_zeros_may_go_to_llama2c(tmp_path):
     saved = model(CHARACTERS, **LLAMA, gate_bias=True)
     for name in saved.params:

@@ -74,12 +74,6 @@ class Family:
             links.append(same(self.head, "head.weight"))
         return links
 
-    def check(self, c: Config) -> None:
-        """Raise Error, listing the reasons, where a configuration cannot be of this family."""
-        reasons = list(self.refusals(c))
-        if reasons:
-            raise Error(f"{self.title} cannot hold this model: {'; '.join(reasons)}")
-
 
 # --------------------------------------------------------------------------------- common parts
 
