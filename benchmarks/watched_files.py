@@ -11,10 +11,12 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -131,10 +133,13 @@ def watched(
 
     kinds = {"open": "open", "fsync": "fsync", "replace": "rename", "rename": "rename"}
     kinds |= {"unlink": "unlink", "mkdir": "mkdir"}
+    work = {name: told(kind, getattr(os, name)) for name, kind in kinds.items()}
+    # Python 3.10's paths hold on to the functions of when pathlib was imported.
+    paths = getattr(pathlib, "_NormalAccessor", SimpleNamespace(**work))
+    of_paths = {name: staticmethod(work[name]) for name in work if name not in ("open", "fsync")}
     with (
-        mock.patch.multiple(
-            os, **{name: told(kind, getattr(os, name)) for name, kind in kinds.items()}
-        ),
+        mock.patch.multiple(os, **work),
+        mock.patch.multiple(paths, open=staticmethod(watched_open), **of_paths, create=True),
         mock.patch.object(io, "open", watched_open),
         mock.patch.object(io, "FileIO", Raw),
         mock.patch.object(builtins, "open", watched_open),

@@ -41,7 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = fitted(f"{self.prog}: {message} (see '{self.prog} --help')", sys.stderr)
-        self.exit(WRONG_CALL, f"{text}\n")
+        with contextlib.suppress(OSError):  # which argparse does since Python 3.11
+            print(text, file=sys.stderr)
+        self.exit(WRONG_CALL)
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all of `words`; what is unknown is an error that names the nearest option."""

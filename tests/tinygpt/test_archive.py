@@ -92,6 +92,7 @@ def grown(data: bytes, begin: int) -> bytes:
     raw = bytearray(data)
     entry, local = raw.rindex(b"PK\1\2"), raw.rindex(b"PK\3\4", 0, begin)
     struct.pack_into("<2L", raw, entry + 20, 10**6, 10**6)
+    struct.pack_into("<2L", raw, local + 18, 0xFFFFFFFF, 0xFFFFFFFF)  # Python 3.10 does not
     name, extra = struct.unpack_from("<2H", raw, local + 26)
     at = local + 30 + name
     assert struct.unpack_from("<2H", raw, at) == (1, 16) and extra == 20  # sizes of 64 bits

@@ -334,6 +334,8 @@ def test_a_model_that_has_no_room_is_left_out():
 
 def test_a_page_in_a_checkout_links_to_the_documentation(tmp_path):
     checkout = Path(page.__file__).parents[3]
+    if not (checkout / "docs").is_dir():
+        pytest.skip("the package is installed elsewhere than in a checkout")
     docs = (checkout / "docs" / "page.md").read_text(encoding="utf-8")
     assert page.docs_from(checkout / "a.html") == "docs/"
     assert page.docs_from(checkout / "docs" / "a.html") == ""
