@@ -393,6 +393,7 @@ def test_a_pipe_instead_of_a_tokenizer_is_not_waited_for(tmp_path):
         load_bin(tmp_path / "m.bin")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files")
 @pytest.mark.parametrize("to", ["safetensors", "hf", "llama2c", "gguf"])
 def test_a_full_disk_while_exporting(tmp_path, to):
