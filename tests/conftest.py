@@ -1,5 +1,6 @@
 """What every test begins with."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -9,8 +10,12 @@ from minitensor import kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test depends on the time it takes; the quick loop draws fewer cases."""
-    few = {"max_examples": 10} if config.option.markexpr == "not slow" else {}
+    """No test depends on the time it takes. The quick loop draws fewer cases, and does not wait
+    until files have reached the disk."""
+    few = {}
+    if config.option.markexpr == "not slow":
+        few = {"max_examples": 10}
+        os.fsync = lambda handle: None
     hypothesis.settings.register_profile("tests", deadline=None, **few)
     hypothesis.settings.load_profile("tests")
 

@@ -151,6 +151,7 @@ def extra(path, saved):
     checkpoint.save(path, saved)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -324,6 +325,7 @@ def with_a_moment_too_many(saved):
     saved.optim["surprise"] = np.zeros(3, np.float32)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     "change",
     [
