@@ -268,9 +268,8 @@ def matrices(saved: Saved) -> dict[str, dict[str, Array]]:
             group = f"layer_{layer}"
         parts = {short: weight}
         if short == "attn.qkv":
-            borders = np.cumsum([c.n_head, c.kv_heads]) * c.head_dim
             names = ("attn.query", "attn.key", "attn.value")
-            parts = dict(zip(names, np.split(weight, borders), strict=True))
+            parts = dict(zip(names, np.split(weight, c.qkv_cuts), strict=True))
         groups.setdefault(group, {}).update(parts)
     return groups
 

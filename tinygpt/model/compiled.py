@@ -133,8 +133,7 @@ def pack(c: Config, heads: Heads, params: Mapping[str, Array], head: Array) -> t
 
     def by_head(a: Array) -> Array:
         """The rows of q, k and v, each arranged."""
-        parts = np.split(a, [c.d_model, c.d_model + c.kv_heads * c.head_dim])
-        return np.concatenate([heads.arrange(part) for part in parts])
+        return np.concatenate([heads.arrange(part) for part in np.split(a, c.qkv_cuts)])
 
     size = 0
     for i in range(c.n_layer):

@@ -185,12 +185,14 @@ def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int
         return follow(trainer, done["step"], bool(done["shown"]))
 
 
+def shards_of(c: Config) -> int:
+    """How many shards a step is cut into."""
+    return len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
+
+
 def check_replicas(c: Config, world: World | None) -> None:
     """Raise UsageError unless there are as many ranks as replicas, and work for each."""
-    size, shards = (
-        world.size if world else 1,
-        len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context)),
-    )
+    size, shards = world.size if world else 1, shards_of(c)
     if c.local_steps and size != c.replicas:
         raise UsageError(
             f"replicas: expected as many ranks, {c.replicas}, got {size}; start the run with "
@@ -250,8 +252,7 @@ def perform(
                 tell(line)
             if world:
                 c = trainer.config
-                shards = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
-                for line in world.plan(shards, c.local_steps):
+                for line in world.plan(shards_of(c), c.local_steps):
                     tell(line)
             return finetune.watched(run, job.check) if run.origin else run.loop()
         finally:

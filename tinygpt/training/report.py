@@ -20,9 +20,7 @@ from tinygpt.model.transformer import count
 
 PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program and its libraries
 
-NEAR = (
-    12  # settings in which a configuration of another name may differ from a recipe and be like it
-)
+NEAR = 12  # settings in which a configuration may differ from a recipe and still be like it
 
 
 def plan(
