@@ -103,5 +103,5 @@ def test_what_is_not_finite_is_null():
 def test_records_and_what_are_none(tmp_path):
     (tmp_path / "log").write_bytes(b'{"step": 0, "loss": NaN, "recipe": "x"}\n\n[]\n{"step": 1')
     assert read_records(tmp_path / "log") == ([{"step": 0, "loss": None, "recipe": "x"}], [3, 4])
-    with pytest.raises(Error, match="a run's folder is expected"):
+    with pytest.raises(Error, match="expected a run's folder"):
         read_records(tmp_path / "none")

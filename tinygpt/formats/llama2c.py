@@ -171,7 +171,7 @@ def load_bin(path: Path) -> Saved:
         params["head.weight"] = arrays["head"]
     tokenizer_file = path.with_name("tokenizer.bin")
     if not tokenizer_file.is_file():
-        raise Error(f"{tokenizer_file}: no such file; the tokenizer is expected there")
+        raise Error(f"{tokenizer_file}: no such file; expected the tokenizer there")
     try:
         tokenizer = bpe.load(tokenizer_file)
     except (OSError, bpe.TokenizerError) as error:
