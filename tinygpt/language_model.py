@@ -129,8 +129,8 @@ class LanguageModel:
             return np.array(self.gpt(self.ids(text)).numpy()[0])
 
     def loss(self, text: str) -> dict[str, Any]:
-        """How well the model foresees a text of any length, documents and all, as `tinygpt eval`
-        judges it: "loss" in nats per token, "perplexity", "bits_per_byte", and more."""
+        """How well the model predicts a text of any length, as `tinygpt eval` judges it: "loss" in
+        nats per token, "perplexity", "bits_per_byte", and more."""
         from tinygpt.inspection.evaluate import evaluate
 
         return evaluate(self.gpt, self.tokenizer, text)
@@ -160,7 +160,7 @@ class LanguageModel:
         params = {name: p.data for name, p in self.gpt.named_parameters()}
         return Saved(self.config, self.tokenizer, params, self.provenance)
 
-    # ---------------------------------------------------------------- what one wants to know
+    # ---------------------------------------------------------------- how it is shown
 
     def __repr__(self) -> str:
         c = self.config

@@ -199,13 +199,6 @@ def test_a_run_is_watched_to_its_end(tmp_path, monkeypatch, capsys):
     assert cli.main(["page", str(run / "model.npz"), "--watch", "--out", str(out)]) == 2
 
 
-def test_singular_values_are_those_of_numpy():
-    for shape in ((7, 3), (3, 7)):
-        matrix = np.random.default_rng(1).normal(size=shape)
-        expected = np.linalg.svd(matrix, compute_uv=False)
-        np.testing.assert_allclose(page.singular_values(matrix), expected, rtol=1e-10)
-
-
 def test_a_long_log_is_thinned_to_means():
     size = 10_007
     columns = {key: np.arange(size, dtype=float) for key in page.TRAIN_KEYS}

@@ -178,9 +178,7 @@ def token_label(tokenizer: Any, id: int) -> str:
 
 
 def known(tokenizer: Any, text: str) -> str:
-    """`text` without the characters for which the tokenizer has nothing; of the others, if none is
-    left, the first tokens.
-    """
+    """`text` without the characters that the tokenizer lacks; if nothing is left, its first tokens."""
 
     def has(text: str) -> bool:
         try:
@@ -274,14 +272,11 @@ def matrices(saved: Saved) -> dict[str, dict[str, Array]]:
     return groups
 
 
-def spectral_norm(weight: Array) -> float:
-    """The largest singular value: how much a matrix can stretch a vector.
-
-    It is the root of the largest eigenvalue of the smaller of W Wᵀ and Wᵀ W.
-    """
-    wide = weight.astype(np.float64)
+def singular_values(matrix: Array) -> Array:
+    """Of a matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ and Wᵀ W."""
+    wide = matrix.astype(np.float64)
     gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
-    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0))
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 
 def weight_distributions(saved: Saved, out: Path) -> list[Path]:
@@ -296,7 +291,7 @@ def weight_distributions(saved: Saved, out: Path) -> list[Path]:
         for axes in grid.flat[len(weights) :]:
             axes.set_visible(False)
         for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
-            norm = spectral_norm(weight)
+            norm = float(singular_values(weight)[0])  # how much it can stretch a vector
             if group != "model":
                 norms.setdefault(name, []).append(norm)
             tidy(axes, f"{name}  {weight.shape[0]:,} × {weight.shape[1]:,}")

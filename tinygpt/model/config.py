@@ -76,8 +76,8 @@ TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a toke
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run but the machine it runs on. `MEANING` says what each field is,
-    recipes.py has examples."""
+    """Everything that decides a run except the machine it runs on. `MEANING` says what each field
+    is, recipes.py has examples."""
 
     name: str = "custom"
 
@@ -313,7 +313,7 @@ def _check(c: Config) -> None:
 
 
 def _check_fields(c: Config) -> None:
-    """What holds of each field by itself."""
+    """What must hold for each field on its own."""
     for key, choices in CHOICES.items():
         if getattr(c, key) not in choices:
             raise UsageError(
@@ -341,7 +341,7 @@ def _check_fields(c: Config) -> None:
 
 
 def _check_shapes(c: Config) -> None:
-    """What must hold of several fields together."""
+    """What must hold for several fields together."""
     for key in ("max_iters", "eval_interval", "sample_interval", "checkpoint_interval"):
         if c.local_steps and getattr(c, key) % c.local_steps:
             raise UsageError(
@@ -521,7 +521,7 @@ def blaming(path: str | Path) -> Iterator[None]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a configuration file, which may be few and are not checked yet."""
+    """The keys and values of a configuration file; it may have only a few, not checked yet."""
     path = Path(path)
     try:
         with path.open("rb") as file:

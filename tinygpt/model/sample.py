@@ -39,8 +39,8 @@ def generate_many(
 
     A sequence ends with a token of `stop`, which is not yielded, or after `max_new_tokens`; its
     last pair is (index, None). Prompt n is continued with random numbers that are a function of
-    (seed, n, how many tokens came before), and logits do not depend on what else is processed: it
-    becomes the same text whether it is continued alone, with `prompts[:n + 1]`, or with others.
+    (seed, n, how many tokens came before), and logits do not depend on what else is processed: its
+    text is the same whether it is continued alone, with `prompts[:n + 1]`, or with others.
 
     temperature, top_k (0: all) and top_p (1: all) are those of `probabilities`; past_context is
     that of `tinygpt.decode`; `vocab_size` leaves out the tokens from there on; `threads` share the

@@ -7,7 +7,7 @@ tinygpt train shakespeare-fast              a recipe on its own text, once it is
 tinygpt train --resume                      go on after Ctrl-C or a power cut
 """
 
-# From the options to a run is what this module does; the run itself is in train.py.
+# This module goes from the options to a run; the run itself is in train.py.
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Job:
-    """A run to be made, or to be gone on with."""
+    """A run to start or to continue."""
 
     config: Config
     out: Path

@@ -77,8 +77,8 @@ class Together:
 
 
 class WithOuter(Together):
-    """The optimiser of the local steps, and one that moves the weights between them: Nesterov's
-    momentum on the way that the replicas went on average (DiLoCo: Douillard et al., 2023,
+    """The optimiser of the local steps, and one that moves the weights between them:
+    Nesterov's momentum on the replicas' mean change (DiLoCo: Douillard et al., 2023,
     arXiv:2311.08105, whose rate and momentum these are)."""
 
     def __init__(self, *parts: optim.Optimizer):
@@ -93,7 +93,7 @@ class WithOuter(Together):
         self.inner.step(grads, scale=scale, workers=workers)
 
     def moments(self) -> list[Array]:
-        """The arrays in which the local steps remember what was."""
+        """The moments of the local steps' optimisers."""
         states = [state for part in self.inner.parts for state in part.state]
         return [v for state in states for v in state.values() if isinstance(v, np.ndarray)]
 

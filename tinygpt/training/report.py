@@ -141,7 +141,7 @@ class StepTimes:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), in four digits, and infinite rather than an error."""
+    """exp(loss) to four digits; infinity where it would overflow."""
     return float(f"{math.exp(loss):.4g}") if not loss >= 700 else math.inf
 
 

@@ -39,6 +39,7 @@ from tinygpt.inspection.plot import (
     VALID_KEYS,
     known,
     principal_components,
+    singular_values,
     token_label,
 )
 from tinygpt.inspection.probe import Embedding
@@ -272,8 +273,8 @@ def rounding_error(saved: Saved, dtype: str, ids: list[int]) -> float:
 
 
 def pictures(saved: Saved) -> dict[str, list[Any]]:
-    """Of every tensor at most 64 by 64 numbers, evenly chosen, as int8 of the largest of them: what
-    there is to draw where the weights are not in the page."""
+    """Of every tensor at most 64 by 64 numbers, evenly chosen, as int8 of the largest of them, to
+    draw where the weights are not in the page."""
     found = {}
     for name, a in saved.params.items():
         a = np.atleast_2d(a)
@@ -320,13 +321,6 @@ def _moved(now: Array, first: Array) -> str:
     return f"{np.linalg.norm(now - first) / length:.3g}" if length else ""
 
 
-def singular_values(matrix: Array) -> Array:
-    """Of a float64 matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ
-    and Wᵀ W."""
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
-
-
 def bars(counts: Array, low: float, high: float) -> str:
     """A histogram as a small picture."""
     heights = counts / max(counts.max(), 1) * 20
@@ -370,7 +364,7 @@ def embedding_map(saved: Saved) -> dict[str, Any]:
 
 
 class Markup(str):
-    """HTML of our own making; whatever else comes into the page is escaped."""
+    """HTML that this program wrote; all else that comes into the page is escaped."""
 
 
 def text_of(value: Any) -> str:
