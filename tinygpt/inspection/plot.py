@@ -178,7 +178,7 @@ def token_label(tokenizer: Any, id: int) -> str:
 
 
 def known(tokenizer: Any, text: str) -> str:
-    """`text` without the characters that the tokenizer lacks; if nothing is left, its first tokens."""
+    """`text` without the characters that the tokenizer lacks; if none is left, its first tokens."""
 
     def has(text: str) -> bool:
         try:
