@@ -253,7 +253,7 @@ def ops_of(module: ModuleType, name: str) -> list[str]:
         users = {
             "cross_entropy": ["cross_entropy", "linear_cross_entropy"],
             "attention": ["attention", "self_attention"],
-            "rotate": ["self_attention"],
+            "rotate": ["rope", "self_attention"],
             "dropout": ["dropout", "dropout_add"],
             "enter": SUBLAYERS,
             "leave": SUBLAYERS,

@@ -34,10 +34,10 @@ class Tokenizer(ABC):
     """Text to ids and back.
 
     A kind of tokenizer is a subclass: `class Words(Tokenizer, kind="words")`. It sets the
-    attributes below, defines the two methods that are abstract here, and a class method
-    `train(source, ...)`. Whatever it is made from stands in `field_types`: the arguments of its
-    constructor, which are attributes too, with the types they have in JSON. That is all that
-    `save`, `load`, worker processes and the command need.
+    attributes below, and defines the two abstract methods and a class method `train(source, ...)`.
+    `field_types` lists what it is made from: the arguments of its constructor, which are attributes
+    too, with their types in JSON. That is all that `save`, `load`, worker processes and the command
+    need.
 
     Attributes:
         vocab_size: the number of ids, which are 0 to vocab_size - 1.
@@ -73,7 +73,7 @@ class Tokenizer(ABC):
     def last_cut(self, text: str, limit: int) -> int:
         """The last place up to `limit` to cut `text` without an effect on its ids, or 0."""
 
-    # What it may say otherwise.
+    # What it may override.
 
     def to_fields(self) -> dict[str, Any]:
         """What `field_types` announces, as JSON can hold it."""
@@ -81,11 +81,11 @@ class Tokenizer(ABC):
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Tokenizer:
-        """The tokenizer of `to_fields`. The types of the fields have been checked, no more."""
+        """The tokenizer of `to_fields`. Only the types of the fields have been checked."""
         return cls(**fields)
 
     def facts(self) -> Iterator[tuple[str, Any]]:
-        """What `bpe info` says of this kind only."""
+        """What `bpe info` says about this kind only."""
         yield from ()
 
     # Encoding.
@@ -106,7 +106,7 @@ class Tokenizer(ABC):
         Lone surrogates, which no UTF-8 text has, are encoded as U+FFFD.
         """
         if not isinstance(text, str):
-            raise TokenizerError(f"encode: a str is expected, not {type(text).__name__}")
+            raise TokenizerError(f"encode: expected a str, got {type(text).__name__}")
         allowed = self._allowed(allowed_special)
         if disallowed_special:
             self._refuse(text, disallowed_special, allowed)
@@ -143,7 +143,7 @@ class Tokenizer(ABC):
         """The ids of each of `texts`, computed by `processes` worker processes."""
         allowed = self._allowed(allowed_special)
         if isinstance(texts, str):
-            raise TokenizerError("encode_batch: a list of texts is expected, not one text")
+            raise TokenizerError("encode_batch: expected a list of texts, got one text")
         if processes == 1 or type(self).__module__ == "__main__":  # which workers cannot import
             return [self.encode(text, allowed_special=allowed) for text in texts]
         lists: list[list[int]] = []
@@ -159,7 +159,7 @@ class Tokenizer(ABC):
 
     def _named(self, option: str, names: Collection[str] | str) -> set[str]:
         if isinstance(names, str) and names != "all":
-            raise TokenizerError(f"{option}: a set of tokens or 'all' is expected, not {names!r}")
+            raise TokenizerError(f"{option}: expected a set of tokens or 'all', got {names!r}")
         return set(self.special_tokens if names == "all" else names)
 
     def _refuse(self, text: str, disallowed: Collection[str] | str, allowed: set[str]) -> None:
@@ -222,7 +222,7 @@ class Tokenizer(ABC):
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The tokenizer as what JSON can hold; `bpe.from_dict` is the way back."""
+        """The tokenizer as values that JSON can hold; `bpe.from_dict` reads them."""
         return {"format": "bpe", "version": 1, "kind": self.kind, **self.to_fields()}
 
     def save(self, path: str | os.PathLike[str], format: str = "json") -> None:
@@ -269,7 +269,7 @@ class StreamDecoder:
 def from_dict(data: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `Tokenizer.to_dict` described."""
     if not isinstance(data, Mapping):
-        raise TokenizerError(f"an object is expected, not {name_of(data)}")
+        raise TokenizerError(f"expected an object, got {name_of(data)}")
     if field(data, "format", str) != "bpe" or field(data, "version", int) != 1:
         raise TokenizerError("format: only 'bpe', version 1, is known; it may be of a newer bpe")
     kind = field(data, "kind", str)

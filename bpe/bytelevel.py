@@ -107,7 +107,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
                 f"(256 bytes and {counted(len(specials), 'special token')})"
             )
         if tie_break not in ("bytes", "ids"):
-            raise UsageError(f"tie_break: 'bytes' or 'ids' is expected, not {tie_break!r}")
+            raise UsageError(f"tie_break: expected 'bytes' or 'ids', got {tie_break!r}")
         if not isinstance(min_frequency, int) or min_frequency < 1:
             raise UsageError(f"min_frequency: expected a number from 1 up, got {min_frequency}")
         counts = count_chunks(source, splitter, specials, processes=processes, progress=progress)
@@ -272,7 +272,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         tokens = [t if t is None else unprintable(t, f"vocab[{id}]") for id, t in enumerate(vocab)]
         for rank, pair in enumerate(merges):
             if type(pair) is not list or [type(id) for id in pair] != [int, int]:
-                raise TokenizerError(f"merges[{rank}]: two ids are expected, not {shown(pair)}")
+                raise TokenizerError(f"merges[{rank}]: expected two ids, got {shown(pair)}")
         special_ids(options["special_tokens"])
         return cls(tokens, map(tuple, merges), **options)
 

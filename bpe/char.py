@@ -33,7 +33,7 @@ class CharTokenizer(Tokenizer, kind="char"):
         self, characters: str, *, control_tokens: bool = True, vocab_size: int | None = None
     ) -> None:
         if not isinstance(characters, str) or len(set(characters)) != len(characters):
-            raise TokenizerError("characters: a string of distinct characters is expected")
+            raise TokenizerError("characters: expected a string of distinct characters")
         if any("\ud800" <= character <= "\udfff" for character in characters):
             raise TokenizerError("characters: a surrogate is no character")
         self.characters = characters

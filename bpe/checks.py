@@ -17,7 +17,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise TokenizerError(str(error)) from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"an object is expected, not {name_of(content)}")
+        raise TokenizerError(f"expected an object, got {name_of(content)}")
     return content
 
 
@@ -43,7 +43,7 @@ def field(data: Any, key: str, *types: type, default: Any = ..., where: str = ""
         raise TokenizerError(f"{where}{key}: missing")
     if type(value) not in types and value is not default:
         expected = " or ".join(_NAMES[t] for t in types)
-        raise TokenizerError(f"{where}{key}: {expected} is expected, not {name_of(value)}")
+        raise TokenizerError(f"{where}{key}: expected {expected}, got {name_of(value)}")
     return value
 
 
@@ -53,7 +53,7 @@ MAX_SPECIAL = 1 << 14  # each is a branch of the expression that finds them; Gem
 def special_ids(data: Any) -> dict[str, int]:
     """`data`, if it maps special tokens to ids."""
     if not isinstance(data, Mapping):
-        raise TokenizerError(f"special_tokens: names with their ids, not {name_of(data)}")
+        raise TokenizerError(f"special_tokens: expected names with their ids, got {name_of(data)}")
     for name, id in data.items():
         if type(name) is not str or type(id) is not int:
             raise TokenizerError(

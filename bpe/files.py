@@ -56,7 +56,7 @@ def open_ordinary(path: Path) -> BinaryIO:
 def read_file(path: Path, named: bool = True) -> bytes:
     """All of a file that can be a tokenizer: a larger one is refused unread.
 
-    One that nobody has `named`, but that lies beside another, is to be an ordinary file.
+    A file that was not `named`, but merely lies beside one, must be an ordinary file.
     """
     try:
         with path.open("rb") if named else open_ordinary(path) as file:
@@ -71,7 +71,7 @@ def read_file(path: Path, named: bool = True) -> bytes:
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to disk, then rename it to `path`.
 
-    What a process that was killed here left behind goes, once it is an hour old.
+    What killed processes left behind is removed once it is an hour old.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -41,7 +41,7 @@ def from_huggingface(data: dict[str, Any]) -> Tokenizer:
     for index, token in enumerate(field(data, "added_tokens", list, default=[])):
         where = f"added_tokens[{index}]"
         if type(token) is not dict:
-            raise TokenizerError(f"{where}: an object is expected, not {name_of(token)}")
+            raise TokenizerError(f"{where}: expected an object, got {name_of(token)}")
         for key in ("single_word", "lstrip", "rstrip"):
             if token.get(key):
                 raise TokenizerError(f"{where}.{key}: not supported")
@@ -63,7 +63,7 @@ def from_huggingface(data: dict[str, Any]) -> Tokenizer:
 def _characters(vocab: dict[str, Any]) -> CharTokenizer:
     """Characters in the order of their ids, after the control tokens if there are any."""
     if any(type(id) is not int for id in vocab.values()):
-        raise TokenizerError("model.vocab: ids are expected to be integers")
+        raise TokenizerError("model.vocab: expected integers as ids")
     names = sorted(vocab, key=lambda name: vocab[name])
     controlled = names[:3] == list(CONTROL_TOKENS)
     characters = names[3:] if controlled else names
@@ -73,8 +73,8 @@ def _characters(vocab: dict[str, Any]) -> CharTokenizer:
     wanted = {name: id for id, name in enumerate([*names[:first], *kept, *padding])}
     if vocab != wanted or any(not _UNUSED.fullmatch(name) for name in padding):
         raise TokenizerError(
-            "model.vocab: without pre_tokenizer and merges, characters numbered one after the "
-            "other are expected"
+            "model.vocab: without pre_tokenizer and merges, expected characters numbered one after "
+            "the other"
         )
     return CharTokenizer("".join(kept), control_tokens=controlled, vocab_size=len(vocab))
 
@@ -88,11 +88,11 @@ def _pre_tokenizer(data: dict[str, Any]) -> str:
     if data.get("type") == "Sequence":
         steps = field(data, "pretokenizers", list, where="pre_tokenizer.")
     if not all(type(step) is dict for step in steps):
-        raise TokenizerError("pre_tokenizer.pretokenizers: objects are expected")
+        raise TokenizerError("pre_tokenizer.pretokenizers: expected objects")
     types = [step.get("type") for step in steps]
     if types not in (["ByteLevel"], ["Split", "ByteLevel"]):
         raise TokenizerError(
-            f"pre_tokenizer: ByteLevel, or Split and ByteLevel, is expected, not {shown(types)}"
+            f"pre_tokenizer: expected ByteLevel, or Split and ByteLevel, got {shown(types)}"
         )
     last = steps[-1]
     if last.get("add_prefix_space", True):
@@ -103,7 +103,7 @@ def _pre_tokenizer(data: dict[str, Any]) -> str:
     split = steps[0]
     ways = (("Isolated", False), ("Removed", True))  # the same where every character is matched
     if uses_regex or (split.get("behavior"), split.get("invert")) not in ways:
-        raise TokenizerError("pre_tokenizer: a Split is expected that isolates what it matches")
+        raise TokenizerError("pre_tokenizer: expected a Split that isolates what it matches")
     pattern = field(split, "pattern", dict, where="pre_tokenizer.Split.")
     if list(pattern) == ["String"]:
         return re.escape(field(pattern, "String", str))
@@ -124,7 +124,7 @@ def _from_vocab(
     for where, merge in merges:
         parts = merge.split(" ") if type(merge) is str else merge
         if type(parts) is not list or len(parts) != 2 or {type(p) for p in parts} != {str}:
-            raise TokenizerError(f"{where}: two tokens are expected, not {shown(merge)}")
+            raise TokenizerError(f"{where}: expected two tokens, got {shown(merge)}")
         for part in parts:
             if part not in ids:
                 raise TokenizerError(f"{where}: {shown(part)} is not in the vocabulary")

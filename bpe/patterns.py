@@ -73,7 +73,7 @@ class Splitter:
 
     def __init__(self, pattern: str) -> None:
         if not isinstance(pattern, str):
-            raise UsageError(f"pattern: a string is expected, not {type(pattern).__name__}")
+            raise UsageError(f"pattern: expected a string, got {type(pattern).__name__}")
         self.name = ALIASES.get(pattern, pattern)
         self.has_words = self.name in ("gpt2", "gpt4")
         if len(pattern) > MAX_PATTERN:

@@ -64,7 +64,7 @@ def from_tiktoken(
             rank = int(digits) if len(digits) < 20 else MAX_ID
         except (ValueError, binascii.Error):
             raise TokenizerError(
-                f"line {number}: a token in base64 and its rank are expected"
+                f"line {number}: expected a token in base64 and its rank"
             ) from None
         if not 0 <= rank < MAX_ID:
             raise TokenizerError(

@@ -32,9 +32,7 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
         self.kept = list(kept)
         self.coverage = coverage
         if not isinstance(coverage, int | float) or not 0 <= coverage <= 1:
-            raise TokenizerError(
-                f"coverage: a share from 0 to 1 is expected, not {shown(coverage)}"
-            )
+            raise TokenizerError(f"coverage: expected a share from 0 to 1, got {shown(coverage)}")
         names = {id: name for name, id in base.special_tokens.items()}
         self._new: dict[int, int] = {}
         for new, id in enumerate(self.kept):
@@ -62,8 +60,8 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
         known = range(base.vocab_size)
         if not isinstance(size, int) or not max(1, len(specials)) <= size <= len(known):
             raise UsageError(
-                f"size: a number from {max(1, len(specials))} to {len(known)} is expected, "
-                f"not {size!r}"
+                f"size: expected a number from {max(1, len(specials))} to {len(known)}, "
+                f"got {size!r}"
             )
         counts: Counter[int] = Counter()
         for text in documents(source, base.special_tokens, base.last_cut):
@@ -89,7 +87,7 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> ReducedTokenizer:
         if fields["base"].get("kind") != BPETokenizer.kind:  # else they nest without end
-            raise TokenizerError("base: a tokenizer of kind 'bpe' is expected")
+            raise TokenizerError("base: expected a tokenizer of kind 'bpe'")
         return cls(**{**fields, "base": from_dict(fields["base"])})
 
     def facts(self) -> Iterator[tuple[str, Any]]:
@@ -99,5 +97,5 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
 
 def _checked(base: Any) -> BPETokenizer:
     if not isinstance(base, BPETokenizer):
-        raise UsageError(f"base: a BPETokenizer is expected, not {type(base).__name__}")
+        raise UsageError(f"base: expected a BPETokenizer, got {type(base).__name__}")
     return base

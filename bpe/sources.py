@@ -47,7 +47,7 @@ def source_items(source: Source) -> Iterable[str | os.PathLike[str]]:
     if isinstance(source, str | os.PathLike):
         return [Path(source)]
     if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
-        raise TokenizerError(f"source: files or texts are expected, not {type(source).__name__}")
+        raise TokenizerError(f"source: expected files or texts, got {type(source).__name__}")
     if isinstance(source, list | tuple) and source and all(map(_names_a_file, source)):
         raise TokenizerError(  # it would train a tokenizer on the names
             f"source: {source[0]!r} is a file, and strings in a list are texts: "
@@ -65,7 +65,7 @@ def check_specials(special_tokens: Iterable[str]) -> list[str]:
     names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
     for name in names:
         if not isinstance(name, str) or not name:
-            raise UsageError(f"special_tokens: non-empty strings are expected, not {name!r}")
+            raise UsageError(f"special_tokens: expected non-empty strings, got {name!r}")
         if names.count(name) > 1:
             raise UsageError(f"special_tokens: {name!r} is given twice")
     return names

@@ -103,7 +103,7 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def one_line(text: str, most: int = 400) -> str:
-    """`text` as one line of at most about `most` characters that no terminal can take amiss.
+    """`text` as one line of about `most` characters at most that is safe on any terminal.
 
     Line ends become spaces, other characters that are not printable are written as Python does
     (``\\x1b``); of a longer text the beginning and the end are kept, which say where and why.

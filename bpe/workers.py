@@ -32,7 +32,7 @@ def imap(
     everything happens in this one. At most two jobs a process are held at a time.
     """
     if not isinstance(processes, int) or processes < 1:
-        raise UsageError(f"processes: a number from 1 up is expected, not {processes!r}")
+        raise UsageError(f"processes: expected a number from 1 up, got {processes!r}")
     if processes == 1:
         yield from map(make(*setup), jobs)
         return

@@ -153,9 +153,9 @@ def main():
             checkpoint.provenance(c, tokenizer, args.steps, "none"),
         ),
     )
-    loaded, tokenizer, _ = checkpoint.load_model(out / "model.npz")
+    loaded = checkpoint.load(out / "model.npz")
     print(f"saved to {out / 'model.npz'}; it writes:\n")
-    text = sample_text(loaded, tokenizer, "Once upon a time", max_new_tokens=120, seed=1)
+    text = sample_text(loaded, loaded.tokenizer, "Once upon a time", max_new_tokens=120, seed=1)
     print(text)
     assert text.startswith("Once upon a time")
 

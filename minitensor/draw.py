@@ -20,13 +20,13 @@ from minitensor.tape import Array, Node, walk
 from minitensor.tensor import Tensor
 
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 150, 54, 40, 18, 12
-CHARACTER = 8  # at most, of the bold ones that names are written in, on average
+CHARACTER = 8  # width of a bold character, on average at most
 COLOURS = {"leaf": "#e8f0fe", "op": "#ffffff", "result": "#e6f4ea"}
 
 
 class Drawing:
-    """A graph as text: `dot`, `svg`; `save(path)` writes the one that the name ends in. Jupyter
-    shows it as a picture."""
+    """A graph as text, in two formats: `dot` and `svg`. `save(path)` chooses by the ending of the
+    name. Jupyter shows it as a picture."""
 
     def __init__(self, dot: str, svg: str, boxes: int):
         self.dot, self.svg, self.boxes = dot, svg, boxes
@@ -51,8 +51,8 @@ def draw(
     """The graph that made `tensor`, before it is freed by a backward.
 
     `names` labels tensors, such as ``dict(model.named_parameters())``. For a scalar result each box
-    shows the gradient of the result for it (its value, or its 2-norm if it is an array); nothing is
-    written to ``.grad``. RuntimeError if there is no graph, or it was freed.
+    also shows the gradient of the result with respect to it (its value, or its 2-norm if it is an
+    array); nothing is written to ``.grad``. RuntimeError if there is no graph, or it was freed.
     """
     if tensor._node is None or (tensor._node.backward is None and tensor._node.op != "leaf"):
         raise RuntimeError(
@@ -70,7 +70,7 @@ def draw(
 
 
 def _collect(result: Node) -> list[Node]:
-    """Every node the result depends on, oldest first: an order in which inputs come before."""
+    """Every node the result depends on, oldest first, so that inputs come before their uses."""
     found, stack = {result}, [result]
     while stack:
         for parent in stack.pop().parents:
@@ -150,7 +150,7 @@ def _svg(nodes: list[Node], labels: dict[Node, list[str]], result: Node) -> str:
     columns, links = _layout(nodes)
     heights = [[HEIGHT if isinstance(stop, Node) else 0 for stop in c] for c in columns]
     longest = max(len(line) for lines in labels.values() for line in lines)
-    box = max(WIDTH, CHARACTER * longest + MARGIN)  # as wide as the longest name wants it
+    box = max(WIDTH, CHARACTER * longest + MARGIN)  # wide enough for the longest name
     tallest = max(sum(h) + GAP_Y * (len(h) - 1) for h in heights)
     at: dict[Stop, tuple[int, int]] = {}  # left edge and middle
     for x, (c, h) in enumerate(zip(columns, heights, strict=True)):

@@ -4,9 +4,9 @@ A tensor holds booleans, integers, float32 or float64; anything else is a TypeEr
 call get one dtype before the op's function sees them:
 
 - with a floating one among them, the widest of these (float32 beside float64 is float64);
-- if all are integers or booleans, float32; an op with `integers` (one that means something for
-  them, such as a sum or an indexing) keeps them, unless a Python float stands beside them;
-- Python numbers, and lists of them, widen nothing; an input that chooses (`IndexArray`: ids,
+- if all are integers or booleans, float32; an op with `integers` (one that makes sense
+  for them, such as a sum or indexing) keeps them, unless another argument is a Python float;
+- Python numbers, and lists of them, widen nothing; an input that selects (`IndexArray`: ids,
   targets, conditions) stays as it is.
 """
 
@@ -35,7 +35,7 @@ PLAIN = {float, int, bool, np.ndarray, type(None)}
 
 
 def operand(x: Any, beside: Iterable[np.dtype[Any]]) -> Any:
-    """What is given beside tensors of these dtypes: numbers stay Python numbers, and a list of
+    """An argument given beside tensors of these dtypes: numbers stay Python numbers, and a list of
     numbers takes the widest of the dtypes, so that neither widens a float32 tensor."""
     if isinstance(x, (float, np.floating)):
         return float(x)
@@ -53,7 +53,7 @@ def operand(x: Any, beside: Iterable[np.dtype[Any]]) -> Any:
 
 
 def alike(arrays: Iterable[Any]) -> bool:
-    """Whether there are arrays, all of one floating dtype, as nearly always: nothing is to do."""
+    """Whether all arrays have one floating dtype, as nearly always: then there is nothing to do."""
     dtype = None
     for a in arrays:
         if type(a) is np.ndarray:
@@ -98,5 +98,5 @@ def promote(
 
 
 def describe(x: Any) -> str:
-    """An array by its dtype and shape, anything else as it is written."""
+    """An array by its dtype and shape, anything else by its repr."""
     return f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else repr(x)

@@ -1,4 +1,4 @@
-"""What PyTorch's users reach for and is called otherwise here, for errors that say so."""
+"""Names that PyTorch's users reach for and that are different here, for errors that say so."""
 
 from __future__ import annotations
 

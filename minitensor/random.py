@@ -50,7 +50,7 @@ def threshold(p: float) -> np.uint32:
 
 
 def attention_bits(shape: tuple[int, ...], k0: np.uint32, k1: np.uint32) -> np.ndarray:
-    """The bits that decide about dropout of attention weights (B, H, T, S), under the key (k0, k1).
+    """The bits that decide which attention weights (B, H, T, S) are dropped, from key (k0, k1).
 
     Each head has a key of its own; one hash serves two keys: that of (i, j // 2) gives its lower 16
     bits to an even j and its upper 16 to an odd one.

@@ -1,8 +1,9 @@
 """A module and its optimiser as one `.npz` file, from which training continues bit for bit.
 
 The file holds arrays ("module/NAME", "optimizer/NUMBER/MOMENT") and a text in JSON ("meta"); NumPy
-reads it without pickle, so loading a stranger's file runs nothing. A file is written beside its
-place, flushed and renamed: a reader finds the old one or the new one, never a half.
+reads it without pickle, so loading a stranger's file runs nothing. A file is written under a
+temporary name, flushed and renamed, so a reader finds the old file or the new one, never half of
+one.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def save(path: str | Path, module: Module, optimizer: Optimizer | None = None) -
 
 
 def load(path: str | Path, module: Module, optimizer: Optimizer | None = None) -> None:
-    """Bring `module`, and `optimizer` if given, to where they were when `save` wrote the file.
+    """Restore `module`, and `optimizer` if given, to their state when `save` wrote the file.
 
-    Both must have been made as they were then. ValueError in one line if the file is damaged or is
-    another module's; then nothing has been changed.
+    Both must have been constructed in the same way. ValueError in one line if the file is damaged
+    or belongs to another module; then nothing has been changed.
     """
     _check("load", path, module, optimizer)
     kind = None if optimizer is None else type(optimizer).__name__
@@ -94,7 +95,7 @@ def _check(name: str, path: Any, module: Any, optimizer: Any) -> None:
 
 
 def _draws(module: Module) -> dict[str, list[int]]:
-    """Seed and calls of each dropout: the one state that is no parameter or buffer."""
+    """Seed and calls of each dropout: the only state that is neither a parameter nor a buffer."""
     return {n: [m.seed, m.calls] for n, m in module.named_modules() if isinstance(m, Dropout)}
 
 

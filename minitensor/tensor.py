@@ -1,6 +1,6 @@
-"""Tensors: arrays that remember how they were made, and the gradients of what was made of them.
+"""Tensors: arrays that remember how they were made, so that a gradient can find its way back.
 
-What this file is not: arithmetic. A method only names its op (see op.py and ops/).
+There is no arithmetic in this file: a method only names its op (see op.py and ops/).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def owner(x: Array) -> Array:
 
 
 class Size(int):
-    """A number of elements that can be asked for the shape too."""
+    """The number of elements; calling it gives the shape, as ``x.size()`` does in PyTorch."""
 
     shape: tuple[int, ...]
 
@@ -45,8 +45,8 @@ class Tensor:
     """An n-dimensional array that remembers how it was made.
 
     `data` is anything NumPy makes an array of; it is copied. Python floats become float32; arrays
-    keep their dtype: booleans, integers, float32 or float64 (TypeError for others; `Op` has the
-    rule for several together). Arithmetic, comparison and indexing follow NumPy; `requires_grad`,
+    keep their dtype: booleans, integers, float32 or float64 (TypeError for others; dtypes.py has
+    the rule for mixing them). Arithmetic, comparison and indexing follow NumPy; `requires_grad`,
     `grad`, `backward`, `detach` mean what they mean in PyTorch, except that `grad` is an array.
     Leaves can be copied and pickled, with their gradient.
     """
@@ -57,7 +57,7 @@ class Tensor:
 
     _array: Array
     _node: Node | None
-    _version: list[int]  # how often the array was changed, and 1 once others look at it too
+    _version: list[int]  # how often the array was changed, and 1 once another tensor shares it
     grad: Array | None
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
@@ -80,7 +80,7 @@ class Tensor:
         self._array, self._node, self._version, self.grad = array, None, [0, 0], None
         return self
 
-    def __getattr__(self, name: str) -> Any:  # of names that are nowhere else
+    def __getattr__(self, name: str) -> Any:  # only called for names that do not exist
         raise missing("a Tensor", name, TENSOR)
 
     # ------------------------------------------------------------------ what it is
@@ -136,7 +136,7 @@ class Tensor:
 
     def numpy(self) -> Array:
         """The array, read-only. RuntimeError for a tensor that requires a gradient, as in PyTorch;
-        `data` is the array of any."""
+        `data` works for those too."""
         if self._node is not None:
             raise RuntimeError(
                 "this tensor requires a gradient, which NumPy would lose in silence; use an op of "
@@ -283,7 +283,7 @@ class Tensor:
         return out
 
     def _shared(self) -> list[int]:
-        """The version counter, for another tensor that looks at the same array."""
+        """The version counter, for another tensor that shares this array."""
         self._version[1] = 1
         return self._version
 
@@ -316,9 +316,9 @@ class Tensor:
     def _change(self, how: Callable[[Any, Any], Any], other: Any) -> Tensor:
         """``self how= other``, as in PyTorch: the values change, the object stays.
 
-        Outside the tape the array is written to. On it, what a backward needs must stay as it is:
-        there this tensor goes on as the op's result, which comes to the same as long as no other
-        tensor looks at its array (RuntimeError if one does).
+        Off the tape the array is overwritten. On the tape the arrays that a backward needs must not
+        change, so this tensor becomes the op's result instead. That is equivalent as long as no
+        other tensor shares its array (RuntimeError if one does).
         """
         if self._node is not None and self.is_leaf and mode.grad:
             raise RuntimeError(
@@ -511,7 +511,7 @@ def _plainly(symbol: str, how: Callable[..., Any], *operands: Any) -> Tensor:
 
 
 def _restore(kind: type[Tensor], array: Array, learned: bool, grad: Array | None) -> Tensor:
-    """A leaf of its own from the parts of another."""
+    """A new leaf from the parts of another one."""
     out = kind._wrap(array)
     out.requires_grad, out.grad = learned, grad
     return out

@@ -1,5 +1,6 @@
 """What every test begins with."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -10,8 +11,12 @@ from minitensor import kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test depends on the time it takes; the quick loop draws fewer cases."""
-    few = {"max_examples": 10} if config.option.markexpr == "not slow" else {}
+    """No test depends on the time it takes. The quick loop draws fewer cases, and does not wait
+    until files have reached the disk."""
+    few = {}
+    if config.option.markexpr == "not slow":
+        few = {"max_examples": 10}
+        os.fsync = lambda handle: None
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow, **few)
     hypothesis.settings.load_profile("tests")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bpe.terminal import show
 from tinygpt import Error, UsageError
 from tinygpt.model.ahead import compiling_ahead
-from tinygpt.model.sample import check, generate_many, prompt_ids
+from tinygpt.model.sample import check, generate_many, prompt_ids, stop_at
 
 if TYPE_CHECKING:
     from bpe import Tokenizer
@@ -93,7 +93,6 @@ def main(args: argparse.Namespace) -> int:
         prompt = prompt_ids(tokenizer, args.prompt)
     except ValueError as error:
         raise Error(f"--prompt: {error}") from error
-    stop = () if args.ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
     pairs = generate_many(
         saved,
         [prompt] * args.num_samples,
@@ -102,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
-        stop=stop,
+        stop=stop_at(tokenizer, args.ignore_eot),
         past_context=args.past_context,
         vocab_size=tokenizer.vocab_size,
     )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from bpe.terminal import fitted, harmless, show
 from tinygpt import UsageError
-from tinygpt.model.sample import check, generate, prompt_ids
+from tinygpt.model.sample import check, generate, prompt_ids, stop_at
 
 if TYPE_CHECKING:
     from tinygpt.formats.checkpoint import Saved
@@ -73,8 +73,7 @@ class Session:
     def __init__(self, saved: Saved, settings: Settings, past_context: str, ignore_eot: bool):
         self.model, self.tokenizer = saved.model(), saved.tokenizer
         self.settings, self.past_context = settings, past_context
-        separator = self.tokenizer.separator_id
-        self.stop = () if ignore_eot or separator is None else (separator,)
+        self.stop = stop_at(self.tokenizer, ignore_eot)
         self.ids: list[int] = []  # of the last text
         self.turns = 0  # lines that went on with it
 

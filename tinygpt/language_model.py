@@ -23,7 +23,7 @@ from tinygpt.formats import box, checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import WRITERS, load_any
 from tinygpt.model.config import Config
-from tinygpt.model.sample import generate, prompt_ids
+from tinygpt.model.sample import generate, prompt_ids, stop_at
 from tinygpt.model.transformer import GPT, components, count
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class LanguageModel:
         `top_p` (1: off) leave out unlikely ones. The same seed gives the same text. With `stream`
         an iterator of pieces of text instead, the prompt first, each given as soon as it is there.
         """
-        separator = self.tokenizer.separator_id
         ids = generate(
             self.gpt,
             prompt_ids(self.tokenizer, prompt),
@@ -87,7 +86,7 @@ class LanguageModel:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            stop=() if ignore_eot or separator is None else (separator,),
+            stop=stop_at(self.tokenizer, ignore_eot),
             past_context=past_context,
             vocab_size=self.tokenizer.vocab_size,
         )
@@ -130,8 +129,8 @@ class LanguageModel:
             return np.array(self.gpt(self.ids(text)).numpy()[0])
 
     def loss(self, text: str) -> dict[str, Any]:
-        """How well the model foresees a text of any length, documents and all, as `tinygpt eval`
-        judges it: "loss" in nats per token, "perplexity", "bits_per_byte", and more."""
+        """How well the model predicts a text of any length, as `tinygpt eval` judges it: "loss" in
+        nats per token, "perplexity", "bits_per_byte", and more."""
         from tinygpt.inspection.evaluate import evaluate
 
         return evaluate(self.gpt, self.tokenizer, text)
@@ -161,7 +160,7 @@ class LanguageModel:
         params = {name: p.data for name, p in self.gpt.named_parameters()}
         return Saved(self.config, self.tokenizer, params, self.provenance)
 
-    # ---------------------------------------------------------------- what one wants to know
+    # ---------------------------------------------------------------- how it is shown
 
     def __repr__(self) -> str:
         c = self.config

@@ -27,7 +27,7 @@ def cores() -> int:
 def threads(asked: int | None, option: str = "--threads") -> int:
     """How many threads (or processes) `asked` for: all processors if it is None.
 
-    Raises UsageError for a number that nobody can mean.
+    Raises UsageError for a number that makes no sense.
     """
     if asked is None:
         return cores()

@@ -61,8 +61,8 @@ def bar(total: int, unit: str, **options: Any) -> Any:
 
 
 class Lines:
-    """What is used here of tqdm's interface, as lines: one every ten seconds, and with `leave` a
-    last one."""
+    """The part of tqdm's interface that is used here, as lines: one every ten seconds, and with
+    `leave` a last one."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Lines:
         self.started = self.told = time.monotonic()
 
     def reset(self) -> None:
-        """Begin again."""
+        """Start over."""
         self.n = self.initial = 0
         self.started = self.told = time.monotonic()
 

@@ -52,9 +52,9 @@ def train(
 
     `callback` is called with each record of the log, a dict such as ``{"step": 3, "loss": 2.1,
     "lr": …}`` (see `tinygpt.training.train`); if it returns True or "stop", the run is saved and
-    ends. So it does at Ctrl-C: nothing is lost, and `resume` goes on.
+    ends. Ctrl-C does the same: nothing is lost, and `resume` goes on.
 
-    Raises tinygpt.Error, in one line, for what cannot be.
+    Raises tinygpt.Error, in one line, if the run cannot be made.
     """
     changes = {**settings, **({} if data is None else {"data": str(data)})}
     folder, text = None if out is None else Path(out), None if check is None else Path(check)

@@ -1,13 +1,13 @@
 """Kernels made of kernels: the two sublayers and the loss of a model, one step after the other.
 
 They are the NumPy twins of sublayer.py, which does the same in blocks of rows that stay in cache,
-and what stands in for it where the weights are too large for that. A backward computes norm(x) and
+and they replace it where the weights are too large for that. A backward computes norm(x) and
 the activation again, which is cheaper than keeping them.
 
 A sublayer is y = x + dropout(linear(f(linear(norm(x))))), f being attention or an activation. Its
-backward follows that chain from the end: through `leave`, f, and `enter`. In attention there are
-two dropouts: `drop_weights` of the attention weights, and `drop` of the branch before it joins the
-stream. What norms, maps, attention and dropout take is bundled in bundles.py.
+backward follows that chain from the end: through `leave`, f, and `enter`. Attention has
+two dropouts: `drop_weights` on the attention weights, and `drop` on the branch before it joins the
+stream. The arguments of norms, maps, attention and dropout are bundled in bundles.py.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def swiglu_backward(g, a, b):
 
 @inline
 def dropped(x, n, drop, y):
-    """y = dropout(x), for x that begins at number n of what is dropped out."""
+    """y = dropout(x), for an x that begins at element n of the whole array."""
     zero, (threshold, rescale, k0, k1) = x.dtype.type(0), drop
     for i in range(x.size):
         survives = hash32(u32(n + i), k0, k1) >= threshold

@@ -176,7 +176,12 @@ def keys_of(head, drop):
 
 @jit
 def _attention(packed, attend, drop):
-    """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T)."""
+    """Output (B, T, H, d) and log-sum-exp of the scores (B, H, T).
+
+    docs/attention.md takes it line by line: for each block of LANES queries the scores of eight
+    keys at a time (`m` is their maximum), the weights in the strip `p` and their sum `l`, the
+    outputs of eight columns at a time, and the division by `l`.
+    """
     attend, drop = Attend(*attend), Drop(*drop)
     (B, T, _, d), (cos, sin) = packed.shape, attend.rope
     H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal
@@ -261,7 +266,13 @@ def add_single(ds, p, qs, gs, at, ko, start, stop, D, dks, dvs):
 
 @jit
 def _attention_backward(g, packed, out, lse, attend, drop):
-    """The gradient of `packed`; dropout's factor comes in with g, and so with dP and dV."""
+    """The gradient of `packed`; dropout's factor comes in with g, and so with dP and dV.
+
+    docs/attention.md takes it line by line: for each block of LANES queries Δ = g · o and the kept
+    log-sum-exp; for eight keys at a time the scores again, the weights in the strip `p` and dS in
+    `ds`; then dQ from `ds`, and the block's part of dK and dV. It stays in one function because its
+    stages share a dozen scratch arrays, which are made once.
+    """
     attend, drop = Attend(*attend), Drop(*drop)
     (B, T, _, d), (cos, sin) = packed.shape, attend.rope
     H, K, scale, window, causal = attend.H, attend.K, attend.scale, attend.window, attend.causal

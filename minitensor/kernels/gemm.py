@@ -59,7 +59,9 @@ def tile(
     """out[o + r step + c] = bias[n + c] + Σ_k a[i + r down + k across] panel[j + k WIDTH + c], for
     r below ROWS and c below WIDTH; with `add`, that is added to out. All arrays are flat.
 
-    Written in LLVM's language, since nothing else keeps this many sums in registers.
+    Written in LLVM's language, since nothing else keeps this many sums in registers. In order: the
+    rows of `out` are prefetched; `begin` loads the bias; the block "walk" is the loop over k, whose
+    phi nodes are the ROWS x 2 sums, with a multiply-add for each; "walked" stores them.
     """
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:

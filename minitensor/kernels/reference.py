@@ -1,8 +1,8 @@
 """Every kernel as plain NumPy: the formulas to read, and what the numba twins are checked against.
 
 Shapes: N rows, D width, B batch, T time, H query heads, K key/value heads, d = D / H, V classes.
-All arrays of a call share one dtype, float32 or float64. What stands above a formula is held
-against every call, of the twin too (see contract.py), and names the file where the twin is.
+All arrays of a call share one dtype, float32 or float64. The declaration above a formula is checked
+at every call, of the twin too (see contract.py), and names the file where the twin is.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ def normalise(x, n, rows, norm, mean, r, h):
 
 @inline
 def normalise_again(x, n, rows, norm, mean, r, h):
+    """h = norm(x) of the rows from n on, from the mean and r that were kept."""
     weight, bias = norm.weight, norm.bias
     for m in range(rows):
         mu, rm = mean[n + m], r[n + m]
@@ -372,8 +373,8 @@ def suits(x: Array, *weights: Array) -> bool:
 
 
 def plain(bundle: Norm | Linear | None) -> tuple[Any, ...]:
-    """A bundle as the compiled code takes it: a tuple without names, which numba hands over five
-    times as fast; and with empty arrays for those that are not there."""
+    """A bundle as the compiled code takes it: a tuple without names, which numba passes five times
+    as fast, with empty arrays in place of None."""
     if bundle is None:
         return NO_MAP
     return (bundle[0], NONE, *bundle[2:]) if bundle[1] is None else tuple(bundle)

@@ -1,7 +1,7 @@
-"""The modules that one builds from: layers with parameters, dropout, activations, losses.
+"""The modules to build from: layers with parameters, dropout, activations, losses.
 
-Each is its op with the parameters and options kept. Where weights are drawn, `rng` is the
-generator; without one they come from a fresh generator that the system seeds, so no two runs agree.
+Each keeps the parameters and options of one op. Where weights are drawn, `rng` is the generator;
+without one they come from a fresh generator that the system seeds, so no two runs agree.
 There is no global seed: give ``rng=np.random.default_rng(seed)`` to draw the same weights again.
 """
 
@@ -19,7 +19,7 @@ from minitensor.tensor import Tensor
 
 
 def generator(rng: np.random.Generator | None) -> np.random.Generator:
-    """`rng`, or a fresh generator that nobody can seed again."""
+    """`rng`, or a fresh generator whose numbers cannot be drawn again."""
     return np.random.default_rng() if rng is None else rng
 
 
@@ -129,7 +129,7 @@ class Dropout(Module):
 
 
 class Identity(Module):
-    """x itself: in place of a layer that is not wanted."""
+    """x itself: takes the place of a layer you want to leave out."""
 
     def forward(self, x: Any) -> Any:
         """x."""
@@ -137,7 +137,7 @@ class Identity(Module):
 
 
 class Flatten(Module):
-    """Make one axis of all from `start` on: (B, ...) -> (B, n)."""
+    """Merge all axes from `start` on into one: (B, ...) -> (B, n)."""
 
     def __init__(self, start: int = 1):
         self.start = start
@@ -215,7 +215,7 @@ class Softmax(Module):
 
 
 class LogSoftmax(Softmax):
-    """Their logarithms."""
+    """Logarithms of probabilities along an axis."""
 
     def forward(self, x: Any) -> Tensor:
         """See `minitensor.log_softmax`."""
@@ -237,7 +237,7 @@ class MSELoss(Module):
 
 
 class BCEWithLogitsLoss(MSELoss):
-    """Cross-entropy of yes-or-no answers given as logits."""
+    """Binary cross-entropy, from logits."""
 
     def forward(self, x: Any, target: Any) -> Tensor:
         """See `minitensor.binary_cross_entropy_with_logits`."""

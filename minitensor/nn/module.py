@@ -1,7 +1,7 @@
 """What a module is: parameters, buffers and modules as attributes, named by their paths.
 
-Nothing is registered but buffers: the attributes are looked at. What this file is not: there are no
-hooks on modules, and a plain list of modules is not looked into (use `ModuleList`).
+Only buffers are registered; parameters and modules are found among the attributes. There are no
+hooks on modules, and a plain list of modules is not searched (use `ModuleList`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Module:
 
     Attributes that are `Parameter`s are parameters, those named by `register_buffer` are buffers
     (saved, not learned), those that are modules are children; a name is the path to it with dots.
-    Once an attribute is a parameter or a buffer, a plain tensor or array over it is a TypeError.
+    Assigning a plain tensor or array over a parameter or a buffer is a TypeError.
     """
 
     training = True
@@ -151,7 +151,7 @@ class Module:
             p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
 
     def astype(self, dtype: Any) -> Any:
-        """Turn every floating parameter and buffer into another precision, in place."""
+        """Convert every floating parameter and buffer to another precision, in place."""
         for tensors in (self._named(False), self._named(True)):
             for _, p in tensors:
                 if p.dtype.kind == "f":
@@ -245,7 +245,7 @@ class ModuleList(Module):
         return (value for value in vars(self).values() if isinstance(value, Module))
 
     def __getitem__(self, i: int | slice) -> Any:
-        """A module, or for a slice a list of the same kind, which shares them."""
+        """A module; for a slice, a list of the same kind that shares its modules."""
         if not isinstance(i, slice):
             return list(self)[i]
         part = ModuleList.__new__(type(self))
@@ -306,7 +306,7 @@ class Sequential(ModuleList):
         return super().append(Function(module) if plain else module)
 
     def forward(self, x: Any) -> Any:
-        """The last module of the one before it, and so on down to the first of x."""
+        """Apply the modules in order, each to the result of the one before it."""
         for module in self:
             x = module(x)
         return x

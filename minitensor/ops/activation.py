@@ -1,44 +1,43 @@
-"""Activations: what stands between the linear maps of a network.
+"""Activations: the nonlinear functions between the linear maps of a network.
 
-All but softmax are taken element by element, with the backward g * f'(x).
+All but softmax and its logarithm act element by element, with the backward g * f'(x).
 `gelu` and `swiglu`, which have kernels, are in transformer.py.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from minitensor.kernels.reference import sigmoid as sigmoid_array
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, off_zero_cases, unary_cases
+from minitensor.ops.elementwise import Cases, Forward, off_zero_cases, unary_cases
 from minitensor.tape import Array
 
 
 @op(cases=unary_cases(-4, 4))
-def sigmoid(x: Array) -> Any:
+def sigmoid(x: Array) -> Forward:
     """y = 1 / (1 + e^-x), stable at both ends. dy = e^-x y² = y (1 - y), so g y (1 - y)."""
     y = sigmoid_array(x)
     return y, (lambda g: g * y * (1 - y),)
 
 
 @op(cases=off_zero_cases, integers=True)
-def relu(x: Array) -> Any:
+def relu(x: Array) -> Forward:
     """max(x, 0). The gradient passes where x > 0; at the kink it is 0."""
     return np.maximum(x, 0), (lambda g: g * (x > 0),)
 
 
 @op(cases=off_zero_cases)
-def leaky_relu(x: Array, negative_slope: float = 0.01) -> Any:
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> Forward:
     """x where x > 0, else `negative_slope` x; the gradient is g, or (at 0 too) g times that."""
     slope = np.where(x > 0, 1, negative_slope).astype(x.dtype)
     return x * slope, (lambda g: g * slope,)
 
 
 @op(cases=off_zero_cases)
-def elu(x: Array, alpha: float = 1.0) -> Any:
+def elu(x: Array, alpha: float = 1.0) -> Forward:
     """x where x > 0, else alpha (e^x - 1) (Clevert et al., 2015, arXiv:1511.07289).
 
     The derivative is 1, or alpha e^x (at 0 too).
@@ -48,7 +47,7 @@ def elu(x: Array, alpha: float = 1.0) -> Any:
 
 
 @op(cases=unary_cases(-4, 4))
-def silu(x: Array) -> Any:
+def silu(x: Array) -> Forward:
     """x s with s = sigmoid(x) (Elfwing et al., 2017, arXiv:1702.03118).
 
     By the product rule and s' = s (1 - s): g (s + x s (1 - s)).
@@ -58,7 +57,7 @@ def silu(x: Array) -> Any:
 
 
 @op(cases=unary_cases(-4, 4))
-def softplus(x: Array) -> Any:
+def softplus(x: Array) -> Forward:
     """ln(1 + e^x), as max(x, 0) + ln(1 + e^-|x|); its derivative is sigmoid(x)."""
     y = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     return y, (lambda g: g * sigmoid_array(x),)
@@ -71,7 +70,7 @@ def _softmax_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_softmax_cases)
-def softmax(x: Array, axis: int = -1) -> Any:
+def softmax(x: Array, axis: int = -1) -> Forward:
     """e^x / Σ e^x along `axis`, shifted by the maximum so that nothing overflows.
 
     Backward: ∂yᵢ/∂xⱼ = yᵢ (δᵢⱼ − yⱼ), so dx = y (g − Σ g y).
@@ -82,7 +81,7 @@ def softmax(x: Array, axis: int = -1) -> Any:
 
 
 @op(cases=_softmax_cases)
-def log_softmax(x: Array, axis: int = -1) -> Any:
+def log_softmax(x: Array, axis: int = -1) -> Forward:
     """x − log Σ e^x along `axis`.
 
     Backward: ∂yᵢ/∂xⱼ = δᵢⱼ − e^yⱼ, so dx = g − e^y Σ g.

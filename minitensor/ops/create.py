@@ -1,8 +1,8 @@
 """New tensors: constants, ranges and random numbers. They are leaves without a gradient.
 
 The dtype is float32 unless given; `arange` and `full` take that of their numbers, as in PyTorch.
-Random numbers come from a generator that the caller holds, never from a hidden one: a run is then
-a function of its seeds.
+Random numbers come from a generator that the caller passes, never from a hidden one, so a run is a
+function of its seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def zeros(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> 
 
 
 def ones(*sizes: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Ones, as `zeros`."""
+    """Ones; the sizes as in `zeros`."""
     return Tensor(np.ones(_shape(sizes), dtype), requires_grad)
 
 

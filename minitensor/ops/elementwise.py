@@ -4,8 +4,8 @@ For y = f(x) taken element by element the Jacobian is diagonal, so the backward 
 Operands of different shapes are broadcast as in NumPy; each vjp may return a gradient of the
 broadcast shape, and the walk adds it up over the axes along which an operand was repeated.
 
-Shapes: that of the operands after broadcasting. Dtypes: one for all operands, by the rule of
-`tensor.Op`; arithmetic and choices keep integers. Errors: ValueError where shapes do not broadcast.
+Shapes: that of the operands after broadcasting. Dtypes: one for all operands, by the rule in
+dtypes.py; arithmetic and choices keep integers. Errors: ValueError where shapes do not broadcast.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 from minitensor.dtypes import IndexArray
 from minitensor.kernels.reference import erf as erf_array
 from minitensor.op import op
-from minitensor.tape import Array
+from minitensor.tape import Array, Backward
 from minitensor.tensor import Tensor
 
-Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
+Rng = np.random.Generator
+Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]  # inputs and options to check an op on
+Forward = tuple[Array, Backward]  # what an op's function returns: a result, and its vjps
 
 
 def drawn(
@@ -66,38 +68,38 @@ def _binary(low: float = -2.0, high: float = 2.0) -> Callable[[np.random.Generat
 
 
 @op(cases=_binary(), integers=True)
-def add(a: Array, b: Array) -> Any:
+def add(a: Array, b: Array) -> Forward:
     """a + b. Both derivatives are 1, so the gradient passes to each operand unchanged."""
     return a + b, (lambda g: g, lambda g: g)
 
 
 @op(cases=_binary(), integers=True)
-def sub(a: Array, b: Array) -> Any:
-    """a - b. The gradient passes to a unchanged and to b with its sign turned."""
+def sub(a: Array, b: Array) -> Forward:
+    """a - b. The gradient passes to a unchanged and to b with its sign flipped."""
     return a - b, (lambda g: g, lambda g: -g)
 
 
 @op(cases=_binary(), integers=True)
-def mul(a: Array, b: Array) -> Any:
+def mul(a: Array, b: Array) -> Forward:
     """a * b. d(ab) = b da + a db, so a gets g * b and b gets g * a."""
     return a * b, (lambda g: g * b, lambda g: g * a)
 
 
 @op(cases=_binary(0.5, 2.0))
-def div(a: Array, b: Array) -> Any:
+def div(a: Array, b: Array) -> Forward:
     """a / b. d(a/b) = da / b - (a/b) db / b; with y = a / b, a gets g / b and b gets -g y / b."""
     y = a / b
     return y, (lambda g: g / b, lambda g: -g * y / b)
 
 
 @op(cases=unary_cases(), integers=True)
-def neg(x: Array) -> Any:
+def neg(x: Array) -> Forward:
     """-x; its derivative is -1, so the gradient is -g."""
     return -x, (lambda g: -g,)
 
 
 def _power(x: Any, n: Any) -> Any:
-    """x**n by products and square roots where they do; np.power takes several times as long."""
+    """x**n by products and square roots where possible; np.power takes several times as long."""
     if isinstance(n, np.ndarray) or not isinstance(x, np.ndarray):
         return np.power(x, n)
     if 2 * n != int(2 * n) or not -16 <= n <= 16 or (n < 0 and x.dtype.kind != "f"):
@@ -129,7 +131,7 @@ def _pow_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_pow_cases, integers=True)
-def pow(x: Array, exponent: Array) -> Any:
+def pow(x: Array, exponent: Array) -> Forward:
     """x ** n, by products for integers up to 16 and by square roots for halves.
 
     d(x^n) = n x^(n-1) dx + x^n ln(x) dn. Where n = 0 the first term is 0, and where x = 0 the
@@ -153,7 +155,7 @@ def pow(x: Array, exponent: Array) -> Any:
 
 
 @op(cases=off_zero_cases, integers=True)
-def abs(x: Array) -> Any:
+def abs(x: Array) -> Forward:
     """|x|; the gradient is g * sign(x), with 0 at the kink."""
     return np.abs(x), (lambda g: g * np.sign(x),)
 
@@ -166,7 +168,7 @@ def _choice_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_choice_cases, integers=True)
-def where(condition: IndexArray, a: Array, b: Array) -> Any:
+def where(condition: IndexArray, a: Array, b: Array) -> Forward:
     """a where the condition (booleans) holds, else b. Each gradient goes to the one it came from.
 
     The one not chosen gets 0, not 0 times something, so a NaN or infinity there does no harm.
@@ -183,7 +185,7 @@ def where(condition: IndexArray, a: Array, b: Array) -> Any:
 
 
 def _distinct(rng: np.random.Generator) -> Cases:
-    """Two operands that are nowhere within 0.1 of each other."""
+    """Two operands that differ by at least 0.1 everywhere."""
     for sa, sb in ((3, 4), (3, 4)), ((3, 1), (4,)), ((), (2, 2)), ((0, 2), (2,)):
         a = rng.permutation(math.prod(sa)) * 0.2
         b = rng.permutation(math.prod(sb)) * 0.2 + 0.1
@@ -191,7 +193,7 @@ def _distinct(rng: np.random.Generator) -> Cases:
     yield (rng.permutation(6).reshape(2, 3) * 0.2, 0.5), {}
 
 
-def _chosen(y: Array, a: Any, b: Any, loses: Callable[[Any, Any], Any]) -> Any:
+def _chosen(y: Array, a: Any, b: Any, loses: Callable[[Any, Any], Any]) -> Forward:
     """The vjps of maximum and minimum: nothing to the operand that loses, half to each in a tie."""
 
     def share(mine: Any, other: Any) -> Callable[[Array], Array]:
@@ -203,7 +205,7 @@ def _chosen(y: Array, a: Any, b: Any, loses: Callable[[Any, Any], Any]) -> Any:
 
 
 @op(cases=_distinct, integers=True)
-def maximum(a: Array, b: Array) -> Any:
+def maximum(a: Array, b: Array) -> Forward:
     """The larger of a and b. The gradient goes to the larger; in a tie each gets half of it.
 
     Beside a NaN neither is smaller: the result is NaN and both get the gradient, as in PyTorch.
@@ -212,9 +214,14 @@ def maximum(a: Array, b: Array) -> Any:
 
 
 @op(cases=_distinct, integers=True)
-def minimum(a: Array, b: Array) -> Any:
+def minimum(a: Array, b: Array) -> Forward:
     """The smaller of a and b; ties and NaN as in `maximum`."""
     return _chosen(np.minimum(a, b), a, b, np.greater)
+
+
+def masked_fill(x: Any, mask: Any, value: Any) -> Tensor:
+    """x with `value` where the mask (booleans) is true: ``where(mask, value, x)``."""
+    return where(mask, value, x)
 
 
 def _clip_cases(rng: np.random.Generator) -> Cases:
@@ -223,14 +230,9 @@ def _clip_cases(rng: np.random.Generator) -> Cases:
         yield (x,), limits
 
 
-def masked_fill(x: Any, mask: Any, value: Any) -> Tensor:
-    """x with `value` where the mask (booleans) holds: ``where(mask, value, x)``."""
-    return where(mask, value, x)
-
-
 @op(cases=_clip_cases, integers=True)
-def clip(x: Array, low: float | None = None, high: float | None = None) -> Any:
-    """min(max(x, low), high), either limit left out if None.
+def clip(x: Array, low: float | None = None, high: float | None = None) -> Forward:
+    """min(max(x, low), high); a limit of None is left out.
 
     The gradient passes where low <= x <= high, limits included, and is 0 outside. With low > high
     every element becomes high, and none has a gradient.
@@ -248,7 +250,7 @@ def clip(x: Array, low: float | None = None, high: float | None = None) -> Any:
 
 
 def _remainder_cases(rng: np.random.Generator) -> Cases:
-    """Quotients that are nowhere within 0.2 of a jump."""
+    """Quotients at least 0.2 away from every jump."""
     for shape in (3, 4), (2, 1):
         b = rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 2, shape)
         yield (b * (rng.integers(-3, 3, shape) + rng.uniform(0.2, 0.8, shape)), b), {}
@@ -261,7 +263,7 @@ def _no_zero(a: Any, b: Any) -> None:
 
 
 @op(cases=_remainder_cases, integers=True)
-def remainder(a: Array, b: Array) -> Any:
+def remainder(a: Array, b: Array) -> Forward:
     """a % b = a - b floor(a / b), with the sign of b as in Python.
 
     Between the jumps floor is constant: a gets g, and b gets -g floor(a / b).
@@ -271,7 +273,7 @@ def remainder(a: Array, b: Array) -> Any:
 
 
 @op(cases=_remainder_cases, integers=True)
-def floor_divide(a: Array, b: Array) -> Any:
+def floor_divide(a: Array, b: Array) -> Forward:
     """a // b = floor(a / b); constant between its jumps, so the gradients are 0."""
     _no_zero(a, b)
     return np.floor_divide(a, b), (np.zeros_like, np.zeros_like)
@@ -281,65 +283,65 @@ def floor_divide(a: Array, b: Array) -> Any:
 
 
 @op(cases=unary_cases())
-def exp(x: Array) -> Any:
+def exp(x: Array) -> Forward:
     """e^x. It is its own derivative: g * y."""
     y = np.exp(x)
     return y, (lambda g: g * y,)
 
 
 @op(cases=unary_cases(0.5))
-def log(x: Array) -> Any:
+def log(x: Array) -> Forward:
     """ln x; its derivative is 1/x, so the gradient is g / x."""
     return np.log(x), (lambda g: g / x,)
 
 
 @op(cases=unary_cases())
-def expm1(x: Array) -> Any:
+def expm1(x: Array) -> Forward:
     """e^x - 1, exact near 0 too; its derivative is e^x = y + 1."""
     y = np.expm1(x)
     return y, (lambda g: g * (y + 1),)
 
 
 @op(cases=unary_cases(-0.5))
-def log1p(x: Array) -> Any:
+def log1p(x: Array) -> Forward:
     """ln(1 + x), exact near 0 too; its derivative is 1 / (1 + x)."""
     return np.log1p(x), (lambda g: g / (1 + x),)
 
 
 @op(cases=unary_cases(0.5))
-def sqrt(x: Array) -> Any:
+def sqrt(x: Array) -> Forward:
     """The square root y. From y² = x: 2y dy = dx, so the gradient is g / 2y."""
     y = np.sqrt(x)
     return y, (lambda g: g * 0.5 / y,)
 
 
 @op(cases=unary_cases(0.5))
-def rsqrt(x: Array) -> Any:
+def rsqrt(x: Array) -> Forward:
     """y = 1 / sqrt(x). From y = x^(-1/2): dy = -1/2 x^(-3/2) dx, so the gradient is -g y³ / 2."""
     y = 1.0 / np.sqrt(x)
     return y, (lambda g: g * -0.5 * (y * y * y),)
 
 
 @op(cases=unary_cases())
-def sin(x: Array) -> Any:
+def sin(x: Array) -> Forward:
     """sin x; the gradient is g cos x."""
     return np.sin(x), (lambda g: g * np.cos(x),)
 
 
 @op(cases=unary_cases())
-def cos(x: Array) -> Any:
+def cos(x: Array) -> Forward:
     """cos x; the gradient is -g sin x."""
     return np.cos(x), (lambda g: -g * np.sin(x),)
 
 
 @op(cases=unary_cases())
-def tanh(x: Array) -> Any:
+def tanh(x: Array) -> Forward:
     """y = tanh x. d tanh = 1 - tanh², so the gradient is g (1 - y²)."""
     y = np.tanh(x)
     return y, (lambda g: g * (1 - y * y),)
 
 
 @op(cases=unary_cases())
-def erf(x: Array) -> Any:
+def erf(x: Array) -> Forward:
     """2/sqrt(pi) times the integral of exp(-t²) from 0 to x; the derivative is the integrand."""
     return erf_array(x), (lambda g: g * (2.0 / math.sqrt(math.pi)) * np.exp(-x * x),)

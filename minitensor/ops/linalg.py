@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, drawn
+from minitensor.ops.elementwise import Cases, Forward, drawn
 from minitensor.tape import Array
 from minitensor.tensor import Tensor
 
@@ -39,7 +39,7 @@ def _matmul_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_matmul_cases, integers=True)
-def matmul(a: Array, b: Array) -> Any:
+def matmul(a: Array, b: Array) -> Forward:
     """a @ b by NumPy's rules: (..., n, k) @ (..., k, m) -> (..., n, m), leading axes broadcast; an
     operand of one axis is a row on the left and a column on the right, and that axis is dropped.
 
@@ -77,7 +77,7 @@ def matmul(a: Array, b: Array) -> Any:
     cases=lambda rng: iter([(drawn(rng, (3,), (4,)), {}), (drawn(rng, (0,), (2,)), {})]),
     integers=True,
 )
-def outer(a: Array, b: Array) -> Any:
+def outer(a: Array, b: Array) -> Forward:
     """y[i, j] = a[i] b[j] of two vectors. dY = da bᵀ + a dbᵀ, so a gets G b and b gets Gᵀ a."""
     if a.ndim != 1 or b.ndim != 1:
         raise ValueError("needs two vectors")
@@ -145,7 +145,7 @@ def _einsum_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(name="einsum", cases=_einsum_cases, integers=True)
-def _einsum(*operands: Array, subscripts: str) -> Any:
+def _einsum(*operands: Array, subscripts: str) -> Forward:
     terms, right = _parse(subscripts, operands)
     y = np.einsum(f"{','.join(terms)}->{right}", *operands, optimize=len(operands) > 1)
     sizes: dict[str, int] = {}
@@ -187,14 +187,14 @@ _einsum.__doc__ = einsum.__doc__
 
 
 @op(cases=lambda rng: (((rng.normal(size=shape),), {}) for shape in ((6, 3), (4, 4), (5, 1))))
-def pinv(E: Array) -> Any:
+def pinv(E: Array) -> Forward:
     """The Moore-Penrose pseudo-inverse P = (EᵀE)⁻¹ Eᵀ, (D, V), of E (V, D) with full column rank.
 
     With S = (EᵀE)⁻¹, so dS = -S (dEᵀ E + Eᵀ dE) S, and P = S Eᵀ:
         dP = S dEᵀ (I - E P) - P dE P
-    and E gets (I - E P) Gᵀ S - Pᵀ G Pᵀ (Golub and Pereyra, 1973, for constant rank). Nothing of
-    V x V is formed. Computed in float64 on columns of length 1, whatever the dtype.
-    Errors: ValueError if E is no matrix, has V < D, is not finite or not of full column rank.
+    and E gets (I - E P) Gᵀ S - Pᵀ G Pᵀ (Golub and Pereyra, 1973, for constant rank). No V x V array
+    is formed. Computed in float64 on columns of length 1, whatever the dtype. Errors: ValueError if
+    E is no matrix, has V < D, is not finite or not of full column rank.
     """
     if E.ndim != 2 or E.shape[0] < E.shape[1]:
         raise ValueError("needs a matrix with at least as many rows as columns")

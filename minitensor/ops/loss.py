@@ -2,7 +2,7 @@
 for one value per element (or row).
 
 Prediction and target of the elementwise losses have one shape: ValueError otherwise, since a column
-and a row would silently make a matrix. The losses of classes take integer targets, one a row.
+and a row would silently make a matrix. The classification losses take integer targets, one per row.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from minitensor import kernels
 from minitensor.dtypes import IndexArray
 from minitensor.op import op
 from minitensor.ops.activation import sigmoid_array
-from minitensor.ops.elementwise import Cases, drawn
+from minitensor.ops.elementwise import Cases, Forward, Rng, drawn
 from minitensor.tape import Array, recording
-
-Rng = np.random.Generator
 
 
 def _weight(reduction: str, n: int) -> float:
@@ -48,7 +46,7 @@ def _cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_cases)
-def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Any:
+def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Forward:
     """(x - t)², reduced. d = 2 (x - t)(dx - dt): x gets g w 2 (x - t), with w = 1/n for the mean;
     t gets the opposite."""
     _same_shape(x, target)
@@ -65,7 +63,7 @@ def _apart(rng: Rng) -> Cases:
 
 
 @op(cases=_apart)
-def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Any:
+def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Forward:
     """|x - t|, reduced: x gets g w sign(x - t), with w = 1/n for the mean; t gets the opposite."""
     _same_shape(x, target)
     w = _weight(reduction, np.size(x))
@@ -82,7 +80,7 @@ def _kl_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_kl_cases)
-def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = False) -> Any:
+def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = False) -> Forward:
     """t (ln t - x), the pointwise divergence of probabilities t from those whose logarithms are x.
 
     "batchmean" divides the sum by the length of the first axis: the divergence of distributions
@@ -106,7 +104,7 @@ def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = 
 
 
 @op(cases=_cases)
-def binary_cross_entropy_with_logits(x: Array, target: Array, reduction: str = "mean") -> Any:
+def binary_cross_entropy_with_logits(x: Array, target: Array, reduction: str = "mean") -> Forward:
     """-t ln s(x) - (1 - t) ln(1 - s(x)) with s = sigmoid, reduced; targets t in [0, 1].
 
     Since ln s(x) = x + ln(1 - s(x)), it is softplus(x) - t x, computed as max(x, 0) + ln(1 +
@@ -121,14 +119,14 @@ def binary_cross_entropy_with_logits(x: Array, target: Array, reduction: str = "
     )
 
 
-# ----------------------------------------------------------------------------- losses of classes
+# -------------------------------------------------------------------------- classification losses
 
 
 def _classes_last(scores: Array, axis: int | None) -> Array:
     """The scores with their axis of classes moved to the end.
 
-    Of three axes and more PyTorch takes the second as the classes, while a language model has them
-    at the end: so there the axis must be given.
+    With three or more axes PyTorch takes the second as the classes, while a language model has them
+    last, so then the axis must be given.
     """
     if axis is None:
         if scores.ndim > 2:
@@ -190,7 +188,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     axis: int | None = None,
-) -> Any:
+) -> Forward:
     """-Σ t log softmax(logits) with t = (1-s) onehot(target) + s/V; logits (N, V), targets (N,).
 
     With more axes `axis` says which of them is the V classes; the targets have the others. `weight`
@@ -259,8 +257,8 @@ def nll_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
     axis: int | None = None,
-) -> Any:
-    """-w log_probs[target] of every row: `cross_entropy` of what `log_softmax` gives; its options.
+) -> Forward:
+    """-w log_probs[target] for every row: of `log_softmax`, it gives `cross_entropy`. Same options.
 
     Linear in log_probs: only the target's element gets a gradient, -g w.
     """
@@ -303,7 +301,7 @@ def linear_cross_entropy(
     *,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Any:
+) -> Forward:
     """cross_entropy(x Wᵀ, targets), a block of rows at a time: the logits are never stored whole.
 
     x (..., D), weight (V, D), targets (...). With a vocabulary of thousands the logits are the

@@ -4,8 +4,8 @@
 the reduced axes with length 1. A reduction repeats no element, so its backward puts the reduced
 axes back into the gradient and spreads it over them with a weight per element: 1 for a sum, 1/n
 for a mean, the softmax for logsumexp. Floating dtypes are kept; integers and booleans are added
-and multiplied in int64, and have a mean and what follows from it in float32. Errors: ValueError
-for an axis that does not exist, or an extreme of nothing.
+and multiplied in int64; their mean, and what is built on it, is float32. Errors: ValueError for an
+axis that does not exist, or for the largest or smallest of no elements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, drawn
+from minitensor.ops.elementwise import Cases, Forward, drawn
 from minitensor.ops.shape import gather
 from minitensor.tape import Array
 from minitensor.tensor import Axis, Tensor
@@ -63,7 +63,7 @@ def _with_empty(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_with_empty, integers=True)
-def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
+def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
     """The sum. Each element has weight 1, so each gets the gradient of its sum."""
     axes = _axes(x, axis)
 
@@ -82,8 +82,8 @@ def _prod_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_prod_cases, integers=True)
-def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The product (1 of nothing). Each element has as weight the product of all others.
+def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
+    """The product (1 of nothing). The weight of each element is the product of all others.
 
     That is the product of those before it times that of those after it, which needs no division
     and so holds for zeros too.
@@ -110,10 +110,10 @@ def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     ),
     integers=True,
 )
-def cumsum(x: Array, axis: int) -> Any:
+def cumsum(x: Array, axis: int) -> Forward:
     """Running sums: y[i] = x[0] + ... + x[i] along one axis.
 
-    x[i] has a part in y[i] and all after it, so its gradient is the running sum from the end.
+    x[i] is part of y[i] and of all that follow, so its gradient is the running sum from the end.
     """
     if axis is None:
         raise ValueError("expected one axis, got None; flatten() makes one of all")
@@ -122,7 +122,7 @@ def cumsum(x: Array, axis: int) -> Any:
 
 
 @op(cases=_cases)
-def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
+def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
     """The mean of n elements (NaN of none). Each has weight 1/n."""
     axes = _axes(x, axis)
     n = _count(x, axes)
@@ -149,12 +149,12 @@ def _variance(x: Array, axes: tuple[int, ...], correction: int) -> tuple[Array, 
 
 
 @op(cases=_spread_cases)
-def var(x: Array, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Any:
+def var(x: Array, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Forward:
     """The variance v = sum (x - m)² / (n - correction); as in PyTorch the default, 1, makes its
     expectation that of the distribution from which x was drawn, and 0 gives NumPy's.
 
-    dv = 2 sum (x - m)(dx - dm) / (n - correction), and the dm term is nothing since sum (x - m) is
-    0: so g * 2 (x - m) / (n - correction). NaN where n <= correction.
+    dv = 2 sum (x - m)(dx - dm) / (n - correction), and the dm term vanishes since sum (x - m) is 0:
+    so g * 2 (x - m) / (n - correction). NaN where n <= correction.
     """
     axes = _axes(x, axis)
     v, centred, scale = _variance(x, axes, correction)
@@ -164,7 +164,7 @@ def var(x: Array, axis: Axis = None, *, correction: int = 1, keepdims: bool = Fa
 
 
 @op(cases=_spread_cases)
-def std(x: Array, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Any:
+def std(x: Array, axis: Axis = None, *, correction: int = 1, keepdims: bool = False) -> Forward:
     """The standard deviation s = sqrt(var(x)). From s² = v: ds = dv / 2s, so with N = n -
     correction the gradient is g (x - m) / (N s).
 
@@ -184,7 +184,7 @@ def _distinct(rng: np.random.Generator) -> Cases:
         yield ((rng.permutation(math.prod(shape)) * 0.1).reshape(shape),), options
 
 
-def _extreme(x: Array, axis: Axis, keepdims: bool, reduce: Any) -> Any:
+def _extreme(x: Array, axis: Axis, keepdims: bool, reduce: Any) -> Forward:
     """amax and amin."""
     axes = _axes(x, axis)
     if not _count(x, axes):
@@ -200,23 +200,23 @@ def _extreme(x: Array, axis: Axis, keepdims: bool, reduce: Any) -> Any:
 
 
 @op(cases=_distinct, integers=True)
-def amax(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
+def amax(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
     """The largest element. The gradient goes to it; elements that tie share it equally.
 
     A NaN counts as the largest: the result is NaN, and the gradient goes to the NaNs (PyTorch's
-    amax then has NaN for every element, its max does as we do).
+    amax gives NaN to every element; its max does the same as ours).
     """
     return _extreme(x, axis, keepdims, np.max)
 
 
 @op(cases=_distinct, integers=True)
-def amin(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
+def amin(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
     """The smallest element. The gradient goes to it; ties and NaN as in `amax`."""
     return _extreme(x, axis, keepdims, np.min)
 
 
 @op(cases=_with_empty)
-def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
+def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Forward:
     """y = ln sum e^x, as m + ln sum e^(x - m) with the largest element m, so nothing overflows.
 
     dy = sum e^x dx / sum e^x: the weights are the softmax, g e^(x - y). Of nothing, or nothing but

@@ -18,7 +18,7 @@ import numpy as np
 
 from minitensor.dtypes import IndexArray, accept
 from minitensor.op import op
-from minitensor.ops.elementwise import Cases, drawn
+from minitensor.ops.elementwise import Cases, Forward, drawn
 from minitensor.tape import Array, Part
 from minitensor.tensor import Tensor
 
@@ -31,7 +31,7 @@ def _reshape_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_reshape_cases, integers=True)
-def reshape(x: Array, shape: int | Sequence[int]) -> Any:
+def reshape(x: Array, shape: int | Sequence[int]) -> Forward:
     """The same elements in row-major order under another shape; one length may be -1 ("the rest").
 
     The order does not change, so the gradient is reshaped back.
@@ -52,8 +52,8 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
 
 
 @op(cases=lambda rng: ((drawn(rng, shape), {}) for shape in ((2, 3), ())), integers=True)
-def clone(x: Array) -> Any:
-    """A copy; the gradient passes. ``x.detach().clone()`` leaves the history behind."""
+def clone(x: Array) -> Forward:
+    """A copy; the gradient passes through. ``x.detach().clone()`` has no history."""
     return x.copy(), (lambda g: g,)
 
 
@@ -63,7 +63,7 @@ def clone(x: Array) -> Any:
     ),
     integers=True,
 )
-def permute(x: Array, axes: Sequence[int]) -> Any:
+def permute(x: Array, axes: Sequence[int]) -> Forward:
     """Axes in another order: axis i of the result is axis ``axes[i]``.
 
     The gradient is permuted by the inverse permutation.
@@ -79,7 +79,7 @@ def permute(x: Array, axes: Sequence[int]) -> Any:
     ),
     integers=True,
 )
-def transpose(x: Array, axis1: Any = None, axis2: Any = None, *more: Any) -> Any:
+def transpose(x: Array, axis1: Any = None, axis2: Any = None, *more: Any) -> Forward:
     """Exchange two axes, as in PyTorch (NumPy's transpose, of all axes, is `permute`); the gradient
     has them exchanged again."""
     if more or not (isinstance(axis1, int) and isinstance(axis2, int)):
@@ -94,7 +94,7 @@ swapaxes = transpose  # both names mean this in PyTorch, and this one in NumPy t
     cases=lambda rng: ((drawn(rng, (1, 3, 1)), {"axis": axis}) for axis in (None, 0, -1, (0, 2))),
     integers=True,
 )
-def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
+def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Forward:
     """Drop axes of length 1 (all of them if None; ValueError if one is longer). The gradient gets
     them back."""
     return x.squeeze(axis), (lambda g: g.reshape(x.shape),)
@@ -104,7 +104,7 @@ def squeeze(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
     cases=lambda rng: ((drawn(rng, (2, 3)), {"axis": axis}) for axis in (0, 1, -1, (0, 3))),
     integers=True,
 )
-def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
+def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Forward:
     """Insert axes of length 1 at the places `axis` of the result; the gradient loses them."""
     return np.expand_dims(x, axis), (lambda g: g.reshape(x.shape),)
 
@@ -119,7 +119,7 @@ def unsqueeze(x: Array, axis: int | tuple[int, ...]) -> Any:
     ),
     integers=True,
 )
-def expand(x: Array, shape: Sequence[int]) -> Any:
+def expand(x: Array, shape: Sequence[int]) -> Forward:
     """Repeat along axes of length 1, or new leading ones, up to `shape` (-1 keeps a length).
 
     No memory is copied. An element gets the sum of the gradients of its copies, which the walk
@@ -140,7 +140,7 @@ def expand(x: Array, shape: Sequence[int]) -> Any:
     ),
     integers=True,
 )
-def concat(*xs: Array, axis: int = 0) -> Any:
+def concat(*xs: Array, axis: int = 0) -> Forward:
     """Tensors (separate arguments or one list) one after the other along an existing axis.
 
     Each gets its own slice of the gradient.
@@ -157,7 +157,7 @@ cat = concat  # PyTorch has both names too
     cases=lambda rng: ((drawn(rng, (2, 3), (2, 3), (2, 3)), {"axis": axis}) for axis in (0, 1, -1)),
     integers=True,
 )
-def stack(*xs: Array, axis: int = 0) -> Any:
+def stack(*xs: Array, axis: int = 0) -> Forward:
     """Tensors of one shape (separate arguments or one list) side by side along a new axis.
 
     Each gets its own slice of the gradient.
@@ -214,10 +214,10 @@ def chunk(x: Any, chunks: int, axis: int = 0) -> list[Tensor]:
     ),
     integers=True,
 )
-def pad(x: Array, width: Sequence[int], value: float = 0.0) -> Any:
-    """`value` around the elements. `width` counts them as in PyTorch, the last axis first:
+def pad(x: Array, width: Sequence[int], value: float = 0.0) -> Forward:
+    """Surround the elements with `value`. `width` gives the counts as in PyTorch, last axis first:
     (before, after) of the last axis, then of the one before it, and so on; axes that are not
-    named stay. The gradient of the inside passes; that of the rim is dropped.
+    named stay. The gradient of the inside passes through; that of the rim is dropped.
     """
     if (
         np.ndim(width) != 1
@@ -245,7 +245,7 @@ def pad(x: Array, width: Sequence[int], value: float = 0.0) -> Any:
     ),
     integers=True,
 )
-def repeat(x: Array, times: Sequence[int]) -> Any:
+def repeat(x: Array, times: Sequence[int]) -> Forward:
     """The whole tensor `times[i]` times along axis i, in memory, as in PyTorch (NumPy: tile); more
     numbers than axes make new leading ones. An element gets the sum of its copies' gradients."""
     if len(times) < x.ndim:
@@ -260,7 +260,7 @@ def repeat(x: Array, times: Sequence[int]) -> Any:
     cases=lambda rng: ((drawn(rng, (2, 3)), {"axes": axes}) for axes in (0, (0, 1), -1, ())),
     integers=True,
 )
-def flip(x: Array, axes: int | Sequence[int]) -> Any:
+def flip(x: Array, axes: int | Sequence[int]) -> Forward:
     """The elements in the opposite order along these axes; so is the gradient."""
     axes = axes if isinstance(axes, int) else tuple(axes)
     return np.flip(x, axes), (lambda g: np.flip(g, axes),)
@@ -272,7 +272,7 @@ def flip(x: Array, axes: int | Sequence[int]) -> Any:
     ),
     integers=True,
 )
-def tril(x: Array, k: int = 0) -> Any:
+def tril(x: Array, k: int = 0) -> Forward:
     """The lower triangle of the last two axes (on and under diagonal k), 0 above; so is the
     gradient's."""
     if x.ndim < 2:
@@ -286,7 +286,7 @@ def tril(x: Array, k: int = 0) -> Any:
     ),
     integers=True,
 )
-def triu(x: Array, k: int = 0) -> Any:
+def triu(x: Array, k: int = 0) -> Forward:
     """The upper triangle of the last two axes (on and over diagonal k), 0 below; so is the
     gradient's."""
     if x.ndim < 2:
@@ -297,7 +297,7 @@ def triu(x: Array, k: int = 0) -> Any:
 @op(cases=lambda rng: iter([(drawn(rng, (2, 3)), {"dtype": np.float64})]), integers=True)
 def astype(x: Array, dtype: Any) -> Any:
     """The values in another dtype that tensors have (a copy). The gradient is cast back by the
-    walk; to integers there is none."""
+    walk; a cast to integers has none."""
     accept(np.dtype(dtype), "astype")
     y = x.astype(dtype)
     return y, (lambda g: g,) if y.dtype.kind == "f" else None
@@ -325,7 +325,7 @@ def _index_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(cases=_index_cases, integers=True)
-def getitem(x: Array, index: Any) -> Any:
+def getitem(x: Array, index: Any) -> Forward:
     """x[index], with every index NumPy knows: numbers, slices, None, ..., masks, integer arrays.
 
     The gradient goes back to the places the elements came from; a place that was taken several
@@ -340,8 +340,11 @@ def getitem(x: Array, index: Any) -> Any:
         if isinstance(i, (list, np.ndarray))
     ]
     if "i" not in kinds and "u" not in kinds:
-        return y, (lambda g: Part(index, g),)  # every place at most once
 
+        def part(g: Array) -> Any:
+            return Part(index, g)  # every place at most once
+
+        return y, (part,)
     return y, (lambda g: _scatter(g, x, np.arange(x.size).reshape(x.shape)[index]),)
 
 
@@ -356,7 +359,7 @@ def _gather_cases(rng: np.random.Generator) -> Cases:
 
 
 @op(name="gather", cases=_gather_cases, integers=True)
-def _gather(x: Array, index: IndexArray, axis: int) -> Any:
+def _gather(x: Array, index: IndexArray, axis: int) -> Forward:
     if x.ndim != index.ndim or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"expected an index with the axes of x, and one of them, not {axis}")
     axis %= x.ndim

@@ -2,25 +2,21 @@
 
 They compute what `layer_norm` or `rms_norm`, `linear`, `self_attention`, `gelu` or `swiglu` and
 `dropout_add` compute one after the other, and their backward is the chain rule through these. As
-one op, norm(x) and the activation need not be kept (the backward makes them again), and a block of
-rows can stay in cache from one product to the next.
+one op, norm(x) and the activation need not be kept (the backward computes them again), and a block
+of rows can stay in cache from one product to the next. The same written out in single ops is
+`Block.forward` of tinygpt/model/transformer.py.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from minitensor import kernels
 from minitensor.kernels.bundles import Linear, Norm
 from minitensor.op import op
+from minitensor.ops.elementwise import Cases, Forward, Rng
 from minitensor.ops.transformer import attend_of, drop_of, head_width, rope_table, rows_of
 from minitensor.tape import Array
-
-Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
-Rng = np.random.Generator
 
 
 def norm_of(kind: str, weight: Array, bias: Array | None, eps: float) -> Norm:
@@ -70,12 +66,12 @@ def attention_sublayer(
     scale: float | None = None,
     dropout: float = 0.0,
     keys: tuple[int | None, int | None] = (None, None),
-) -> Any:
+) -> Forward:
     """x + dropout(out(self_attention(qkv(norm(x))))), x (B, T, D).
 
     qkv ((H + 2 K) d, D) and out (D, H d) are the weights of linear maps; `norm` is "layer" or
-    "rms"; the rest is as in `self_attention`. `keys` are those of the dropout on the attention
-    weights and of that on the branch.
+    "rms"; the rest is as in `self_attention`. `keys` are the dropout keys: that of the attention
+    weights, and that of the branch.
 
     Backward: g reaches x directly, and the branch through dropout; then da = g W_out and
     dW_out = gᵀ a for the heads' output a, attention's own backward, and dh = d(qkv) W_qkv and
@@ -133,9 +129,9 @@ def feed_forward_sublayer(
     eps: float = 1e-5,
     dropout: float = 0.0,
     key: int | None = None,
-) -> Any:
+) -> Forward:
     """x + dropout(down(f(up(norm(x))))), x (..., D): f is "gelu" or "gelu_tanh"; or "swiglu", with
-    f(z) = silu(gate(norm(x))) z (Shazeer 2020), for which alone there is a gate.
+    f(z) = silu(gate(norm(x))) z (Shazeer 2020), the only one that has a gate.
 
     gate and up (F, D) and down (D, F) are the weights of linear maps; `norm` is "layer" or "rms".
 

@@ -7,7 +7,6 @@ Each op is a forward and its backward; the loops behind them are in `minitensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,13 @@ import numpy as np
 from minitensor import kernels
 from minitensor.dtypes import IndexArray
 from minitensor.kernels.bundles import Attend, Drop, Rope
+from minitensor.kernels.reference import rotate
 from minitensor.op import op
 from minitensor.ops.activation import softmax
-from minitensor.ops.elementwise import where
+from minitensor.ops.elementwise import Cases, Forward, Rng, where
 from minitensor.random import halves, threshold
 from minitensor.tape import Array, Vjp
 from minitensor.tensor import Tensor
-
-Cases = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
-Rng = np.random.Generator
 
 
 def rows_of(x: Array) -> Array:
@@ -44,7 +41,7 @@ def _linear_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_linear_cases)
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Forward:
     """y = x Wᵀ + b. x (..., I), weight (O, I), bias (O,) -> (..., O).
 
     Backward: y is linear in each argument, so dx = g W, dW = gᵀ x summed over the rows, db = Σ g.
@@ -64,7 +61,7 @@ def _embedding_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_embedding_cases, integers=True)
-def embedding(weight: Array, ids: IndexArray) -> Any:
+def embedding(weight: Array, ids: IndexArray) -> Forward:
     """Row `ids[...]` of `weight` (V, D) for each id: (..., D).
 
     Backward: a row used several times collects the sum of its gradients. IndexError for an id
@@ -91,11 +88,11 @@ def _norm_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_norm_cases)
-def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Any:
+def rms_norm(x: Array, weight: Array, eps: float = 1e-5) -> Forward:
     """y = x r w over the last axis, r = 1 / sqrt(mean(x²) + eps) (Zhang & Sennrich 2019).
 
-    Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g x̂.
-    x (..., D), weight (D,).
+    Backward: ∂r/∂x = −r³ x / D, so with x̂ = x r and h = g w: dx = r (h − x̂ mean(h x̂)); dw = Σ g
+    x̂. x (..., D), weight (D,).
     """
     rows = rows_of(x)
     y, r = kernels.rms_norm(rows, weight, eps)
@@ -117,7 +114,7 @@ def _layer_norm_cases(rng: Rng) -> Cases:
 @op(cases=_layer_norm_cases)
 def layer_norm(
     x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
-) -> Any:
+) -> Forward:
     """y = (x − μ) r w + b over the last axis, r = 1 / sqrt(var(x) + eps) (Ba et al. 2016).
 
     Backward: with x̂ = (x − μ) r and h = g w, the terms through μ and r take out the parts of h
@@ -145,11 +142,11 @@ def _gelu_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_gelu_cases)
-def gelu(x: Array, approximate: str = "none") -> Any:
+def gelu(x: Array, approximate: str = "none") -> Forward:
     """x Φ(x) (Hendrycks & Gimpel 2016); Φ by erf, or by tanh with approximate="tanh".
 
     Backward: g (Φ(x) + x φ(x)) by the product rule, φ the normal density (or the tanh form's).
-    Of inf it is inf and of -inf NaN, as in PyTorch; the gradient there is not finite.
+    gelu(inf) is inf and gelu(-inf) is NaN, as in PyTorch; neither has a finite gradient.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
@@ -169,7 +166,7 @@ def _swiglu_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_swiglu_cases)
-def swiglu(gate: Array, up: Array) -> Any:
+def swiglu(gate: Array, up: Array) -> Forward:
     """silu(gate) · up, both of one shape (Shazeer 2020, GLU variants).
 
     Backward: silu'(a) = σ(a) (1 + a (1 − σ(a))), so da = g b silu'(a) and db = g silu(a).
@@ -211,7 +208,7 @@ def drop_of(p: float, key: int | None, dtype: np.dtype) -> Drop:
 
 
 @op(cases=_dropout_cases)
-def dropout(x: Array, p: float, key: int | None = None) -> Any:
+def dropout(x: Array, p: float, key: int | None = None) -> Forward:
     """x with each element zeroed with probability `p` and the rest scaled by 1/(1−p).
 
     The mask is a function of `key` (see `fold`; ValueError without one) and the position, so the
@@ -232,7 +229,7 @@ def _dropout_add_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_dropout_add_cases)
-def dropout_add(x: Array, branch: Array, p: float, key: int | None = None) -> Any:
+def dropout_add(x: Array, branch: Array, p: float, key: int | None = None) -> Forward:
     """x + dropout(branch, p, key): a branch joining the residual stream, in one pass.
 
     Backward: dx = g, and d branch = dropout(g) under the same key.
@@ -269,8 +266,9 @@ def _rope_cases(rng: Rng) -> Cases:
 
 
 @op(cases=_rope_cases)
-def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
-    """Rotary positions (Su et al. 2021) on x (B, H, T, d): pair (2n, 2n+1) at time t turns by t θₙ.
+def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Forward:
+    """Rotary positions (Su et al. 2021) on x (B, H, T, d): pair (2n, 2n+1) at time t rotates by t
+    θₙ.
 
     Backward: a rotation's transpose is the rotation back, so dx = rope(g) with −sin.
     """
@@ -280,15 +278,12 @@ def rope(x: Array, *, cos: np.ndarray, sin: np.ndarray) -> Any:
             f"rope: the table {cos.shape} does not fit x {x.shape}: it needs at "
             f"least {T} rows and {d // 2} columns"
         )
-    c, s = cos[:T].astype(x.dtype), sin[:T].astype(x.dtype)
+    table = Rope(cos[:T].astype(x.dtype), sin[:T].astype(x.dtype))
 
-    def turn(a: Array, s: Array) -> Array:
-        out = np.empty_like(a)
-        even, odd = a[..., 0::2], a[..., 1::2]
-        out[..., 0::2], out[..., 1::2] = even * c - odd * s, even * s + odd * c
-        return out
+    def turn(a: Array, back: bool = False) -> Array:
+        return rotate(a[..., None, :], table, back)[..., 0, :]  # as one head: (..., T, 1, d)
 
-    return turn(x, s), (lambda g: turn(g, -s),)
+    return turn(x), (lambda g: turn(g, back=True),)
 
 
 def attend_of(
@@ -316,7 +311,7 @@ def attend_of(
 
 
 def head_width(name: str, features: int, H: int, K: int) -> int:
-    """The width d of each head, `features` being (H + 2 K) d."""
+    """The width d of each head, given that `features` is (H + 2 K) d."""
     if H < 1 or K < 1 or H % K:
         raise ValueError(f"{name}: {K} key/value heads do not divide {H} query heads")
     d, left = divmod(features, H + 2 * K)
@@ -361,7 +356,7 @@ def _attention(
     scale: float | None = None,
     dropout: float = 0.0,
     key: int | None = None,
-) -> Any:
+) -> Forward:
     if q.ndim != 4 or k.ndim != 4:
         raise ValueError(f"expected q, k, v of 4 axes, got {q.ndim} and {k.ndim}")
     (_, H, T, d), K = q.shape, k.shape[1]
@@ -437,7 +432,7 @@ def _masked_attention(
     p: float,
     key: int | None,
 ) -> Tensor:
-    """`attention` as its formula, in other ops: for any mask, and any number of keys."""
+    """`attention` written out in other ops: for any mask and any number of keys."""
     (B, H, T, d), (_, K, S, _) = q.shape, k.shape
     group = (B, K, H // K, T, d)
     scores = q.reshape(group) @ k.reshape(B, K, 1, S, d).transpose(-1, -2)  # (B, K, H/K, T, S)
@@ -481,7 +476,7 @@ def self_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     key: int | None = None,
-) -> Any:
+) -> Forward:
     """Causal `attention` on packed projections, with RoPE inside: what a block calls.
 
     qkv (B, T, (H + 2K) d) holds q, k and v side by side along its last axis -> (B, T, H d). `rope`

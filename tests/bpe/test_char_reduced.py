@@ -107,7 +107,7 @@ def test_reduced_to_all_loses_nothing(tokenizer, sample, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 2, 601, "100"])
 def test_a_size_that_does_not_fit(tokenizer, size):
-    with pytest.raises(bpe.TokenizerError, match="size: a number from 3 to 600"):
+    with pytest.raises(bpe.TokenizerError, match="size: expected a number from 3 to 600"):
         bpe.ReducedTokenizer.train(tokenizer, ["text"], size)
 
 
@@ -117,12 +117,12 @@ def test_a_size_that_does_not_fit(tokenizer, size):
         ([1, 1], 0.5, r"kept\[1\]: the id 1 is there twice"),
         ([600], 0.5, r"kept\[0\]: 600 is not an id"),
         (["1"], 0.5, r"kept\[0\]: '1' is not an id"),
-        ([1], 2, "coverage: a share from 0 to 1"),
-        ([1], float("nan"), "coverage: a share from 0 to 1"),
+        ([1], 2, "coverage: expected a share from 0 to 1"),
+        ([1], float("nan"), "coverage: expected a share from 0 to 1"),
     ],
 )
 def test_parts_of_a_reduced_tokenizer(tokenizer, kept, coverage, message):
     with pytest.raises(bpe.TokenizerError, match=message):
         bpe.ReducedTokenizer(tokenizer, kept, coverage)
-    with pytest.raises(bpe.TokenizerError, match="base: a BPETokenizer"):
+    with pytest.raises(bpe.TokenizerError, match="base: expected a BPETokenizer"):
         bpe.ReducedTokenizer(bpe.CharTokenizer("a"), kept, coverage)

@@ -82,7 +82,7 @@ def test_other_kinds(text, trained, tmp_path, capsys):
     assert bpe.load(path).vocab_size == 6
     errors = capsys.readouterr().err
     assert "bpe: --base: missing, and kind 'reduced' needs it\n" in errors
-    assert "bpe: base: a BPETokenizer is expected, not CharTokenizer\n" in errors
+    assert "bpe: base: expected a BPETokenizer, got CharTokenizer\n" in errors
     assert "bpe: coverage: " in errors
     assert main([*call, "--base", str(trained), "--pattern", "gpt4"]) == 2
     assert capsys.readouterr().err == "bpe: pattern: not an option of kind 'reduced'\n"

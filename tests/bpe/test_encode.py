@@ -136,7 +136,7 @@ def test_disallowed_special_tokens(tokenizer):
 
 @pytest.mark.parametrize("option", ["allowed_special", "disallowed_special"])
 def test_a_word_that_is_not_all(tokenizer, option):
-    with pytest.raises(bpe.TokenizerError, match=f"{option}: a set of tokens or 'all'"):
+    with pytest.raises(bpe.TokenizerError, match=f"{option}: expected a set of tokens or 'all'"):
         tokenizer.encode("text", **{option: "none"})
 
 
@@ -268,9 +268,9 @@ def test_copies_are_equal(tokenizer, tmp_path):
 
 
 def test_encode_wants_a_string(tokenizer):
-    with pytest.raises(bpe.TokenizerError, match="encode: a str is expected, not bytes"):
+    with pytest.raises(bpe.TokenizerError, match="encode: expected a str, got bytes"):
         tokenizer.encode(b"bytes")
-    with pytest.raises(bpe.TokenizerError, match="encode_batch: a list of texts is expected"):
+    with pytest.raises(bpe.TokenizerError, match="encode_batch: expected a list of texts"):
         tokenizer.encode_batch("text")
 
 

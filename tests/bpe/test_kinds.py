@@ -52,7 +52,7 @@ def test_it_is_saved_and_loaded(words, tmp_path):
     ):
         assert type(again) is words
         assert (again, again.sha256) == (tokenizer, tokenizer.sha256)
-    with pytest.raises(bpe.TokenizerError, match="words: a list is expected, not a string"):
+    with pytest.raises(bpe.TokenizerError, match="words: expected a list, got a string"):
         bpe.from_dict({**tokenizer.to_dict(), "words": "cat"})
     for format in ("huggingface", "gpt2", "tiktoken", "llama2c"):
         with pytest.raises(bpe.TokenizerError, match="holds BPE"):

@@ -1,11 +1,13 @@
 """Solutions to the exercises of examples/04_two_moons.py."""
 
 import numpy as np
+import pytest
 
 import minitensor as mt
 from minitensor import nn
 
 
+@pytest.mark.slow
 def test_1_without_tanh_it_is_a_line(example):
     rng = np.random.default_rng(1)
     x, y = example.moons(400, rng)

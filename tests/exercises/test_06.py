@@ -1,11 +1,13 @@
 """Solutions to the exercises of examples/06_character_model.py."""
 
 import numpy as np
+import pytest
 
 import minitensor as mt
 from tinygpt.data import stories
 
 
+@pytest.mark.slow
 def test_1_counting_triples(example):
     text = {
         split: "\n\n".join(stories.corpus(n, split=split))

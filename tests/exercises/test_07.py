@@ -25,6 +25,7 @@ def encode(example, text, merges, pattern=bpe.PATTERNS["gpt2"]):
     return tokens
 
 
+@pytest.mark.slow
 def test_1_encoding(example, learned):
     texts, merges = learned
     tokenizer = bpe.train(texts, 556, special_tokens=())
@@ -33,6 +34,7 @@ def test_1_encoding(example, learned):
         assert encode(example, text, merges) == expected
 
 
+@pytest.mark.slow
 def test_2_merges_shorten(example, learned):
     texts, merges = learned
     text = texts[0]

@@ -24,6 +24,7 @@ def bits_per_byte(loss, tokens, size):
     return loss * tokens / (math.log(2) * size)
 
 
+@pytest.mark.slow
 def test_1_bits_per_byte(example, text):
     docs, stream = text
     model = GPT(example.CONFIG)
@@ -38,6 +39,7 @@ def test_1_bits_per_byte(example, text):
     assert bits_per_byte(loss, len(stream), size) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_2_a_batch_in_halves(example, text):
     c, stream = example.CONFIG, text[1]
     model = GPT(c)

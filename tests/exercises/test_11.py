@@ -50,6 +50,7 @@ def patience(most):
     return callback
 
 
+@pytest.mark.slow
 def test_2_stop_early(example, tmp_path):
     stop = patience(2)
     assert [stop({"valid_loss": loss}) for loss in (3.0, 2.0, 2.1, 1.9, 1.9, 2.5)] == [
@@ -69,6 +70,7 @@ def looks_back(weights):
     return np.diagonal(weights, offset=-1, axis1=2, axis2=3).mean(-1)
 
 
+@pytest.mark.slow
 def test_3_the_head_that_looks_back(run):
     model = run.model
     share = looks_back(model.attention("Once upon a time there was a cat."))

@@ -51,6 +51,7 @@ def test_1_relu(example):
     assert zero.grad == value.grad == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "learned"), [(1.0, True), (0.0, False)])
 def test_2_a_hidden_layer(size, learned):
     inputs = mt.Tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
@@ -98,6 +99,7 @@ def test_4_an_induction_head(example):
     assert last[after].sum() > 0.999
 
 
+@pytest.mark.slow
 def test_5_bytes_per_token():
     tales = list(stories.corpus(400))
     unseen = "\n".join(stories.corpus(50, seed=1, split="valid"))

@@ -383,6 +383,7 @@ def test_a_wait_is_announced_once_with_how_long_it_takes(tmp_path, monkeypatch, 
     assert told(wait) == f"minitensor: compiling kernels{once}: {left}…\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks that end with their process")
 def test_processes_that_need_the_same_kernel_compile_it_once(tmp_path):
     (tmp_path / "elsewhere.py").write_text(

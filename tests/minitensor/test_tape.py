@@ -342,7 +342,6 @@ def test_requires_grad_is_for_floating_leaves():
 @pytest.fixture
 def no_collector():
     big_step(leaf(1.0, 2.0, 3.0, 5.0).reshape(2, 2)).backward()  # compiling leaves cycles behind
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

@@ -78,6 +78,7 @@ def test_it_is_made_and_judged_by_one_command(saved, tmp_path, capsys, monkeypat
     assert (tmp_path / "box.npz").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_the_one_in_the_package_is_the_default_recipe_and_tells_a_story():
     if not box.place().is_file():
         pytest.skip("the package carries no model: benchmarks/make_box.py makes one")

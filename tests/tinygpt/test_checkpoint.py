@@ -29,13 +29,13 @@ def saved(tiny) -> Saved:
 
 def test_a_model_comes_back_with_all_that_it_needs(tmp_path, saved):
     checkpoint.save(tmp_path / "m.npz", saved)
-    model, tokenizer, read = checkpoint.load_model(tmp_path / "m.npz")
+    read = checkpoint.load(tmp_path / "m.npz")
     assert read.config == saved.config
-    assert tokenizer == saved.tokenizer
+    assert read.tokenizer == saved.tokenizer
     assert read.provenance == saved.provenance
     ids = np.array([[1, 3, 4]])
     with mt.no_grad():
-        np.testing.assert_array_equal(model(ids).data, GPT(saved.config).eval()(ids).data)
+        np.testing.assert_array_equal(read.model()(ids).data, GPT(saved.config).eval()(ids).data)
 
 
 def test_numpy_alone_can_read_it(tmp_path, saved):
@@ -151,6 +151,7 @@ def extra(path, saved):
     checkpoint.save(path, saved)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -324,6 +325,7 @@ def with_a_moment_too_many(saved):
     saved.optim["surprise"] = np.zeros(3, np.float32)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     "change",
     [

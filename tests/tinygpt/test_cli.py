@@ -85,7 +85,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status():
 FULL = Path("/dev/full")
 
 
-@pytest.mark.mostly_slow
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_output_that_cannot_be_written_is_one_line_and_status_1(
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.mostly_slow
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 @pytest.mark.parametrize("module", ["tinygpt", "bpe"])
 def test_messages_that_cannot_be_written_change_no_status(module):

@@ -124,6 +124,7 @@ def test_different_texts_and_tokens_are_told(runs, capsys):
     assert told.err == "" and "setting" not in told.out
 
 
+@pytest.mark.slow
 def test_perplexity_is_drawn_of_the_same_tokens_only(runs, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     pictures = []

@@ -29,6 +29,7 @@ def started(monkeypatch):
     return processes
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m", "shakespeare-char"])
 def test_a_helper_calls_the_backward_kernels_and_those_that_write(name):
     c = recipes.get(name).replace(**TINY, reduced_from=0, batch_size=2)

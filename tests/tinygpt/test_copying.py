@@ -68,6 +68,7 @@ def test_rows_depend_on_seed_and_step_alone():
 # ------------------------------------------------------------------------------- the same bits
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("at", [-WARM, -2, -1, 2])
 def test_a_run_stopped_in_its_warm_up_goes_on_with_the_same_bits(warm, tmp_path, at):
     run(warm, tmp_path / "whole", "--threads", "1")

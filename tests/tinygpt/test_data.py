@@ -179,6 +179,7 @@ def another_tokenizer(folder):
     bpe.CharTokenizer("abc", vocab_size=80).save(folder / "tokenizer.json")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -422,6 +422,7 @@ def test_a_strangers_configuration_is_refused_in_short(folder, changes, message)
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_are_refused_in_linear_time(tmp_path, monkeypatch):
     """The shapes of all were once made for each vector: 20 seconds for a file of a kilobyte."""
     save_folder(model(ffn="gelu_tanh"), tmp_path / "hf")
@@ -443,6 +444,7 @@ def test_a_pipe_instead_of_a_tokenizer_is_not_waited_for(tmp_path):
         load_bin(tmp_path / "m.bin")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files")
 @pytest.mark.parametrize("to", ["safetensors", "hf", "llama2c", "gguf"])
 def test_a_full_disk_while_exporting(tmp_path, to):
@@ -568,6 +570,7 @@ def rewritten(folder: Path, change, shards: int = 1) -> None:
     (folder / "config.json").write_text(json.dumps(values))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("prefixed", [True, False], ids=["prefixes", "bare"])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -50,6 +50,7 @@ def texts(model, prompts, **options):
     return out
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m", "mini-1m", "neo-41m"])
 def test_a_guess_changes_no_text(backend, name):
     model = small(recipes.get(name))

@@ -107,5 +107,5 @@ def test_records_and_what_are_none(tmp_path):
         b'{"step": 0, "loss": NaN, "recipe": "x"}\n\n[]\n{"s": 1e308}\n{"step": 1'
     )
     assert read_records(tmp_path / "log") == ([{"step": 0, "loss": None, "recipe": "x"}], [3, 4, 5])
-    with pytest.raises(Error, match="a run's folder is expected"):
+    with pytest.raises(Error, match="expected a run's folder"):
         read_records(tmp_path / "none")

@@ -54,6 +54,7 @@ def test_details_of_the_counts():
     assert sum(math.prod(s) for s in attention) == 263_168
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_layout_is_that_of_the_model(name):
     c = recipes.get(name)
@@ -62,6 +63,7 @@ def test_the_layout_is_that_of_the_model(name):
     assert sum(n for _, n in components(c)) == sum(count(c))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_start_as_published(name):
     c = recipes.get(name)

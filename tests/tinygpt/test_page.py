@@ -235,13 +235,6 @@ def test_a_run_is_watched_to_its_end(tmp_path, monkeypatch, capsys):
     assert cli.main(["page", str(run / "model.npz"), "--watch", "--out", str(out)]) == 2
 
 
-def test_singular_values_are_those_of_numpy():
-    for shape in ((7, 3), (3, 7)):
-        matrix = np.random.default_rng(1).normal(size=shape)
-        expected = np.linalg.svd(matrix, compute_uv=False)
-        np.testing.assert_allclose(page.singular_values(matrix), expected, rtol=1e-10)
-
-
 def test_a_long_log_is_thinned_to_means():
     size = 10_007
     columns = {key: np.arange(size, dtype=float) for key in page.TRAIN_KEYS}
@@ -475,6 +468,7 @@ def test_a_stranger_s_text_does_nothing(browser, tmp_path):
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_weights(browser, tmp_path):
     saved, text = model(), "The cat and the dog. The cat and the dog. The cat."
     opened(browser, folder(tmp_path / "run"), tmp_path, prompt=text, dtype="float32")
@@ -505,6 +499,7 @@ def test_scores_are_those_of_the_weights(browser, tmp_path):
             assert found == pytest.approx([*expected, np.mean(copies)], abs=0.0051)
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_when_the_context_is_full(browser, tmp_path):
     opened(browser, folder(tmp_path / "run"), tmp_path, prompt=" cat" * 60)
     count = len(model().tokenizer.encode(" cat" * 60)) + 1
@@ -525,6 +520,7 @@ def test_a_text_goes_on_when_the_context_is_full(browser, tmp_path):
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_without_a_part_the_text_is_another(browser, tmp_path):
     opened(browser, folder(tmp_path / "run"), tmp_path, prompt="The cat")
     assert browser.ask("document.querySelector('#stories').hidden")
@@ -545,6 +541,7 @@ SPOKEN = {"button", "link", "textbox", "searchbox", "slider", "combobox", "image
           "table", "navigation", "heading"}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_can_be_read_and_heard(browser, tmp_path, theme):
     try:
@@ -572,6 +569,7 @@ def test_it_can_be_read_and_heard(browser, tmp_path, theme):
         browser.theme("light")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("AXE"), reason="AXE does not name a file axe.min.js")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
@@ -592,6 +590,7 @@ def test_axe_has_nothing_to_say(browser, tmp_path, theme, width):
         browser.call("Emulation.clearDeviceMetricsOverride")
 
 
+@pytest.mark.slow
 def test_it_can_be_printed(browser, tmp_path):
     try:
         browser.theme("dark", media="print")
@@ -622,6 +621,7 @@ def test_it_can_be_printed(browser, tmp_path):
         browser.theme("light")
 
 
+@pytest.mark.slow
 def test_an_old_browser_is_told(browser, tmp_path):
     opened(browser, folder(tmp_path / "run"), tmp_path)
     assert not browser.ask("document.querySelector('#old').checkVisibility()")
@@ -633,7 +633,7 @@ def test_an_old_browser_is_told(browser, tmp_path):
     assert "The end." in browser.ask("document.querySelector('#main').innerText")
 
 
-@pytest.mark.mostly_slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["no model", "no weights", "a model", "three steps", "other kinds", "no room", "cut"]
 )

@@ -172,6 +172,7 @@ def test_tokens_are_drawn_as_in_python():
         assert drawn == [draw(expected, u) for u in draws]
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("context", [7, 8])
 def test_a_text_goes_on_as_in_python_when_the_context_is_full(context):
     model, ids = model_of(CASES["grouped"].replace(context=context))

@@ -201,7 +201,7 @@ def test_only_the_first_documents(make, small_pieces):
     assert sorted(documents(data, "train") + documents(data, "valid")) == sorted(STORIES[:23])
 
 
-@pytest.mark.mostly_slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one.txt", "one.jsonl"])
 def test_the_command_takes_only_the_first_documents(tmp_path, small_pieces, capsys, name):
     lines = name.endswith(".jsonl")

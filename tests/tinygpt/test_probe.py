@@ -83,7 +83,7 @@ def test_a_word_that_the_tokens_cannot_write(word):
 def test_terms():
     assert parse_terms(["- a + b - c"]) == [(-1, "a"), (1, "b"), (-1, "c")]
     for words in ([], ["a"], ["a", "b"], ["a", "-"], ["a", "-", "-", "b"], ["a", "b", "+", "c"]):
-        with pytest.raises(UsageError, match="analogy: words with"):
+        with pytest.raises(UsageError, match="analogy: expected words with"):
             parse_terms(words)
 
 

@@ -1,7 +1,6 @@
 """The embedded stories: deterministic, correct in form, many, and with an honest held-out split."""
 
 import hashlib
-import itertools
 import re
 import subprocess
 import sys
@@ -17,6 +16,11 @@ FIRST_100_SHA256 = "7d6e0a40fcd6f5ac7af1234fb275c425281258d5a34426bf0436b92fe6e3
 @pytest.fixture(scope="module")
 def train():
     return list(stories.corpus(20_000))
+
+
+@pytest.fixture(scope="module")
+def some():
+    return list(stories.corpus(2_000))
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +152,8 @@ def test_text_is_clean(train):
             assert paragraph.count('"') % 2 == 0
 
 
-def test_sentences_and_quotes_start_with_capitals(train):
-    for text in train[:5_000]:
+def test_sentences_and_quotes_start_with_capitals(some):
+    for text in some:
         for paragraph in text.split("\n"):
             for number, piece in enumerate(paragraph.split('"')):
                 if number % 2:  # inside a quotation
@@ -159,8 +163,8 @@ def test_sentences_and_quotes_start_with_capitals(train):
                 assert not outside, piece
 
 
-def test_articles_agree(train):
-    for text in train[:5_000]:
+def test_articles_agree(some):
+    for text in some:
         assert not re.search(r"\b[Aa] [aeiou]", text)
         assert not re.search(r"\b[Aa]n [^aeiou]", text)
 
@@ -178,9 +182,9 @@ def test_two_characters_with_different_pronouns(train):
         assert bool(girls) >= bool(hers), text
 
 
-def test_every_plot_is_told_and_carries_its_slots_through(train):
+def test_every_plot_is_told_and_carries_its_slots_through(some):
     names = list(PLOTS)
-    told = [names[_Dice(0, i).below(len(names))] for i in range(len(train))]
+    told = [names[_Dice(0, i).below(len(names))] for i in range(len(some))]
     assert all(0.08 < told.count(name) / len(told) < 0.12 for name in names)
     one_of = {  # rows of a table: a story uses one of them, in every paragraph that needs it
         "lost": ("ball", "kite", "drum", "boat", "car", "train"),
@@ -190,7 +194,7 @@ def test_every_plot_is_told_and_carries_its_slots_through(train):
         "mistake": ("cup", "plate", "bowl", "jar", "vase", "pot"),
         "share": ("apples", "cookies", "berries", "nuts", "pears"),
     }
-    for name, text in itertools.islice(zip(told, train, strict=True), 3_000):
+    for name, text in zip(told, some, strict=True):
         paragraphs = [words(paragraph) for paragraph in text.split("\n")]
         hero = next(word for word in paragraphs[0] if word in BOYS + GIRLS)
         assert hero in paragraphs[-1]

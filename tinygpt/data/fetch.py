@@ -11,7 +11,6 @@ whole.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import http.client
 import os
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt import Error, UsageError
+from tinygpt.files import sha256_of
 from tinygpt.progress import bar
 
 HUB = "https://huggingface.co"
@@ -96,15 +96,6 @@ def hub_url(repository: str, name: str) -> str:
     if not endpoint.startswith(("https://", "http://")):
         raise FetchError(f"HF_ENDPOINT is {endpoint!r}; expected an address such as {HUB}")
     return f"{endpoint}/datasets/{repository}/resolve/main/{name}"
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read block by block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(

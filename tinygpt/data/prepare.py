@@ -38,9 +38,8 @@ from tinygpt import Error, UsageError
 from tinygpt.data import documents
 from tinygpt.data.corpus import Corpus, Options, scan
 from tinygpt.data.documents import RULES, SPLITS
-from tinygpt.data.fetch import sha256_of
-from tinygpt.data.streams import read_meta
-from tinygpt.files import alone, replacing
+from tinygpt.data.streams import FORMAT, NAME, read_meta
+from tinygpt.files import alone, replacing, sha256_of
 from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
 from tinygpt.progress import bar, tell
@@ -247,8 +246,8 @@ def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str)
         for split in SPLITS
     }
     return {
-        "format": "tinygpt-data",
-        "version": 1,
+        "format": NAME,
+        "version": FORMAT,
         **splits,
         "duplicates": total["duplicates"],
         "repaired": total["repaired"],

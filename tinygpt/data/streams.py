@@ -26,7 +26,7 @@ from bpe.untrusted import MAX_JSON, one_line, parse_json, shown
 from tinygpt import Error, archive
 from tinygpt.data import documents
 from tinygpt.data.documents import Array, Say
-from tinygpt.files import cache_folder, replacing
+from tinygpt.files import cache_folder, replacing, sha256_of
 from tinygpt.model.config import TOKENIZERS, Config
 
 if TYPE_CHECKING:
@@ -333,27 +333,19 @@ def _source_key(config: Config) -> str:
     else:
         if not path.is_file() or path.stat().st_size == 0:
             read_text(path)  # says what is wrong with it
-        digest = _sha256(path)
+        digest = sha256_of(path)
     return _hash(FORMAT, digest, embedded, config.valid_fraction, config.max_documents)
 
 
 def _tokenizer_key(config: Config, source: str) -> str:
     """SHA-256 of all that decides the tokenizer."""
     if config.tokenizer not in TOKENIZERS and Path(config.tokenizer).is_file():
-        return _hash(_sha256(Path(config.tokenizer)))
+        return _hash(sha256_of(Path(config.tokenizer)))
     return _hash(source, config.tokenizer, documents.size_asked_for(config), config.reduced_from)
 
 
 def _hash(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ----------------------------------------------------------------------------------- batches

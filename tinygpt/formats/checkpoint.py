@@ -251,12 +251,6 @@ def _numbers(file: IO[bytes], path: str, stored: Stored, dtype: str) -> Array:
     return np.require(array, dtype, "C")
 
 
-def load_model(path: str | Path) -> tuple[GPT, Tokenizer, Saved]:
-    """A model ready to evaluate, its tokenizer, and the rest of the file."""
-    saved = load(path)
-    return saved.model(), saved.tokenizer, saved
-
-
 def load_latest(
     path: Path,
     say: Callable[[str], None] = lambda line: None,

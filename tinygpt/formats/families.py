@@ -100,25 +100,27 @@ def _vector(c: Config, theirs: str, ours: str) -> Link:
     return constant(theirs, np.zeros(outputs, c.dtype))
 
 
-def _heads(c: Config) -> list[int]:
-    """Where q, k and v are cut in the rows of our packed projection."""
-    return [c.d_model, c.d_model + c.kv_heads * c.head_dim]
-
-
 def _qkv(c: Config, names: tuple[str, str, str], own: str, arrange: Any, restore: Any) -> Link:
     """Three projections over there, one packed here."""
     return Link(
         names,
         own,
-        lambda a: [arrange(part, n) for n, part in enumerate(np.split(a, _heads(c)))],
+        lambda a: [arrange(part, n) for n, part in enumerate(np.split(a, c.qkv_cuts))],
         lambda parts: np.concatenate([restore(part, n) for n, part in enumerate(parts)]),
     )
 
 
-def _require(c: Config, **wanted: Any) -> Iterator[str]:
+def require(c: Config, **wanted: Any) -> Iterator[str]:
+    """A reason for each field that has not the value over there."""
     for key, value in wanted.items():
         if getattr(c, key) != value:
             yield f"it needs {key}={value}, this model has {getattr(c, key)}"
+
+
+def no_local_attention(c: Config) -> Iterator[str]:
+    """A reason where a layer does not see all tokens."""
+    if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
+        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
 
 
 def _positions(c: Config, theirs: str) -> Link:
@@ -160,11 +162,10 @@ def _number(d: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def _gpt2_refusals(c: Config) -> Iterator[str]:
-    yield from _require(c, norm="layer", kv_heads=c.n_head)
+    yield from require(c, norm="layer", kv_heads=c.n_head)
     yield from _added_positions(c)
     yield from _gelu(c)
-    if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
+    yield from no_local_attention(c)
 
 
 def _gpt2_config(c: Config) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def _gpt2_body(c: Config) -> Iterator[Link]:
 
 
 def _neo_refusals(c: Config) -> Iterator[str]:
-    yield from _require(c, norm="layer", kv_heads=c.n_head, qkv_bias=False, scale_attention=False)
+    yield from require(c, norm="layer", kv_heads=c.n_head, qkv_bias=False, scale_attention=False)
     yield from _added_positions(c)
     yield from _gelu(c)
     if len({c.window(i) for i in range(c.n_layer)} - {0}) > 1:
@@ -307,9 +308,8 @@ def _neo_body(c: Config) -> Iterator[Link]:
 
 
 def _llama_refusals(c: Config) -> Iterator[str]:
-    yield from _require(c, norm="rms", positions="rope", ffn="swiglu", scale_attention=True)
-    if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
+    yield from require(c, norm="rms", positions="rope", ffn="swiglu", scale_attention=True)
+    yield from no_local_attention(c)
 
 
 def _llama_config(c: Config) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bpe.alphabet import printable
 from tinygpt import Error
 from tinygpt.files import replacing_by_name
 from tinygpt.formats.checkpoint import Saved
-from tinygpt.formats.families import GPT2, LLAMA
+from tinygpt.formats.families import GPT2, LLAMA, require
 from tinygpt.formats.huggingface import library, plain_head
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import sinusoids
@@ -32,8 +32,7 @@ def architecture(c: Config) -> str:
     reasons = {"llama": list(LLAMA.refusals(c)), "gpt2": list(GPT2.refusals(c))}
     if c.ffn == "gelu":
         reasons["gpt2"].append("its GELU is the tanh form, this model's is the exact one")
-    if not c.scale_attention:
-        reasons["gpt2"].append("it needs scale_attention=True, this model has False")
+    reasons["gpt2"] += require(c, scale_attention=True)
     for name, against in reasons.items():
         if not against:
             return name
@@ -101,7 +100,6 @@ def _tensors(c: Config, params: Mapping[str, Array], name: str) -> Iterator[tupl
         fixed = c.positions == "sinusoidal"
         table = sinusoids(c.context, c.d_model, np.float32) if fixed else params["positions.weight"]
         yield "position_embd.weight", table
-    cuts = [c.d_model, c.d_model + c.kv_heads * c.head_dim]
     for i in range(c.n_layer):
         here, there = f"blocks.{i}", f"blk.{i}"
         yield from both(f"{there}.attn_norm", f"{here}.attn_norm")
@@ -111,7 +109,7 @@ def _tensors(c: Config, params: Mapping[str, Array], name: str) -> Iterator[tupl
             for kind in ("weight", "bias"):
                 packed = params.get(f"{here}.attn.qkv.{kind}")
                 if packed is not None:
-                    for part, value in zip("qkv", np.split(packed, cuts), strict=True):
+                    for part, value in zip("qkv", np.split(packed, c.qkv_cuts), strict=True):
                         yield f"{there}.attn_{part}.{kind}", value
         yield from both(f"{there}.attn_output", f"{here}.attn.out")
         yield from both(f"{there}.ffn_norm", f"{here}.ffn_norm")

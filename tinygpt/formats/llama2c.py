@@ -20,6 +20,7 @@ from bpe.ranks import llama2c_rows
 from tinygpt import Error
 from tinygpt.files import replacing
 from tinygpt.formats.checkpoint import Saved
+from tinygpt.formats.families import LLAMA, require
 from tinygpt.formats.huggingface import check_tokenizer, plain_head
 from tinygpt.model.config import Config
 
@@ -51,18 +52,8 @@ ORDER = {
 
 def refusals(c: Config, params: Mapping[str, Array]) -> Iterator[str]:
     """Why a model cannot be a llama2.c file."""
-    for key, value in {
-        "norm": "rms",
-        "positions": "rope",
-        "ffn": "swiglu",
-        "scale_attention": True,
-        "norm_eps": EPS,
-        "rope_theta": THETA,
-    }.items():
-        if getattr(c, key) != value:
-            yield f"it needs {key}={value}, this model has {getattr(c, key)}"
-    if any(0 < c.window(i) < c.context for i in range(c.n_layer)):
-        yield f"it has no local attention, this model windows={c.windows} (train with --windows 0)"
+    yield from LLAMA.refusals(c)
+    yield from require(c, norm_eps=EPS, rope_theta=THETA)
     biases = [name for name, a in params.items() if name.endswith(".bias") and np.any(a)]
     if biases:
         yield f"it has no place for biases, and {biases[0]} is not zero"
@@ -70,10 +61,9 @@ def refusals(c: Config, params: Mapping[str, Array]) -> Iterator[str]:
 
 def _layers(c: Config, params: Mapping[str, Array], name: str) -> Iterator[Array]:
     """One kind of array, layer by layer."""
-    cuts = [c.d_model, c.d_model + c.kv_heads * c.head_dim]
     for i in range(c.n_layer):
         if name in ("q", "k", "v"):
-            yield np.split(params[f"blocks.{i}.attn.qkv.weight"], cuts)["qkv".index(name)]
+            yield np.split(params[f"blocks.{i}.attn.qkv.weight"], c.qkv_cuts)["qkv".index(name)]
         else:
             yield params[f"blocks.{i}.{name}"]
 
@@ -181,7 +171,7 @@ def load_bin(path: Path) -> Saved:
         params["head.weight"] = arrays["head"]
     tokenizer_file = path.with_name("tokenizer.bin")
     if not tokenizer_file.is_file():
-        raise Error(f"{tokenizer_file}: no such file; the tokenizer is expected there")
+        raise Error(f"{tokenizer_file}: no such file; expected the tokenizer there")
     try:
         tokenizer = bpe.load(tokenizer_file)
     except (OSError, bpe.TokenizerError) as error:

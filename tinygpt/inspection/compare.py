@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt compare``: print the table, draw the curves, print the picture's path."""
     out = args.out or Path("compare.png")
     if not args.table and out.suffix.lower() != ".png":
-        raise UsageError(f"--out: a name that ends in .png is expected, not {out}")
+        raise UsageError(f"--out: expected a name that ends in .png, got {out}")
     runs = [read(folder) for folder in args.runs]
     print(table(runs, shutil.get_terminal_size((80, 24)).columns))
     if len({run.text for run in runs}) > 1:

@@ -1,10 +1,10 @@
 """Whether a model keeps the names of a story: `tinygpt eval MODEL --names`.
 
-The model reads embedded stories as they are, and is asked wherever one tells a name that it has
-told before. A name is right if each of its tokens is the likeliest there; its loss is that of its
-tokens together. A model that copies nothing guesses among the ten names that fit the pronoun, which
-costs ln 10 = 2.30 nats. None is right always: where a name comes, "he" or a quotation mark may do
-as well. So the share of places is told, too, where another name is the likeliest.
+The model reads embedded stories as they are, and is asked wherever a story repeats a name. A name
+is right if each of its tokens is the likeliest there; its loss is that of its tokens together. A
+model that copies nothing guesses among the ten names that fit the pronoun, which costs ln 10 = 2.30
+nats. No model can always be right: where a name comes, "he" or a quotation mark may do as well. So
+the share of places where another name is the likeliest is reported, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Names:
 
 
 def repeated(text: str) -> list[tuple[int, int]]:
-    """Where the names stand, from and to, that a text has told before."""
+    """Where a text repeats a name: (begin, end) of each place."""
     told: set[str] = set()
     places = []
     for match in NAMES.finditer(text):

@@ -178,9 +178,7 @@ def token_label(tokenizer: Any, id: int) -> str:
 
 
 def known(tokenizer: Any, text: str) -> str:
-    """`text` without the characters for which the tokenizer has nothing; of the others, if none is
-    left, the first tokens.
-    """
+    """`text` without the characters that the tokenizer lacks; if none is left, its first tokens."""
 
     def has(text: str) -> bool:
         try:
@@ -268,24 +266,18 @@ def matrices(saved: Saved) -> dict[str, dict[str, Array]]:
             group = f"layer_{layer}"
         parts = {short: weight}
         if short == "attn.qkv":
-            borders = np.cumsum([c.n_head, c.kv_heads]) * c.head_dim
             names = ("attn.query", "attn.key", "attn.value")
-            parts = dict(zip(names, np.split(weight, borders), strict=True))
+            parts = dict(zip(names, np.split(weight, c.qkv_cuts), strict=True))
         groups.setdefault(group, {}).update(parts)
     return groups
 
 
-def spectral_norm(weight: Array) -> float:
-    """The largest singular value: how much a matrix can stretch a vector."""
-    return float(singular_values(weight.astype(np.float64))[0])
-
-
 def singular_values(matrix: Array) -> Array:
-    """Of a float64 matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ
-    and Wᵀ W."""
-    size = float(np.abs(matrix).max()) or 1.0  # its square may be beyond what a float holds
-    w = matrix / size
-    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    """Of a matrix, the largest first: roots of the eigenvalues of the smaller of W Wᵀ and Wᵀ W."""
+    wide = matrix.astype(np.float64)
+    size = float(np.abs(wide).max()) or 1.0  # its square may be beyond what a float holds
+    wide /= size
+    gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
     return size * np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
 
 
@@ -301,7 +293,7 @@ def weight_distributions(saved: Saved, out: Path) -> list[Path]:
         for axes in grid.flat[len(weights) :]:
             axes.set_visible(False)
         for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
-            norm = spectral_norm(weight)
+            norm = float(singular_values(weight)[0])  # how much it can stretch a vector
             if group != "model":
                 norms.setdefault(name, []).append(norm)
             tidy(axes, f"{name}  {weight.shape[0]:,} × {weight.shape[1]:,}")

@@ -115,8 +115,8 @@ def parse_terms(words: list[str]) -> list[tuple[int, str]]:
     alternate = all(s in ("+", "-") for s in signs) and not {"+", "-"} & set(names)
     if len(names) < 2 or len(signs) != len(names) or not alternate:
         raise UsageError(
-            "analogy: words with + and - between them are expected, as in she - girl + boy, "
-            f"not {' '.join(words)!r}"
+            "analogy: expected words with + and - between them, as in she - girl + boy, got "
+            f"{' '.join(words)!r}"
         )
     return [(1 if sign == "+" else -1, name) for sign, name in zip(signs, names, strict=True)]
 
@@ -138,9 +138,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt probe``: print cosines and tokens, the nearest first."""
     if args.what == "near" and len(args.words) != 1:
-        raise UsageError(f"near: one word is expected, not {' '.join(args.words)!r}")
+        raise UsageError(f"near: expected one word, got {' '.join(args.words)!r}")
     if args.count < 1:
-        raise UsageError(f"--count: a number from 1 up is expected, not {args.count}")
+        raise UsageError(f"--count: expected a number from 1 up, got {args.count}")
     saved = load_any(args.model)
     embedding = Embedding.of(saved, args.rows)
     terms = parse_terms(args.words) if args.what == "analogy" else [(1, args.words[0])]

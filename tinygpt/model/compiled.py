@@ -103,13 +103,13 @@ class Flat:
         self.size += size
 
     def norm(self, weight: Array, bias: Array | None) -> int:
-        """A norm: its weight, then its bias. Where it begins."""
+        """Add a norm, its weight and then its bias; returns where it begins."""
         begin = self.size
         self._add(np.concatenate([weight, np.zeros_like(weight) if bias is None else bias]))
         return begin
 
     def linear(self, *maps: tuple[Array, Array | None]) -> int:
-        """Linear maps of one input: their biases, then their matrices. Where they begin.
+        """Add linear maps of one input, biases and then matrices; returns where they begin.
 
         A matrix (O, I) lies as panels (O / PANEL, I, PANEL), with rows of zeros where O is no
         multiple of PANEL.
@@ -133,8 +133,7 @@ def pack(c: Config, heads: Heads, params: Mapping[str, Array], head: Array) -> t
 
     def by_head(a: Array) -> Array:
         """The rows of q, k and v, each arranged."""
-        parts = np.split(a, [c.d_model, c.d_model + c.kv_heads * c.head_dim])
-        return np.concatenate([heads.arrange(part) for part in parts])
+        return np.concatenate([heads.arrange(part) for part in np.split(a, c.qkv_cuts)])
 
     size = 0
     for i in range(c.n_layer):
@@ -235,7 +234,7 @@ class Compiled:
 
 
 def no_guesses() -> Guesses:
-    """Those of a model that was not asked yet."""
+    """The guesses of a model that has not written anything yet: none."""
     rates = np.full(ORDER + 1, 0.5, np.float32)
     entries = aligned(decode_kernels.ENTRIES * decode_kernels.ENTRY, np.int32)
     return Guesses(entries, rates, np.zeros(3, np.int64))

@@ -76,8 +76,8 @@ TOKENIZERS = ("bpe", "char", "char-plain", "reduced")  # anything else is a toke
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run but the machine it runs on. `MEANING` says what each field is,
-    recipes.py has examples."""
+    """Everything that decides a run except the machine it runs on. `MEANING` says what each field
+    is, recipes.py has examples."""
 
     name: str = "custom"
 
@@ -160,6 +160,11 @@ class Config:
     def kv_heads(self) -> int:
         """Number of key/value heads."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def qkv_cuts(self) -> list[int]:
+        """Where k and v begin in the rows of the packed projection: q is above the first cut."""
+        return [self.d_model, self.d_model + self.kv_heads * self.head_dim]
 
     @property
     def sequences_per_step(self) -> int:
@@ -271,18 +276,11 @@ def coerce(key: str, value: Any) -> Any:
             raise wrong
         return tuple(_number(int, item, wrong) for item in value)
     if kind == "bool":
-        words = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
-        }
-        if isinstance(value, str) and value.strip().lower() in words:
-            return words[value.strip().lower()]
+        word = value.strip().lower() if isinstance(value, str) else value
+        if word in ("true", "yes", "on", "1"):
+            return True
+        if word in ("false", "no", "off", "0"):
+            return False
         if not isinstance(value, bool):
             raise wrong
         return value
@@ -315,7 +313,7 @@ def _check(c: Config) -> None:
 
 
 def _check_fields(c: Config) -> None:
-    """What holds of each field by itself."""
+    """What must hold for each field on its own."""
     for key, choices in CHOICES.items():
         if getattr(c, key) not in choices:
             raise UsageError(
@@ -329,24 +327,21 @@ def _check_fields(c: Config) -> None:
             raise UsageError(f"{key}: expected {floor}, got {value}")
         if value > most:
             raise UsageError(f"{key}: expected at most {most:,}, got {shown(value)}")
-    largest = FLOAT_RANGE[c.dtype][1]
-    for key in (
-        *("lr", "embedding_lr", "min_lr", "weight_decay", "grad_clip"),
-        *("norm_eps", "eps", "rope_theta"),
-    ):
-        if getattr(c, key) > largest:
-            raise UsageError(
-                f"{key}: expected a number that {c.dtype} holds, got {getattr(c, key)}"
-            )
-    if c.eps < FLOAT_RANGE[c.dtype][0]:  # a gradient of 0 would be divided by 0
-        raise UsageError(f"eps: expected a number that {c.dtype} holds above 0, got {c.eps:g}")
     for key in ("dropout", "beta1", "beta2", "valid_fraction"):
         if not 0 <= getattr(c, key) < 1:
             raise UsageError(f"{key}: expected 0 <= {key} < 1, got {getattr(c, key)}")
+    least_number, most = FLOAT_RANGE[c.dtype]
+    for key, kind in TYPES.items():
+        if kind == "float" and getattr(c, key) > most:
+            raise UsageError(
+                f"{key}: expected a number that {c.dtype} holds, got {getattr(c, key)}"
+            )
+    if c.eps < least_number:  # a gradient of 0 would be divided by 0
+        raise UsageError(f"eps: expected a number that {c.dtype} holds above 0, got {c.eps:g}")
 
 
 def _check_shapes(c: Config) -> None:
-    """What must hold of several fields together."""
+    """What must hold for several fields together."""
     for key in ("max_iters", "eval_interval", "sample_interval", "checkpoint_interval"):
         if c.local_steps and getattr(c, key) % c.local_steps:
             raise UsageError(
@@ -526,7 +521,7 @@ def blaming(path: str | Path) -> Iterator[None]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a configuration file, which may be few and are not checked yet."""
+    """The keys and values of a configuration file; it may have only a few, not checked yet."""
     path = Path(path)
     try:
         with path.open("rb") as file:

@@ -11,8 +11,8 @@ Positions end with the model's context. A sequence that would outgrow it goes on
     "exact"   the last `context` tokens are processed again for every new one, as samplers without
               a cache do
 
-Logits come from the model itself (`Plain`) or from its compiled twin in compiled.py, which is taken
-where it knows the model, unless MINITENSOR_KERNELS says "numpy".
+Logits come from the model itself (`Plain`) or from its compiled twin in compiled.py, which is used
+for the models it knows, unless MINITENSOR_KERNELS says "numpy".
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Plain:
     BLAS adds up a row in an order that may depend on how many rows there are, and where among them
     it is; and a text must not depend on what it was generated with. So positions are processed in
     fixed blocks, 0 to 7, 8 to 15, …, whether one of their tokens is new or all of them are: every
-    product then has the same shape each time, and a token is always the same row of it. The rows of
-    a block that are there already become the same once more. What the rows after the last token
-    give is not looked at: nobody sees the future, and the tokens to come write over it.
+    product then has the same shape each time, and a token is always the same row of it. Rows of a
+    block that are in the cache already are computed again, with the same result. The rows after the
+    last token are ignored: no token sees the future, and later tokens overwrite them.
     """
 
     def __init__(self, c: Config, params: Mapping[str, Array], sequences: int):
@@ -111,7 +111,7 @@ class Decoder:
 
     `model` is a `GPT` or what `checkpoint.load` gives; later changes of its weights are not seen.
     `threads` share the sequences of a call (0: as many as there are cores), and `guessing` lets
-    `write` process tokens before it is known that they come; neither changes a bit.
+    `write` process guessed tokens ahead; neither changes a bit.
     """
 
     def __init__(

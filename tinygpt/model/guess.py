@@ -10,10 +10,11 @@ Only the likeliest tokens of each occasion are kept. Where u fell on none of the
 those are the numbers with which it would most often have been wrong.
 
 `Memory` is the plain form; the compiled decoder has one of fixed size in decode_kernels.py.
-Whoever processes guesses has to compare: Leviathan et al. (2023) and Chen et al. (2023) accept a
-guess with a probability that keeps the distribution; here the same number draws from the model's
-own probabilities, and the guess is right or it is not. So not the distribution alone but the text
-is the same. Their guesses come from a smaller model; these come from the model itself, for nothing.
+Guesses have to be compared with what is drawn: Leviathan et al. (2023) and Chen et al. (2023)
+accept a guess with a probability that keeps the distribution; here the same number draws from the
+model's own probabilities, and the guess is right or it is not. So the text itself stays the same,
+not only its distribution. Their guesses come from a smaller model; these come from the model
+itself, at no cost.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MOST = 1 << 17  # contexts that are kept: some 50 MB
 
 
 class Memory:
-    """What the model thought after some tokens, for when it meets the same tokens again."""
+    """The model's probabilities after some tokens, for when the same tokens come again."""
 
     def __init__(self) -> None:
         self.likely: dict[tuple[int, ...], list[tuple[int, float, float]]] = {}

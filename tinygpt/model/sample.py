@@ -39,8 +39,8 @@ def generate_many(
 
     A sequence ends with a token of `stop`, which is not yielded, or after `max_new_tokens`; its
     last pair is (index, None). Prompt n is continued with random numbers that are a function of
-    (seed, n, how many tokens came before), and logits do not depend on what else is processed: it
-    becomes the same text whether it is continued alone, with `prompts[:n + 1]`, or with others.
+    (seed, n, how many tokens came before), and logits do not depend on what else is processed: its
+    text is the same whether it is continued alone, with `prompts[:n + 1]`, or with others.
 
     temperature, top_k (0: all) and top_p (1: all) are those of `probabilities`; past_context is
     that of `tinygpt.decode`; `vocab_size` leaves out the tokens from there on; `threads` share the
@@ -110,6 +110,12 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids or tokenizer.encode("\n") or [0]
 
 
+def stop_at(tokenizer: Tokenizer, ignore_eot: bool = False) -> tuple[int, ...]:
+    """The tokens that end a text: the separator, if there is one and it is not to be ignored."""
+    separator = tokenizer.separator_id
+    return () if ignore_eot or separator is None else (separator,)
+
+
 def sample_text(
     model: GPT | Saved,
     tokenizer: Tokenizer,
@@ -120,12 +126,11 @@ def sample_text(
     **options: Any,
 ) -> str:
     """`prompt` and its continuation as text. Options as for `generate_many`."""
-    stop = () if ignore_eot or tokenizer.separator_id is None else (tokenizer.separator_id,)
     ids = generate(
         model,
         prompt_ids(tokenizer, prompt),
         max_new_tokens=max_new_tokens,
-        stop=stop,
+        stop=stop_at(tokenizer, ignore_eot),
         vocab_size=tokenizer.vocab_size,
         **options,
     )

@@ -6,11 +6,11 @@
     logits = norm(x) @ head.T
 
 `Attention`, `FeedForward` and `Block` are written out in plain ops. So is decoding: attention that
-finds earlier keys and values in a `Cache` is the same lines. Whoever wants to look inside gives a
-function `look`, which is shown every named array and may put another in its place.
+finds earlier keys and values in a `Cache` runs the same lines. To look inside, pass a function
+`look`: it is shown every named array and may return another in its place.
 
-The fast branch is taken in `Block.forward`, where nobody looks: a sublayer at a time as one op.
-What the kernels know is listed in KERNELS_KNOW; a variant that is not there runs on the plain ops.
+`Block.forward` takes the fast branch when nothing looks inside: each sublayer is then one op.
+KERNELS_KNOW lists what the kernels can do; a variant that is not there runs on the plain ops.
 
 Shapes: B sequences, T tokens, S tokens with those in the cache, D = d_model, H heads of width hd,
 KV key/value heads, V tokens.
@@ -40,7 +40,7 @@ KERNELS_KNOW = {
 
 
 def kernels_know(c: Config) -> bool:
-    """Whether fused sublayers and compiled decoder can do `c`; if not, the plain ops do."""
+    """Whether the fused sublayers and the compiled decoder can run `c`; if not, plain ops do."""
     return all(getattr(c, key) in values for key, values in KERNELS_KNOW.items())
 
 
@@ -172,10 +172,10 @@ def _norm(c: Config) -> nn.RMSNorm | nn.LayerNorm:
 
 
 class Cache:
-    """Keys, rotated, and values of the tokens so far: what those to come look back at.
+    """The (rotated) keys and the values of the tokens so far, for later tokens to look back at.
 
-    A model that is given a cache takes its input for what follows after `length` tokens, and
-    appends it. Set `length` back, and what came after is forgotten.
+    A model given a cache takes its input as what follows the `length` tokens in it, and appends it.
+    Setting `length` back forgets what came after.
     """
 
     def __init__(self, c: Config, batch: int = 1):
@@ -184,7 +184,8 @@ class Cache:
         self.arrays = np.zeros(shape, c.dtype)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Array, Array]:
-        """Append k and v (B, KV, T, hd); all there are now, (B, KV, S, hd) each."""
+        """Append k and v (B, KV, T, hd); returns all keys and values so far, (B, KV, S, hd)
+        each."""
         keys, values = self.arrays[layer]  # (B, KV, context, hd) each
         end = self.length + k.shape[2]
         keys[:, :, self.length : end], values[:, :, self.length : end] = k.numpy(), v.numpy()
@@ -192,11 +193,11 @@ class Cache:
 
 
 class Pass(NamedTuple):
-    """What all blocks share on one way through the model."""
+    """What all blocks share in one pass through the model."""
 
     rope: tuple[Array, Array] | None = None  # cos and sin of these positions, (T, hd / 2) each
-    p: float = 0.0  # of dropout
-    key: int = 0  # of its masks
+    p: float = 0.0  # probability of dropout
+    key: int = 0  # of dropout's masks
     cache: Cache | None = None
     look: Look | None = None
 
@@ -205,7 +206,7 @@ class Pass(NamedTuple):
         return mt.dropout(x, self.p, mt.fold(self.key, layer, site)) if self.p else x
 
     def show(self, name: str, x: Tensor) -> Tensor:
-        """`x`, or what whoever looks puts in its place."""
+        """`x`, or what `look` returns in its place."""
         other = None if self.look is None else self.look(name, x)
         return x if other is None else other
 
@@ -258,7 +259,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each token for itself: wider, through an activation, and back.
+    """Each token on its own: wider, through an activation, and back.
 
     SwiGLU has a gate instead of an activation (Shazeer, 2020).
     """
@@ -392,13 +393,13 @@ class GPT(nn.Module):
         """Final normed states (B, T, D) of `ids` (B, T).
 
         In training mode dropout masks are drawn from `key` (see `minitensor.fold`). With a `cache`,
-        only outside the tape, `ids` go on after what is in it. `look` is called as
+        only outside the tape, `ids` continue what is in it. `look` is called as
         ``look(name, tensor)`` and may return what takes the tensor's place; in the order of the
         model the names are
 
             embedding               (B, T, D)     the stream before the first block
             blocks.i.attn.weights   (B, H, T, S)  attention, before dropout
-            blocks.i.attn.heads     (B, H, T, hd) the values so weighted
+            blocks.i.attn.heads     (B, H, T, hd) the values it weights
             blocks.i.attn           (B, T, D)     what attention adds to the stream
             blocks.i.ffn            (B, T, D)     what the feed-forward network adds
             blocks.i                (B, T, D)     the stream after the block

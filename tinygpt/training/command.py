@@ -7,7 +7,7 @@ tinygpt train shakespeare-fast              a recipe on its own text, once it is
 tinygpt train --resume                      go on after Ctrl-C or a power cut
 """
 
-# From the options to a run is what this module does; the run itself is in train.py.
+# This module goes from the options to a run; the run itself is in train.py.
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Job:
-    """A run to be made, or to be gone on with."""
+    """A run to start or to continue."""
 
     config: Config
     out: Path
@@ -185,12 +185,14 @@ def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int
         return follow(trainer, done["step"], bool(done["shown"]))
 
 
+def shards_of(c: Config) -> int:
+    """How many shards a step is cut into."""
+    return len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
+
+
 def check_replicas(c: Config, world: World | None) -> None:
     """Raise UsageError unless there are as many ranks as replicas, and work for each."""
-    size, shards = (
-        world.size if world else 1,
-        len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context)),
-    )
+    size, shards = world.size if world else 1, shards_of(c)
     if c.local_steps and size != c.replicas:
         raise UsageError(
             f"replicas: expected as many ranks, {c.replicas}, got {size}; start the run with "
@@ -250,8 +252,7 @@ def perform(
                 tell(line)
             if world:
                 c = trainer.config
-                shards = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
-                for line in world.plan(shards, c.local_steps):
+                for line in world.plan(shards_of(c), c.local_steps):
                     tell(line)
             return finetune.watched(run, job.check) if run.origin else run.loop()
         finally:

@@ -28,7 +28,7 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,6 @@ from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import memory
 from tinygpt.training.train import Run
-
-if TYPE_CHECKING:
-    from bpe import Tokenizer
 
 SHARE, UNKNOWN_LR = 0.3, 1e-4  # of the model's rate; the rate where that is unknown
 PASSES, LEAST, MOST = 16, 20, 500  # over the text; steps
@@ -181,12 +178,8 @@ def old_text(run: Run, check: str | Path | None) -> Old | None:
         docs = list(stories.corpus(OLD_STORIES, seed=1, split="valid"))
     else:
         return None
-    stream = _stream(run.dataset.tokenizer, docs)
+    stream = documents.encode_documents(run.dataset.tokenizer, docs)[:OLD_TOKENS]
     return Old(name, stream) if len(stream) > 1 else None
-
-
-def _stream(tokenizer: Tokenizer, docs: list[str]) -> np.ndarray:
-    return documents.encode_documents(tokenizer, docs)[:OLD_TOKENS]
 
 
 def watched(run: Run, check: str | Path | None) -> int:

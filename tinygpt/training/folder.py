@@ -43,7 +43,7 @@ def latest_folder(name: str | None) -> Path:
 
 @contextmanager
 def made(out: Path) -> Iterator[None]:
-    """The run folder, which is gone again if nothing was put into it.
+    """Make the run folder; it is removed again if nothing was put into it.
 
     Raises Error before the work, not after it, if it cannot be written.
     """

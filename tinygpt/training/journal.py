@@ -114,7 +114,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 elif line.strip():
                     damaged.append(number)
     except OSError as error:
-        raise Error(f"{path}: {error.strerror}; a run's folder is expected") from error
+        raise Error(f"{path}: {error.strerror}; expected a run's folder") from error
     return records, damaged
 
 

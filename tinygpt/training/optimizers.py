@@ -77,26 +77,24 @@ class Together:
 
 
 class WithOuter(Together):
-    """The optimiser of the local steps, and one that moves the weights between them: Nesterov's
-    momentum on the way that the replicas went on average (DiLoCo: Douillard et al., 2023,
+    """The optimiser of the local steps, and one that moves the weights between them:
+    Nesterov's momentum on the replicas' mean change (DiLoCo: Douillard et al., 2023,
     arXiv:2311.08105, whose rate and momentum these are)."""
 
     def __init__(self, *parts: optim.Optimizer):
-        inner = Together(*parts)
-        self.local = [p for group in inner.param_groups for p in group["params"]]
+        self.inner = Together(*parts)
+        self.local = [p for group in self.inner.param_groups for p in group["params"]]
         self.outer = optim.SGD(self.local, lr=OUTER_LR, momentum=OUTER_MOMENTUM, nesterov=True)
         super().__init__(*parts, self.outer)
-        self.param_groups = inner.param_groups  # whose rate the schedule sets
+        self.param_groups = self.inner.param_groups  # whose rate the schedule sets
 
     def step(self, grads: list[Array], *, scale: float, workers: Any) -> None:
         """One local update."""
-        for part in self.parts[:-1]:
-            mine, grads = grads[: len(part.parameters)], grads[len(part.parameters) :]
-            part.step(mine, scale=scale, workers=workers)
+        self.inner.step(grads, scale=scale, workers=workers)
 
     def moments(self) -> list[Array]:
-        """The arrays in which the local steps remember what was."""
-        states = [state for part in self.parts[:-1] for state in part.state]
+        """The moments of the local steps' optimisers."""
+        states = [state for part in self.inner.parts for state in part.state]
         return [v for state in states for v in state.values() if isinstance(v, np.ndarray)]
 
     def meet(self, start: list[Array], ranks: Ranks, workers: Any) -> None:

@@ -5,11 +5,12 @@ weights, each on its own part of the shards, and every sum has the order that it
 (`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
-own, with the number of places at which it had to wait for others: whoever is not heard of for
-`patience` seconds, or stays behind for `STALL` times as long, is named, and MPI ends all processes.
+own, with the number of places at which it had to wait for others: a rank that is not heard
+from for `patience` seconds, or stays behind for `STALL` times as long, is named, and MPI ends all
+processes.
 An error on one rank ends all. The weights are compared before every checkpoint.
 
-MPI is imported by `world`, and by nobody else.
+Only `world` imports MPI.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class World:
         self._errors = sys.stderr
         here = (socket.gethostname(), os.getpid(), _processors())
         self._where = self._comm.allgather(here)
-        self.reached = 0  # how many times this rank came to where it waits for others
+        self.reached = 0  # how often this rank has come to a place where ranks wait
         self._leaving = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="signs of life", daemon=True)
         self._watch.start()
@@ -112,7 +113,7 @@ class World:
         return int(largest[0])
 
     def share(self, thing: Any) -> Any:
-        """What rank 0 gives, on every rank."""
+        """What rank 0 gave, on every rank."""
         data = np.frombuffer(bytearray(pickle.dumps(thing)), np.uint8)
         size = np.array([data.size])
         self._together(self._comm.Ibcast(size, root=0))
@@ -126,8 +127,8 @@ class World:
         return [thing for theirs in self._gather(mine) for thing in theirs]
 
     def _gather(self, thing: Any) -> list[Any]:
-        """What each rank gives. Not by MPI's own `allgather`: who waits in that keeps the thread
-        that gives signs of life from its work."""
+        """What each rank gives. Not by MPI's own `allgather`: waiting in it would block the
+        thread that sends signs of life."""
         data = np.frombuffer(pickle.dumps(thing), np.uint8)
         sizes = np.empty(self.size, np.int64)
         self._together(self._comm.Iallgather(np.array([data.size]), sizes))

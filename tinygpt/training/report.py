@@ -20,9 +20,7 @@ from tinygpt.model.transformer import count
 
 PROGRAM = {"numba": 180_000_000, "numpy": 45_000_000}  # bytes of the program and its libraries
 
-NEAR = (
-    12  # settings in which a configuration of another name may differ from a recipe and be like it
-)
+NEAR = 12  # settings in which a configuration may differ from a recipe and still be like it
 
 
 def plan(
@@ -143,7 +141,7 @@ class StepTimes:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), in four digits, and infinite rather than an error."""
+    """exp(loss) to four digits; infinity where it would overflow."""
     return float(f"{math.exp(loss):.4g}") if not loss >= 700 else math.inf
 
 

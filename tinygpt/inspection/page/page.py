@@ -289,8 +289,8 @@ def rounding_error(saved: Saved, dtype: str, ids: list[int]) -> float:
 
 
 def pictures(saved: Saved) -> dict[str, list[Any]]:
-    """Of every tensor at most 64 by 64 numbers, evenly chosen, as int8 of the largest of them: what
-    there is to draw where the weights are not in the page."""
+    """Of every tensor at most 64 by 64 numbers, evenly chosen, as int8 of the largest of them, to
+    draw where the weights are not in the page."""
     found = {}
     for name, a in saved.params.items():
         a = np.atleast_2d(a)
@@ -382,7 +382,7 @@ def embedding_map(saved: Saved) -> dict[str, Any]:
 
 
 class Markup(str):
-    """HTML of our own making; whatever else comes into the page is escaped."""
+    """HTML that this program wrote; all else that comes into the page is escaped."""
 
 
 def text_of(value: Any) -> str:
