@@ -68,6 +68,7 @@ def test_a_changed_file_of_others_loads_or_is_refused(bad_files, name):
     assert not bad_files.run(name, seed=0, numbers=range(40))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FOUND, ids=lambda case: f"{case['reader']}: {case['was']}")
 def test_what_was_found_is_told_now(bad_files, tmp_path, case):
     """Files that readers once took, or ended on with what `was` says, before they were strict."""

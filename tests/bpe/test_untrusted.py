@@ -33,6 +33,7 @@ def test_strings_with_brackets_do_not_count(value):
     assert parse_json(text.encode("utf-8", "surrogatepass")) == json.loads(text)
 
 
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -66,6 +67,7 @@ def test_what_is_refused(data, message):
     assert peak < 2 * len(data) + (64 << 20)
 
 
+@pytest.mark.slow
 def test_the_deepest_and_the_longest_are_read():
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert len(parse_json(b"[" + b"1," * (MAX_MARKS - 1) + b"1]")) == MAX_MARKS

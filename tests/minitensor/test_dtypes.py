@@ -38,6 +38,7 @@ def outcome(name, inputs, options):
         return str(error).split("; got")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["numba", "numpy"])
 @pytest.mark.parametrize("name", [n for n in NAMES if not mt.registry[n].integers])
 def test_integers_are_float32_to_an_op_of_floats(name, which, monkeypatch):

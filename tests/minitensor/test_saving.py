@@ -92,6 +92,7 @@ def test_what_does_not_fit_is_said_in_a_line_and_changes_nothing(tmp_path):
         assert state is None or not any(state.state)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_in_a_line(tmp_path):
     net, path = build(0), tmp_path / "run.npz"
     optimizer = MAKERS["SGD"](net.parameters())

@@ -68,6 +68,7 @@ def test_rows_depend_on_seed_and_step_alone():
 # ------------------------------------------------------------------------------- the same bits
 
 
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize("at", [-WARM, -2, -1, 2])
 def test_a_run_stopped_in_its_warm_up_goes_on_with_the_same_bits(warm, tmp_path, at):
@@ -120,6 +121,7 @@ def test_its_loss_is_the_mean_over_what_is_predicted(warm):
 # --------------------------------------------------------------------------------- what is told
 
 
+@pytest.mark.slow
 def test_its_loss_is_told_apart_from_that_of_the_text(warm, tmp_path, capsys):
     run(warm, tmp_path / "run")
     log = records(tmp_path / "run")

@@ -53,6 +53,7 @@ def text(tmp_path):
     return tmp_path / "mine.txt"
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_weights_and_learns_the_text(model, text, tmp_path, capsys):
     out = tmp_path / "run"
     call = ["--from", model, "--data", text, "--out", out, "--max-iters", 20, "--set", "lr=3e-2"]

@@ -141,6 +141,7 @@ def test_text_of_strangers_is_text(tmp_path):
     assert "img" not in tags and "b" not in tags
 
 
+@pytest.mark.slow
 def test_weights_are_written_as_said(tmp_path):
     saved = model()
     for dtype, bound in (("float32", 0), ("float16", 2**-11), ("int8", 1 / 254)):
@@ -159,6 +160,7 @@ def test_weights_are_written_as_said(tmp_path):
         assert (data["error"] > 0) == (dtype != "float32")
 
 
+@pytest.mark.slow
 def test_the_first_kind_with_room_is_taken(tmp_path):
     saved, path = model(), folder(tmp_path / "run")
     for kind, other in (("float16", 0), ("int8", -3000)):

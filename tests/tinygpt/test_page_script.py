@@ -100,6 +100,7 @@ def test_logits_are_those_of_numpy(name):
     np.testing.assert_allclose(np.array(steps).reshape(expected.shape), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
@@ -172,6 +173,7 @@ def test_tokens_are_drawn_as_in_python():
         assert drawn == [draw(expected, u) for u in draws]
 
 
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize("context", [7, 8])
 def test_a_text_goes_on_as_in_python_when_the_context_is_full(context):
@@ -203,6 +205,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_bpe():
     source = [*TEXTS, "the cat and the dog and the cat sat on the mat " * 5]
     base = bpe.train(source, 400)
@@ -235,6 +238,7 @@ def test_tokens_are_those_of_bpe():
         assert found[-1] == [tokenizer.separator_id, tokenizer.vocab_size]
 
 
+@pytest.mark.slow
 def test_a_tree_of_merges_ends_in_bytes():
     tokenizer = bpe.train(["the cat and the dog and the cat " * 9], 262)
     script = """

@@ -260,6 +260,7 @@ def test_principal_components_find_the_widest_directions():
     np.testing.assert_allclose(plot.principal_components(rows[::-1])[0][::-1], points, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [1e200, 3e38, 0.0])
 def test_numbers_whose_squares_no_float_holds(saved, tmp_path, numbers):
     same = np.full((3, 4), numbers)

@@ -22,6 +22,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_the_command_line(tmp_path, tiny):
     config.save(tiny, tmp_path / "tiny.json")
     call = ["train", "--config", tmp_path / "tiny.json", "--out", tmp_path / "a", "--threads", 1]
@@ -52,6 +53,7 @@ def test_a_callback_sees_the_log_and_can_stop(tmp_path, tiny):
     np.testing.assert_array_equal(again.log.loss, whole.log.loss)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_run(tmp_path, tiny):
     def interrupt(record):
         if record.get("step") == 2 and "loss" in record:

@@ -152,6 +152,7 @@ def test_text_is_clean(train):
             assert paragraph.count('"') % 2 == 0
 
 
+@pytest.mark.slow
 def test_sentences_and_quotes_start_with_capitals(some):
     for text in some:
         for paragraph in text.split("\n"):
@@ -182,6 +183,7 @@ def test_two_characters_with_different_pronouns(train):
         assert bool(girls) >= bool(hers), text
 
 
+@pytest.mark.slow
 def test_every_plot_is_told_and_carries_its_slots_through(some):
     names = list(PLOTS)
     told = [names[_Dice(0, i).below(len(names))] for i in range(len(some))]

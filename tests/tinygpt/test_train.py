@@ -235,6 +235,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(recipe, tmp_path):
 # ---------------------------------------------------------------------------- when it cannot go on
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe, tmp_path):
     run(recipe, tmp_path / "whole")
     run(recipe, tmp_path / "run")
@@ -624,6 +625,7 @@ def test_memory_grows_with_the_model():
     assert report.memory(Config(n_layer=8), 2) > report.memory(Config(n_layer=2), 2)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path, tiny):
     run(recipe, tmp_path / "whole")
     (tmp_path / "cut").mkdir()
