@@ -37,9 +37,10 @@ import numpy as np
 
 import minitensor as mt
 from minitensor import parallel
+from tinygpt import ranks
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
-from tinygpt.training import bench, ranks
+from tinygpt.training import bench
 from tinygpt.training.train import Trainer, cut
 
 CHANGES = {"neo-41m": {"accumulation": 1, "batch_size": 4}}  # a step of seconds

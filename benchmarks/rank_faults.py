@@ -42,7 +42,7 @@ from tiny_runs import tiny, train
 
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
-from tinygpt.training.ranks import STALL
+from tinygpt.ranks import STALL
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("kill", "save", "dead", "stuck", "disk", "stop", "data", "version")
