@@ -178,7 +178,7 @@ class Chain:
     def kill(self, job: Job, rank: int) -> int:
         os.kill(job.ranks[rank], signal.SIGKILL)
         status = job.end()
-        assert status == signal.SIGKILL, status  # MPICH's, as the shell would say it
+        assert status == signal.SIGKILL, job.words()  # MPICH's, as the shell would say it
         return status
 
     def save(self, job: Job, rank: int) -> int:
