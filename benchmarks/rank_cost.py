@@ -95,20 +95,20 @@ def transport(world: ranks.World) -> dict[str, float]:
 
     def to_and_fro(array: np.ndarray) -> None:
         if world.rank == 0:
-            world.send([array], 1, tag)
-            parallel.wait(world.receive([array], 1, tag))
+            world.send(array, 1, tag)
+            parallel.wait(world.receive(array, 1, tag))
         elif world.rank == 1:
-            parallel.wait(world.receive([array], 0, tag))
-            world.send([array], 0, tag)
+            parallel.wait(world.receive(array, 0, tag))
+            world.send(array, 0, tag)
         world.settle()
 
     def row() -> None:
         if world.rank == 1:
             for _ in range(many):
-                world.send([array], 0, tag)
+                world.send(array, 0, tag)
             world.settle()
         elif world.rank == 0:
-            for letter in [world.receive([np.empty_like(array)], 1, tag) for _ in range(many)]:
+            for letter in [world.receive(np.empty_like(array), 1, tag) for _ in range(many)]:
                 parallel.wait(letter)
 
     def median(work: Callable[[], None], times: int) -> float:

@@ -75,17 +75,17 @@ class World:
 
     # ---- a step
 
-    def send(self, arrays: Sequence[Array], to: int, tag: int) -> None:
-        """Send arrays, which are kept until they are there."""
-        self._sending += [self._comm.Isend(a, dest=to, tag=tag) for a in arrays]
+    def send(self, data: Array, to: int, tag: int) -> None:
+        """Send an array, which is kept until it is there."""
+        self._sending.append(self._comm.Isend(data, dest=to, tag=tag))
 
-    def receive(self, arrays: Sequence[Array], source: int, tag: int) -> Callable[[], bool]:
-        """Write what is sent with this tag, arrays of these shapes and dtypes, in place."""
-        return self._done([self._comm.Irecv(a, source=source, tag=tag) for a in arrays])
+    def receive(self, data: Array, source: int, tag: int) -> Callable[[], bool]:
+        """Write what is sent with this tag, of this size, in place."""
+        return self._done([self._comm.Irecv(data, source=source, tag=tag)])
 
-    def broadcast(self, arrays: Sequence[Array]) -> Callable[[], bool]:
-        """Write the arrays of rank 0 in place of those of all others."""
-        return self._done([self._comm.Ibcast(a, root=0) for a in arrays])
+    def broadcast(self, data: Array) -> Callable[[], bool]:
+        """Write what rank 0 has in place of what all others have."""
+        return self._done([self._comm.Ibcast(data, root=0)])
 
     def add_up(self, arrays: Sequence[Array]) -> Callable[[], bool]:
         """Write the sums over all ranks in place, in the order that MPI chooses."""
