@@ -3,6 +3,7 @@
     python benchmarks/rank_cost.py turns [RECIPE ...]        2 ranks of a thread, 1 of 2, in turn
     python benchmarks/rank_cost.py net RATE N [RECIPE ...]   RATE: memory, 1gbit, 10gbit, …
     python benchmarks/rank_cost.py table RATE LATENCY FILE   for 8 to 256 ranks, from lines of `net`
+                                                         (bytes a second, seconds)
 
 With a RATE each rank has a network namespace of its own, joined by a bridge and shaped with tc
 (this needs root and iproute2), and MPICH is told to use TCP. A line of JSON has, in seconds,
@@ -13,6 +14,7 @@ With a RATE each rank has a network namespace of its own, joined by a bridge and
     latency  the time that a single number takes from rank to rank and back, halved
     one      the same of a bucket
     stream   the time of a bucket when many follow each other
+    cpu      what of it are processors at work, at both ends
     predicted  what `model` makes of these but `step` and `late`
 
 For `turns` both live in the same two processes, and take a few steps each, again and again: who
@@ -43,6 +45,7 @@ import numpy as np
 import minitensor as mt
 from minitensor import parallel
 from tinygpt import ranks
+from tinygpt.machine import cores
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.training import bench
@@ -51,6 +54,7 @@ from tinygpt.training.train import Trainer, cut
 CHANGES = {"neo-41m": {"accumulation": 1, "batch_size": 8}}  # half of one of five micro-batches
 RECIPES = ("pinv-0.8m", "mini-3m", "neo-41m")
 TURNS = 8
+MANY = (8, 16, 32, 64, 128, 256)
 BACKWARD = 2 / 3  # of a shard's time: twice as many products as in the forward
 BRIDGE = f"ranks{os.getpid()}"  # its own: what an earlier one had goes away when the kernel likes
 
@@ -59,17 +63,23 @@ def model(m: dict[str, Any], n: int) -> float:
     """Seconds of a step of n ranks, from what was measured of its parts.
 
     The sum of rank 0 takes ⌈log₂ n⌉ others into it, one after the other through one link, while
-    what is complete goes out again through the other direction, as often; the last bucket has the
-    way up and down to itself. As long as the last shard's backward takes is hidden.
+    what is complete goes out again through the other direction, as often. As long as the last
+    shard's backward takes is hidden; but the gradient of the embedding is complete at its very end,
+    and has the way up and down to itself. Nor are processors free that have shards to compute:
+    what they spend on sending and receiving comes on top (of `processors`, if the ranks share a
+    machine; else each has one).
     """
     levels = math.ceil(math.log2(n))
     work = m["alone"] - m["update"]
     shards = math.ceil(m["shards"] / n)
     compute = work * shards / m["shards_alone"]
     buckets = m["bytes"] / m["bucket"]
-    exchange = levels * buckets * m["stream"] + 2 * levels * m["one"]
+    last = 2 * levels * (m["latency"] + m["last"] / m["bucket"] * m["stream"])
+    exchange = levels * buckets * m["stream"] + last
     hidden = BACKWARD * compute / shards
-    return compute + max(exchange - hidden, 2 * levels * m["one"]) + m["update"]
+    shared = m["processors"]
+    passings = 2 * (n - 1) / shared if shared else levels  # of a bucket, for one processor
+    return compute + max(exchange - hidden, last, passings * buckets * m["cpu"]) + m["update"]
 
 
 # --------------------------------------------------------------------------------------- a process
@@ -89,7 +99,7 @@ def seconds(work: Callable[[], Any], meet: Callable[[], Any] = lambda: None) -> 
 
 
 def transport(world: ranks.World) -> dict[str, float]:
-    """Seconds of a number and of a bucket between two ranks, and of a bucket in a row of 32."""
+    """What a number and a bucket cost between two ranks, and a bucket in a row of 32; seconds."""
     number, array = np.zeros(1, np.float32), np.zeros(parallel.BUCKET, np.float32)
     many, tag = 32, 9000
 
@@ -114,7 +124,11 @@ def transport(world: ranks.World) -> dict[str, float]:
     def median(work: Callable[[], None], times: int) -> float:
         return statistics.median(seconds(work, world.meet) for _ in range(times))
 
+    before = time.process_time()
+    row()
+    mine = time.process_time() - before
     return {
+        "cpu": sum(world.gather([mine])[:2]) / many,
         "latency": median(partial(to_and_fro, number), 25) / 2,
         "one": median(partial(to_and_fro, array), 9) / 2,
         "stream": median(row, 5) / many,
@@ -152,7 +166,8 @@ def work(recipe: str, limit: float) -> None:
             sent += whole.model.embedding.weight.data.nbytes * (c.head == "pinv")
             m = {name: statistics.median(values[1:]) for name, values in kinds.items()}
             m |= {"recipe": recipe, "ranks": world.size, "shards": shards, "shards_alone": mine}
-            m |= {**network, "bytes": sent, "bucket": 4 * bucket}
+            m |= {**network, "bytes": sent, "bucket": 4 * bucket, "processors": cores()}
+            m["last"] = max(whole.parameters[0].data.nbytes, 4 * bucket)
             m["predicted"] = model(m, world.size)
             print(json.dumps(m), flush=True)
 
@@ -265,21 +280,24 @@ def turns(recipe: str, limit: float) -> dict[str, Any]:
 
 
 def table(rate: float, latency: float, lines: list[str]) -> str:
-    """What `model` says for 8 to 256 ranks, and where the exchange takes half of a step."""
-    rows = ["| recipe | bytes | 1 | 8 | 16 | 32 | 64 | 128 | 256 |", "|---" * 9 + "|"]
+    """What `model` says of a recipe's own steps on machines of their own: how much faster 8 to 256
+    ranks are than one, and how many shards each needs to compute half of the time."""
+    head = ["recipe", "bytes", "shards", "one rank", *(f"{n} ranks" for n in MANY)]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for line in lines:
         m = json.loads(line)
-        one = m["bucket"] / rate + latency
-        m |= {"one": one, "stream": m["bucket"] / rate}
-        alone = (m["alone"] - m["update"]) * m["shards"] / m["shards_alone"] + m["update"]
-        cells = []
-        for n in (8, 16, 32, 64, 128, 256):
-            cells.append(f"{alone / model(m, n):.1f}")
-        rows.append(
-            f"| `{m['recipe']}` | {m['bytes'] / 1e6:.1f} MB | {alone * 1e3:,.0f} ms | "
-            + " | ".join(cells)
-            + " |"
-        )
+        c = recipes.get(m["recipe"])
+        m |= {"stream": m["bucket"] / rate, "latency": latency, "processors": 0}
+        shard = (m["alone"] - m["update"]) / m["shards_alone"]
+        m["shards"] = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
+        one = shard * m["shards"] + m["update"]
+        cells = [f"`{m['recipe']}`", f"{m['bytes'] / 1e6:.1f} MB", m["shards"], f"{one:.2f} s"]
+        for n in MANY:
+            enough = 1
+            while model({**m, "shards": n * enough}, n) > 2 * enough * shard + m["update"]:
+                enough += 1
+            cells.append(f"{one / model(m, n):.1f}; {enough}")
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
 
