@@ -8,7 +8,7 @@
 With a RATE each rank has a network namespace of its own, joined by a bridge and shaped with tc
 (this needs root and iproute2), and MPICH is told to use TCP. A line of JSON has, in seconds,
 
-    alone    a step of a rank's own shards, and the update, without any exchange
+    alone    a step of a rank's own shards, and the update, without any exchange, until all have it
     step     the same with it, in turn with `alone`
     late     `step` with everything in one bucket, which no backward hides
     latency  the time that a single number takes from rank to rank and back, halved
@@ -147,17 +147,23 @@ def work(recipe: str, limit: float) -> None:
         kinds: dict[str, list[float]] = {"alone": [], "step": [], "late": [], "update": []}
         bucket, number, begin = parallel.BUCKET, 0, time.perf_counter()
         going = True
+
+        def all_alone(number: int) -> None:
+            """With the wait for the slowest: a step cannot end before it."""
+            apart.step(number)
+            world.meet()
+
         while going:
             number += 1
             grads = [np.zeros_like(p.data) for p in whole.parameters]
-            kinds["alone"].append(seconds(partial(apart.step, number), world.meet))
+            kinds["alone"].append(seconds(partial(all_alone, number), world.meet))
             kinds["step"].append(seconds(partial(whole.step, number), world.meet))
             parallel.BUCKET = 1 << 60
             kinds["late"].append(seconds(partial(whole.step, number), world.meet))
             parallel.BUCKET = bucket
             update = partial(whole.optimizer.step, grads, scale=1.0, workers=workers)
             kinds["update"].append(seconds(update, world.meet))
-            going = bool(world.most(int(time.perf_counter() - begin < limit or number < 4)))
+            going = bool(world.most(int(time.perf_counter() - begin < limit or number < 3)))
         network = transport(world)
         shards = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
         mine = len(parallel.part(shards, 0, world.size))
