@@ -26,6 +26,7 @@ Needs `pip install 'tinygpt[mpi]'` and Linux.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -285,10 +286,17 @@ def turns(recipe: str, limit: float) -> dict[str, Any]:
         return launch(["mpiexec", "-n", "2", *command("take-turns", recipe, limit, wake)])
 
 
+def half(m: dict[str, Any], n: int, shards: int) -> bool:
+    """Whether n ranks of so many shards each exchange for longer than they compute."""
+    compute = (m["alone"] - m["update"]) / m["shards_alone"] * shards
+    return model({**m, "shards": n * shards}, n) > 2 * compute + m["update"]
+
+
 def table(rate: float, latency: float, lines: list[str]) -> str:
-    """What `model` says of a recipe's own steps on machines of their own: how much faster 8 to 256
-    ranks are than one, and how many shards each needs to compute half of the time."""
-    head = ["recipe", "bytes", "shards", "one rank", *(f"{n} ranks" for n in MANY)]
+    """What `model` says of a recipe's own steps on machines of their own: with how many ranks the
+    exchange takes half of a step, how much faster 8 to 256 ranks are than one, and how many shards
+    each needs to compute half of the time."""
+    head = ["recipe", "bytes", "shards", "one rank", "limit", *(f"{n} ranks" for n in MANY)]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for line in lines:
         m = json.loads(line)
@@ -297,11 +305,11 @@ def table(rate: float, latency: float, lines: list[str]) -> str:
         shard = (m["alone"] - m["update"]) / m["shards_alone"]
         m["shards"] = len(cut(np.empty(c.sequences_per_step), c.shard_tokens // c.context))
         one = shard * m["shards"] + m["update"]
+        limit = next(n for n in range(2, 1 << 20) if half(m, n, math.ceil(m["shards"] / n)))
         cells = [f"`{m['recipe']}`", f"{m['bytes'] / 1e6:.1f} MB", m["shards"], f"{one:.2f} s"]
+        cells.append(limit)
         for n in MANY:
-            enough = 1
-            while model({**m, "shards": n * enough}, n) > 2 * enough * shard + m["update"]:
-                enough += 1
+            enough = next(shards for shards in itertools.count(1) if not half(m, n, shards))
             cells.append(f"{one / model(m, n):.1f}; {enough}")
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
