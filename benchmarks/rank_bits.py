@@ -1,16 +1,18 @@
 """The bits of a recipe on several numbers of ranks, killed and gone on with on other numbers.
 
-    python benchmarks/rank_bits.py [--recipe quick] [--steps 12] [--ranks 1 2 3 4 8]
+    python benchmarks/rank_bits.py [--recipe quick] [--steps 8] [--copying 4] [--ranks 1 2 3 4 8]
 
-Trains the first steps on each number of ranks (1 is without MPI) and prints a hash of the weights.
-Then one run goes on from number to number: each but the last is killed (SIGKILL of its last rank)
-once it has saved again. All hashes must be one. Needs `pip install 'tinygpt[mpi]'` and POSIX.
+Trains a few steps on each number of ranks (1 is without MPI), with a few of the warm-up on copying
+before them, and prints a hash of the weights. Then one run goes on from number to number: each but
+the last is killed (SIGKILL of its last rank) once it has saved again. All hashes must be one. Needs
+`pip install 'tinygpt[mpi]'` and POSIX.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import re
 import signal
@@ -47,21 +49,23 @@ def digest(out: Path) -> str:
     return hashed.hexdigest()[:16]
 
 
-def newest(out: Path) -> int:
-    """The step of the newest checkpoint, or -1."""
+def newest(out: Path) -> float:
+    """The step of the newest checkpoint, which is below 0 in the warm-up; minus infinity: none."""
     step = checkpoint.latest_step(out / "checkpoint.npz")
-    return -1 if step is None else step
+    return -math.inf if step is None else step
 
 
 def main() -> None:
     """Run all, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipe", default="quick")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--copying", type=int, default=4)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4, 8])
     args = parser.parse_args()
     new = [args.recipe, "--max-iters", str(args.steps)]
     new += ["--set", "checkpoint_interval=1", "--set", "eval_batches=2"]
+    new += ["--set", f"warmup_copy={args.copying}"]
     hashes = set()
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"
@@ -73,7 +77,7 @@ def main() -> None:
         out, options = Path(folder) / "killed", new
         for n in args.ranks[:0:-1]:  # by MPI
             run, before = start(n, out, said, options), newest(out)
-            while run.poll() is None and newest(out) < max(before, 0) + 2:
+            while run.poll() is None and newest(out) < max(before, -args.copying) + 2:
                 time.sleep(0.02)
             words = said.read_text("utf-8")
             if run.poll() is None:

@@ -42,7 +42,7 @@ from tiny_runs import tiny, train
 
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
-from tinygpt.training.ranks import STALL
+from tinygpt.ranks import STALL
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("kill", "save", "dead", "stuck", "disk", "stop", "data", "version")
@@ -178,7 +178,7 @@ class Chain:
     def kill(self, job: Job, rank: int) -> int:
         os.kill(job.ranks[rank], signal.SIGKILL)
         status = job.end()
-        assert status == signal.SIGKILL, status  # MPICH's, as the shell would say it
+        assert status == signal.SIGKILL, job.words()  # MPICH's, as the shell would say it
         return status
 
     def save(self, job: Job, rank: int) -> int:

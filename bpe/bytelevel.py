@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, pairwise
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from bpe.base import MAX_ID, Tokenizer
 from bpe.checks import is_id, name_of, special_ids
 from bpe.errors import TokenizerError, UsageError
 from bpe.patterns import Splitter
-from bpe.sources import Source, check_specials
+from bpe.sources import Source, check_counts, check_specials
 from bpe.terminal import counted
 from bpe.training import count_chunks, learn_merges
 from bpe.untrusted import shown
@@ -72,7 +73,7 @@ class BPETokenizer(Tokenizer, kind="bpe"):
     @classmethod
     def train(
         cls,
-        source: Source,
+        source: Source | Counter[bytes],
         vocab_size: int = 8000,
         *,
         special_tokens: Iterable[str] = ("<|endoftext|>",),
@@ -85,7 +86,8 @@ class BPETokenizer(Tokenizer, kind="bpe"):
         """Train a byte-level BPE tokenizer.
 
         Args:
-            source: the name of a UTF-8 file, several `Path`s, or an iterable of texts.
+            source: the name of a UTF-8 file, several `Path`s, an iterable of texts, or
+                how often each chunk occurs in them (`bpe.training.count_chunks`, and sums of it).
             vocab_size: ids in all: the 256 bytes, the merges, the special tokens, in this order.
             special_tokens: these divide the text when they occur in it, and get ids of their own.
             pattern: "gpt2", "gpt4", "none", or a regular expression in the syntax of `regex`.
@@ -110,7 +112,14 @@ class BPETokenizer(Tokenizer, kind="bpe"):
             raise UsageError(f"tie_break: expected 'bytes' or 'ids', got {tie_break!r}")
         if not isinstance(min_frequency, int) or min_frequency < 1:
             raise UsageError(f"min_frequency: expected a number from 1 up, got {min_frequency}")
-        counts = count_chunks(source, splitter, specials, processes=processes, progress=progress)
+        if isinstance(source, Counter):
+            counts = check_counts(source, bytes)
+        else:
+            counts = count_chunks(
+                source, splitter, specials, processes=processes, progress=progress
+            )
+        if not counts:
+            raise TokenizerError("there is no text to train on")
         vocab, pairs, tokens = learn_merges(
             counts, merges, tie_break=tie_break, min_frequency=min_frequency, progress=progress
         )

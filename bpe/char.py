@@ -8,10 +8,18 @@ from typing import Any, ClassVar
 
 from bpe.base import MAX_ID, Tokenizer
 from bpe.errors import TokenizerError, UsageError
-from bpe.sources import Source, check_specials, documents
+from bpe.sources import Source, check_counts, check_specials, documents
 from bpe.untrusted import shown
 
 CONTROL_TOKENS = {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+def count_characters(source: Source, special_tokens: Iterable[str] = ()) -> Counter[str]:
+    """How often each character occurs in `source`, not counting `special_tokens`."""
+    counts: Counter[str] = Counter()
+    for text in documents(source, check_specials(special_tokens), lambda text, limit: limit):
+        counts.update(text)
+    return counts
 
 
 class CharTokenizer(Tokenizer, kind="char"):
@@ -55,26 +63,25 @@ class CharTokenizer(Tokenizer, kind="char"):
     @classmethod
     def train(
         cls,
-        source: Source,
+        source: Source | Counter[str],
         vocab_size: int | None = None,
         control_tokens: bool = True,
         *,
         special_tokens: Iterable[str] = ("<|endoftext|>",),
     ) -> CharTokenizer:
-        """The characters of `source` (see `bpe.train`), not counting `special_tokens`.
+        """The characters of `source` (as of `bpe.train`, or counts), but for `special_tokens`.
 
         With control tokens the most frequent character comes first, equally frequent ones by code
         point; if `vocab_size` has no room for all, the rarest are left out. Without control
         tokens they come by code point, and all must have room.
         """
-        counts: Counter[str] = Counter()
-        for text in documents(source, check_specials(special_tokens), lambda text, limit: limit):
-            counts.update(text)
+        if isinstance(source, Counter):
+            counts = check_counts(source, str)
+        else:
+            counts = count_characters(source, special_tokens)
         if not counts:
             raise TokenizerError("there is no text to train on")
-        for code in range(0xD800, 0xE000):
-            counts.pop(chr(code), None)
-        characters = sorted(counts)
+        characters = sorted(c for c in counts if not "\ud800" <= c <= "\udfff")
         if control_tokens:
             characters.sort(key=lambda character: -counts[character])
             if isinstance(vocab_size, int):

@@ -9,8 +9,16 @@ from typing import Any, ClassVar
 from bpe.base import Tokenizer, from_dict
 from bpe.bytelevel import BPETokenizer
 from bpe.errors import TokenizerError, UsageError
-from bpe.sources import Source, documents
+from bpe.sources import Source, check_counts, documents
 from bpe.untrusted import shown
+
+
+def count_ids(base: BPETokenizer, source: Source) -> Counter[int]:
+    """How often each token of `base` occurs in `source` (see `bpe.train`)."""
+    counts: Counter[int] = Counter()
+    for text in documents(source, base.special_tokens, base.last_cut):
+        counts.update(base.encode(text))
+    return counts
 
 
 class ReducedTokenizer(Tokenizer, kind="reduced"):
@@ -49,12 +57,14 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
         self.bytes_of[self.unknown_id] = "\ufffd".encode()
 
     @classmethod
-    def train(cls, base: BPETokenizer, source: Source, size: int = 8000) -> ReducedTokenizer:
+    def train(
+        cls, base: BPETokenizer, source: Source | Counter[int], size: int = 8000
+    ) -> ReducedTokenizer:
         """Keep the `size` most frequent tokens of `base` in `source`; `vocab_size` is one more.
 
         The special tokens of `base` are always kept and come last. Equally frequent tokens come
         by their id in `base`; if the text has fewer different tokens than `size`, unused ones
-        fill up.
+        fill up. The source may be counted already (`count_ids`).
         """
         specials = list(_checked(base).special_tokens.values())
         known = range(base.vocab_size)
@@ -63,9 +73,10 @@ class ReducedTokenizer(Tokenizer, kind="reduced"):
                 f"size: expected a number from {max(1, len(specials))} to {len(known)}, "
                 f"got {size!r}"
             )
-        counts: Counter[int] = Counter()
-        for text in documents(source, base.special_tokens, base.last_cut):
-            counts.update(base.encode(text))
+        if isinstance(source, Counter):
+            counts = check_counts(source, int)
+        else:
+            counts = count_ids(base, source)
         total = counts.total()
         if not total:
             raise TokenizerError("there is no text to train on")

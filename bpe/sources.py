@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from bpe.errors import TokenizerError, UsageError
 from bpe.files import BLOCK, read_blocks
 from bpe.patterns import segments
+from bpe.untrusted import shown
 
 Source = str | os.PathLike[str] | Iterable["str | os.PathLike[str]"]
 
@@ -54,6 +56,16 @@ def source_items(source: Source) -> Iterable[str | os.PathLike[str]]:
             "pass Path objects to train on files"
         )
     return source
+
+
+def check_counts(counts: Counter[Any], kind: type) -> Counter[Any]:
+    """The same counts; TokenizerError unless what they count is of this kind."""
+    for part in counts:
+        if not isinstance(part, kind):
+            raise TokenizerError(
+                f"source: expected a Counter of {kind.__name__}, but it counts {shown(part)}"
+            )
+    return counts
 
 
 def _names_a_file(text: Any) -> bool:

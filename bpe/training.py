@@ -23,7 +23,6 @@ from itertools import pairwise
 from typing import Any
 
 from bpe.alphabet import GPT2_ORDER
-from bpe.errors import TokenizerError
 from bpe.patterns import Splitter
 from bpe.sources import Source, bar, batches, documents
 from bpe.workers import imap
@@ -47,8 +46,6 @@ def count_chunks(
     jobs = batches(documents(source, specials, splitter.last_cut, progress=progress))
     for counts in imap(chunk_counter, (splitter.name,), jobs, processes):
         total.update(counts)
-    if not total:
-        raise TokenizerError("there is no text to train on")
     return Counter({chunk.encode(): count for chunk, count in total.items()})
 
 

@@ -14,6 +14,7 @@ other. How they send is not known here: see `Ranks`.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import threading
 import time
@@ -238,6 +239,7 @@ def _add_in_place(left: list[Array], right: list[Array]) -> list[Array]:
 # ------------------------------------------------------------------------------ several processes
 
 BUCKET = 1 << 17  # numbers that travel together: half a megabyte of float32
+LINE = 64  # bytes
 POLL = 5e-4  # seconds between two looks at what has arrived, while shards are computed
 SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; then it sleeps
 
@@ -245,25 +247,27 @@ SPIN = 2e-3  # seconds of a wait in which nothing but other threads may run; the
 class Ranks(Protocol):
     """Processes that work on one step, each with the same parameters; this is number `rank`.
 
-    Arrays are C-contiguous. Nothing here waits, and any thread may call it; but what all ranks
-    have to call, they call in the same order. What is returned tells whether it is done.
+    What is sent are bytes in one piece, (n,) uint8. Nothing here waits, and any thread may call it;
+    but what all ranks have to call, they call in the same order. What is returned tells whether it
+    is done.
     """
 
     rank: int
     size: int
     exact: bool  # whether sums go up the tree; if not, `add_up` makes them
 
-    def send(self, arrays: Sequence[Array], to: int, tag: int) -> None:
-        """Send arrays, which will not be written to any more."""
+    def send(self, data: Array, to: int, tag: int) -> None:
+        """Send what will not be written to any more."""
 
-    def receive(self, arrays: Sequence[Array], source: int, tag: int) -> Callable[[], bool]:
-        """Write what is sent with this tag, arrays of these shapes and dtypes, in place."""
+    def receive(self, data: Array, source: int, tag: int) -> Callable[[], bool]:
+        """Write what is sent with this tag, as many bytes, in place."""
 
-    def broadcast(self, arrays: Sequence[Array]) -> Callable[[], bool]:
-        """Write the arrays of rank 0 in place of those of all others; every rank calls it."""
+    def broadcast(self, data: Array) -> Callable[[], bool]:
+        """Write what rank 0 has in place of what all others have; every rank calls it."""
 
     def add_up(self, arrays: Sequence[Array]) -> Callable[[], bool]:
-        """Write the sums over all ranks in place, added in any order; every rank calls it."""
+        """Write the sums over all ranks in place, added in any order, of arrays in C order; every
+        rank calls it."""
 
     def settle(self) -> None:
         """Wait until everything that was sent is there."""
@@ -375,7 +379,7 @@ class _Exchange:
             self.started.set()
         if not across or owner == self.ranks.rank:
             return False
-        self.ranks.send(value, owner, self._tag(bucket, level))
+        self.ranks.send(_packed(value), owner, self._tag(bucket, level))
         return True
 
     def _tag(self, bucket: int, level: int) -> int:
@@ -394,9 +398,12 @@ class _Exchange:
         numbers = range(len(self.items))
         kept = [[i for i in numbers[b] if not 0 < i <= derived] for b in self.buckets]
         totals: list[list[Array]] = []
+        under_way: deque[Callable[[], bool]] = deque()
         if self.ranks.rank:
-            totals = [self._empty(mine) for mine in kept]
-        under_way = deque(self.ranks.broadcast(arrays) for arrays in totals)
+            for mine in kept:
+                data, arrays = _boxes([self.items[i] for i in mine])
+                totals.append(arrays)
+                under_way.append(self.ranks.broadcast(data))
         expected = self._expect()
         sums: list[Array] = []
         through: list[Array | None] = []
@@ -422,7 +429,7 @@ class _Exchange:
                     if extra is not None:
                         np.add(sums[i], extra, out=sums[i])
                 totals.append([sums[i] for i in mine])
-                under_way.append(self.ranks.broadcast(totals[-1]))
+                under_way.append(self.ranks.broadcast(_packed(totals[-1])))
                 moved = time.perf_counter()
             while under_way and under_way[0]():
                 under_way.popleft()
@@ -433,10 +440,6 @@ class _Exchange:
         self.ranks.settle()
         return [a for arrays in totals for a in arrays]
 
-    def _empty(self, numbers: Iterable[int]) -> list[Array]:
-        """Arrays in C order for these items."""
-        return [np.empty(self.items[i].shape, self.items[i].dtype) for i in numbers]
-
     def _expect(self) -> list[deque[Letter]]:
         """Begin to receive the right halves of this rank's sums: of each, bucket by bucket."""
         expected: list[deque[Letter]] = []
@@ -444,8 +447,8 @@ class _Exchange:
             if owner == self.ranks.rank:
                 expected.append(deque())
                 for b, bucket in enumerate(self.buckets):
-                    arrays = self._empty(range(len(self.items))[bucket])
-                    done = self.ranks.receive(arrays, other, self._tag(b, level))
+                    data, arrays = _boxes(self.items[bucket])
+                    done = self.ranks.receive(data, other, self._tag(b, level))
                     expected[-1].append(Letter(done, b, level, index + 1, arrays))
         return expected
 
@@ -470,6 +473,24 @@ def _buckets(arrays: Sequence[Array]) -> list[slice]:
             ends.append(i)
             size = 0
     return [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]
+
+
+def _boxes(like: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """A buffer, and arrays of these shapes and dtypes in it; each begins a line of the cache."""
+    begins = [0, *itertools.accumulate(-(-a.nbytes // LINE) * LINE for a in like)]
+    data = np.empty(begins[-2] + like[-1].nbytes if like else 0, np.uint8)
+    parts = (data[i : i + a.nbytes] for i, a in zip(begins, like, strict=False))
+    return data, [d.view(a.dtype).reshape(a.shape) for d, a in zip(parts, like, strict=True)]
+
+
+def _packed(arrays: Sequence[Array]) -> Array:
+    """The arrays in one buffer, which is quicker to send than many: no copy if it is one alone."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1).view(np.uint8)
+    data, boxes = _boxes(arrays)
+    for box, a in zip(boxes, arrays, strict=True):
+        box[...] = a
+    return data
 
 
 def sum_of_ranks(arrays: Sequence[Array], ranks: Ranks) -> list[Array]:

@@ -313,7 +313,8 @@ def _last_uses(outputs: Iterable[Node], wanted: set[Node]) -> list[tuple[int, No
             elif parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
-    return sorted((int(min(use, hidden)), leaf) for leaf, use in uses.items())
+    last = [(int(min(use, hidden)), leaf) for leaf, use in uses.items()]
+    return sorted(last, key=lambda pair: (pair[0], -pair[1].id))
 
 
 def _spoilt(node: Node) -> RuntimeError:

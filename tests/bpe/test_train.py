@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 import bpe
 from bpe.alphabet import GPT2_ORDER, printable
-from bpe.training import learn_merges
+from bpe.char import count_characters
+from bpe.patterns import Splitter
+from bpe.reduced import count_ids
+from bpe.training import count_chunks, learn_merges
 
 DATA = Path(__file__).parent / "data"
 WORDS = "low low low low low lower lower widest widest widest " + " ".join(["newest"] * 6)
@@ -206,3 +209,22 @@ def test_a_file_that_is_not_utf8(tmp_path):
         path.write_bytes(content)
         with pytest.raises(bpe.TokenizerError, match=rf"latin1.txt: not UTF-8: .* at byte {at}"):
             bpe.train(path, 300)
+
+
+def test_what_was_counted_in_parts_gives_the_tokenizer_of_the_whole():
+    texts, specials = ["one two two", "three<|endoftext|>two", "one"], ["<|endoftext|>"]
+    halves = (texts[:1], texts[1:])
+    chunks = sum((count_chunks(h, Splitter("gpt2"), specials) for h in halves), Counter())
+    base = bpe.train(texts, 262)
+    assert bpe.train(chunks, 262) == base
+    characters = sum((count_characters(h, specials) for h in halves), Counter())
+    assert bpe.CharTokenizer.train(characters) == bpe.CharTokenizer.train(texts)
+    ids = sum((count_ids(base, h) for h in halves), Counter())
+    assert bpe.ReducedTokenizer.train(base, ids, 5) == bpe.ReducedTokenizer.train(base, texts, 5)
+
+
+def test_counts_of_something_else_are_refused():
+    with pytest.raises(bpe.TokenizerError, match="a Counter of bytes, but it counts 'one'"):
+        bpe.train(Counter(["one"]), 300)
+    with pytest.raises(bpe.TokenizerError, match="no text"):
+        bpe.train(Counter(), 300)

@@ -115,6 +115,16 @@ def test_a_gradient_is_told_as_soon_as_it_is_complete(checkpointed):
         np.testing.assert_array_equal(told[i], g)
 
 
+def test_leaves_that_one_op_uses_are_told_together_the_oldest_first():
+    x, y, z = leaf(3.0), leaf(5.0), leaf(7.0)
+    told = {}
+    mt.grad((x * y + y * z).sum(), [z, y, x], ready=lambda i, g: told.update({i: float(g[0])}))
+    assert list(told.items()) == [(0, 5.0), (2, 5.0), (1, 10.0)]
+    told.clear()
+    mt.grad((y * x).sum(), [y, x], ready=lambda i, g: told.update({i: float(g[0])}))
+    assert list(told.items()) == [(1, 5.0), (0, 3.0)]
+
+
 def test_what_is_no_leaf_is_told_before_the_walk_goes_through_it():
     x = leaf(3.0)
     y = x * x

@@ -16,10 +16,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from tinygpt import Error, UsageError
+from tinygpt import Error, UsageError, ranks
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
-from tinygpt.training import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
@@ -47,12 +46,14 @@ def said_by(out: Path) -> Path:
     return out.with_suffix(".said")
 
 
-def launch(command: list[str], said: Path, **environment: str) -> subprocess.Popen:
+def launch(
+    command: list[str], said: Path, folder: Path = ROOT, **environment: str
+) -> subprocess.Popen:
     kernels = {"MINITENSOR_KERNELS": "numpy", "OPENBLAS_NUM_THREADS": "1"}
     with said.open("wb") as handle:
         return subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env={**os.environ, **kernels, **environment},
             stdin=subprocess.DEVNULL,
             stdout=handle,
@@ -230,7 +231,7 @@ def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_is_alive_but_stuck_ends_the_run(recipe, tmp_path):
     (tmp_path / "wrong.py").write_text(
-        "from tinygpt.training import ranks; ranks.STALL = 2\n"
+        "from tinygpt import ranks; ranks.STALL = 2\n"
         + WRONG.format(what="import time; time.sleep(1000)"),
         encoding="utf-8",
     )
@@ -281,6 +282,108 @@ def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
     assert status == 1, words
     (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
     assert told in line and "rank 2 (" in line and "; the last good checkpoint, of step 4" in line
+
+
+# ------------------------------------------------------------------------------- data on ranks
+
+# The command, with pieces so small that a short text has many; `{also}` is done first.
+PREPARE = """
+import os, signal, sys
+from tinygpt import cli
+from tinygpt.data import corpus, documents
+corpus.PIECE, corpus.FEW = 512, 1  # FEW: the workers are the first to read, not the scan
+{also}
+sys.exit(cli.command())
+"""
+KILLED = """
+encode, calls = documents.encode, []
+def encode_some(*arguments):
+    calls.append(arguments)
+    if os.environ.get("PMI_RANK") == "1" and len(calls) == 20:  # of the fourth piece
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(*arguments)
+documents.encode = encode_some
+"""
+TEXT = "\n<|endoftext|>\n".join(
+    f"Story {i}. Tom saw the {'big' if i % 2 else 'small'} dog.\n\nIt ran {i}0 times. “Oh!”"
+    for i in range(120)
+)
+
+
+def prepare(
+    n: int, out: Path, *options: str, also: str = "", last: tuple[str, ...] = ()
+) -> tuple[int, str]:
+    """Prepare text.txt, which lies beside `out`, on n ranks, or without MPI if n is 0; `last` says
+    how the last rank is started."""
+    script = out.parent / "prepare.py"
+    script.write_text(PREPARE.format(also=also), encoding="utf-8")
+    work = [sys.executable, str(script), "data", "prepare", "text.txt", "--out", str(out), *options]
+    command = [str(MPIEXEC), "-n", str(n), "-wdir", str(out.parent), *work]
+    if last:
+        command[2] = str(n - 1)
+        command += [":", "-n", "1", *last, *work]
+    elif not n:
+        command = [*work, "--processes", "1"]
+    return ended(launch(command, said_by(out), out.parent, PYTHONPATH=str(ROOT)), said_by(out))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@needs_mpi
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tokenizer",
+    ["bpe --vocab-size 300", "char", "reduced --vocab-size 280 --reduced-from 300"],
+    ids=lambda words: words.split()[0],
+)
+def test_data_prepared_on_ranks_are_those_of_one_process(tokenizer, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for n in (0, 2, 3):
+        status, said = prepare(n, tmp_path / str(n), "--tokenizer", *tokenizer.split())
+        assert status == 0, said
+        assert said.count("wrote") == 1  # rank 0 alone tells
+    first, *others = (files(tmp_path / str(n)) for n in (0, 2, 3))
+    assert set(first) == {"train.npy", "valid.npy", "tokenizer.json", "meta.json"}
+    assert others == [first, first]
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_data_that_a_killed_rank_left_are_gone_on_with(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = ("--tokenizer", "char")
+    status, said = prepare(3, tmp_path / "cut", *options, also=KILLED)
+    assert status != 0 and not (tmp_path / "cut" / "meta.json").exists(), said
+    for n, name in [(2, "cut"), (0, "whole")]:
+        status, said = prepare(n, tmp_path / name, *options)
+        assert status == 0, said
+        assert ("of an earlier call" in said) == (name == "cut")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_ranks_refuse_what_one_process_does(tmp_path):
+    text, other = tmp_path / "text.txt", tmp_path / "other"
+    for content in (TEXT.encode() + b"caf\xe9 " + TEXT.encode() + b"\xff", b""):
+        text.write_bytes(content)
+        alone, told = prepare(0, tmp_path / "out", "--tokenizer", "char")
+        status, said = prepare(3, tmp_path / "out", "--tokenizer", "char")
+        assert alone == status == 1
+        assert [line for line in said.splitlines() if "tinygpt: error:" in line] == [
+            line for line in told.splitlines() if "tinygpt: error:" in line
+        ]
+    other.mkdir()
+    (other / "text.txt").write_text(TEXT, encoding="utf-8")
+    text.write_text(TEXT + ".", encoding="utf-8")
+    status, said = prepare(2, tmp_path / "new", last=("-wdir", str(other)))
+    assert status == 2 and said.count("tinygpt: error:") == 1
+    assert "the sources (their SHA-256" in said and "rank 1 (" in said
+    status, said = prepare(2, tmp_path / "new", "--processes", "2")
+    assert status == 2 and said.count("tinygpt: error:") == 1 and "start more of them" in said
+    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------------------ without one

@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,37 +91,45 @@ def make_tokenizer(
     kind: str,
     vocab_size: int | None,
     reduced_from: int,
-    texts: Callable[..., Iterable[str]],
+    count: Callable[..., Counter],
     say: Say = lambda line: None,
-    processes: int = 1,
 ) -> Tokenizer:
-    """A tokenizer of one of `TOKENIZERS`, trained on `texts("train")`, or read from a file.
+    """A tokenizer of one of `TOKENIZERS`, trained on the text, or read from a file.
 
-    Those of characters are trained on `texts("train", "valid")`: what cannot be written down
-    cannot be predicted. Without a `vocab_size` they are as large as they need to be, and others
-    have `VOCAB_SIZE` tokens.
+    ``count(counter, *splits)`` gives what the function `counter` counts in the documents of these
+    splits, perhaps part by part and in other processes. Those of characters are trained on all:
+    what cannot be written down cannot be predicted. Without a `vocab_size` they are as large as
+    they need to be, and others have `VOCAB_SIZE` tokens.
     """
     import bpe
+    from bpe.char import count_characters
+    from bpe.patterns import Splitter
+    from bpe.reduced import count_ids
+    from bpe.training import count_chunks
 
     check_tokenizer(kind, vocab_size, reduced_from)
     if kind not in TOKENIZERS:
         return bpe.load(kind)
-    if kind == "char-plain":  # as many as there are, whatever the size
-        return bpe.CharTokenizer.train(texts(*SPLITS), control_tokens=False, special_tokens=())
-    if kind == "char":
-        return bpe.CharTokenizer.train(texts(*SPLITS), vocab_size, special_tokens=())
+    if kind in ("char", "char-plain"):
+        characters = count(count_characters, *SPLITS)
+        if kind == "char-plain":  # as many as there are, whatever the size
+            return bpe.CharTokenizer.train(characters, control_tokens=False)
+        return bpe.CharTokenizer.train(characters, vocab_size)
     vocab_size = vocab_size or VOCAB_SIZE
     size = reduced_from if kind == "reduced" else vocab_size
     say(f"tokenizer: training a byte-level BPE of {size:,} tokens")
+    counter = partial(count_chunks, splitter=Splitter("gpt2"), specials=(SEPARATOR,))
+    chunks = count(counter, "train")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        base: BPETokenizer = bpe.train(texts("train"), size, processes=processes)
+        base: BPETokenizer = bpe.train(chunks, size, special_tokens=(SEPARATOR,), pattern="gpt2")
     for note in notes:
         say(f"tokenizer: {note.message}")
     if kind == "bpe":
         return base
     # vocab_size - 1 kept tokens and the unknown one
-    return bpe.ReducedTokenizer.train(base, texts("train"), min(vocab_size - 1, base.vocab_size))
+    ids = count(partial(count_ids, base), "train")
+    return bpe.ReducedTokenizer.train(base, ids, min(vocab_size - 1, base.vocab_size))
 
 
 def size_asked_for(config: Config) -> int | None:

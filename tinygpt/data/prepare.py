@@ -3,8 +3,9 @@
 The folder gets ``train.npy`` and ``valid.npy``, one flat array of ids each that
 `numpy.load(..., mmap_mode="r")` opens without reading it, ``tokenizer.json`` and ``meta.json``.
 
-What sources are and how they are divided is in corpus.py. Worker processes encode one piece of
-them at a time. Each finished piece is a file of its own, so a killed run goes on where it was.
+What sources are and how they are divided is in corpus.py. Worker processes count and encode one
+piece of them at a time. Each finished piece is a file of its own, so a killed run goes on where it
+was. Under ``mpiexec`` the ranks are the workers: each reads the sources, rank 0 alone writes.
 
 With ``--split last`` the tokens are those of ``tinygpt train --data TEXT``, and ``--recipe NAME``
 takes all that decides them from a recipe.
@@ -20,11 +21,11 @@ import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,13 +45,19 @@ from tinygpt.machine import threads
 from tinygpt.model.config import TOKENIZERS, Config
 from tinygpt.progress import bar, tell
 
+if TYPE_CHECKING:
+    from tinygpt.ranks import World
+
 LEARN = 1 << 27  # bytes of text that a BPE learns from
+
+# What shares work out as `bpe.workers.imap` does, to processes or ranks.
+Imap = Callable[[Callable[..., Callable[[Any], Any]], tuple, Iterable[Any]], Iterator[Any]]
 
 
 # --------------------------------------------------------------------------------- the tokenizer
 
 
-def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
+def _tokenizer(corpus: Corpus, imap: Imap) -> Tokenizer:
     """The tokenizer that the options name: read from its file, or trained on the corpus.
 
     Of a large corpus, a BPE learns from evenly spread pieces: the memory that it takes grows with
@@ -61,50 +68,72 @@ def _tokenizer(corpus: Corpus, processes: int) -> Tokenizer:
     if not total:
         raise Error("the sources are empty; there is nothing to prepare")
 
-    def texts(*splits: str) -> Iterator[str]:
+    def count(counter: Callable[[Iterable[str]], Counter], *splits: str) -> Counter:
         stride = -(-total // LEARN) if splits == ("train",) else 1
-        pieces = corpus.pieces[::stride]
-        with bar(len(pieces), "pieces", desc="reading for the tokenizer") as read:
-            for piece in pieces:
-                for text, split, _ in corpus.routed(piece, Counter()):
-                    if split in splits:
-                        yield text
+        numbers = range(0, len(corpus.pieces), stride)
+        sums: Counter = Counter()
+        with bar(len(numbers), "pieces", desc="reading for the tokenizer") as read:
+            for counts in imap(_counting, (corpus.to_json(), counter, splits), numbers):
+                if isinstance(counts, str):
+                    raise Error(counts)
+                sums.update(counts)
                 read.update()
+        return sums
 
     sizes = options.vocab_size, options.reduced_from
-    return documents.make_tokenizer(options.tokenizer, *sizes, texts, tell, processes)
+    return documents.make_tokenizer(options.tokenizer, *sizes, count, tell)
+
+
+def _counting(plan: str, counter: Callable, splits: tuple[str, ...]) -> Callable[[int], Any]:
+    """What a worker runs: a function that counts in the piece with a given number."""
+    return partial(_count_in_piece, Corpus.from_json(plan), counter, splits)
+
+
+def _count_in_piece(
+    corpus: Corpus, counter: Callable, splits: tuple[str, ...], number: int
+) -> Counter | str:
+    """What `counter` counts in the texts of these splits, or what is wrong with them."""
+    routed = corpus.routed(corpus.pieces[number], Counter())
+    try:
+        return counter(text for text, split, _ in routed if split in splits)
+    except (Error, OSError) as error:  # as a value: a worker hands back no such exceptions
+        return str(error)
 
 
 # ------------------------------------------------------------------------------------- encoding
 
 
-def _encoder(work: str) -> Callable[[int], dict[str, Any]]:
-    """What a worker process runs: a function that encodes the piece with a given number."""
-    corpus = Corpus.from_json((Path(work) / "plan.json").read_text(encoding="utf-8"))
-    tokenizer = bpe.load(Path(work) / "tokenizer.json")
-    return partial(_encode_piece, corpus, tokenizer, Path(work))
+Encoded = tuple[dict[str, int], dict[str, bytes]]  # counts, and the tokens of each split
 
 
-def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, work: Path, number: int) -> dict[str, Any]:
-    """Encode one piece into `work`, unless an earlier run did; return its counts."""
-    done = work / f"{number}.json"
-    dtype = documents.dtype_of(tokenizer)
-    if counts := _done(work, number, dtype):
-        return {**counts, "resumed": 1}
+def _encoder(plan: str, tokenizer: Tokenizer) -> Callable[[int], Encoded | str]:
+    """What a worker runs: a function that encodes the piece with a given number."""
+    return partial(_encode_piece, Corpus.from_json(plan), tokenizer)
+
+
+def _encode_piece(corpus: Corpus, tokenizer: Tokenizer, number: int) -> Encoded | str:
+    """Encode one piece, or say what is wrong with it."""
     seen: Counter[str] = Counter()
     streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     try:
         for text, split, begins in corpus.routed(corpus.pieces[number], seen):
             streams[split].append(documents.encode(tokenizer, text, begins))
     except (Error, OSError) as error:  # as a value: a worker hands back no such exceptions
-        return {"error": str(error)}
+        return str(error)
     for split, arrays in streams.items():
         seen[f"{split} tokens"] = sum(map(len, arrays))
+    return dict(seen), {s: b"".join(a.tobytes() for a in arrays) for s, arrays in streams.items()}
+
+
+def _keep(work: Path, number: int, encoded: Encoded) -> dict[str, int]:
+    """Write an encoded piece into `work`; return its counts."""
+    counts, streams = encoded
+    for split, tokens in streams.items():
         with replacing(work / f"{number}.{split}") as file:
-            file.writelines(array.tobytes() for array in arrays)
-    with replacing(done) as file:  # last: it says that the others are whole
-        file.write(json.dumps(seen).encode())
-    return dict(seen)
+            file.write(tokens)
+    with replacing(work / f"{number}.json") as file:  # last: it says that the others are whole
+        file.write(json.dumps(counts).encode())
+    return counts
 
 
 _COUNTS = {f"{split} {kind}" for split in SPLITS for kind in ("documents", "tokens", "bytes")}
@@ -151,6 +180,7 @@ def prepare(
     valid: list[Path] | None = None,
     options: Options | None = None,
     processes: int = 1,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Write the token files of `sources` into the folder `out` and return its meta.json.
 
@@ -160,6 +190,8 @@ def prepare(
         valid: sources of the validation split; documents of it are dropped from the others.
         options: what else decides the result.
         processes: worker processes; the result does not depend on them.
+        world: the ranks that do the work instead. All of them call with the same arguments; rank
+            0 alone writes and returns something.
 
     A call that was killed is continued by the same call. One that has nothing left to do returns
     at once. Raises Error, or bpe.TokenizerError, in one line; also while another process works on
@@ -174,18 +206,32 @@ def prepare(
     if options.max_documents < 0:
         raise UsageError(f"max-documents: expected 0 (all) or more, got {options.max_documents}")
     corpus = scan(sources, valid or [], options)
+    plan_id = _plan_id(corpus)
+    if world:
+        world.compare({"the sources (their SHA-256, as cut into pieces)": plan_id[:16]})
+        if world.rank:
+            world.serve()
+            return {}
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "preparing data"):
         sweep(out)
-        return _prepare(corpus, out, processes)
+        meta = _prepare(
+            corpus, plan_id, out, world.imap if world else partial(imap, processes=processes)
+        )
+    if world:
+        world.dismiss()
+    return meta
 
 
-def _prepare(corpus: Corpus, out: Path, processes: int) -> dict[str, Any]:
-    options = corpus.options
+def _plan_id(corpus: Corpus) -> str:
+    """SHA-256 of all that decides the result."""
     plan = corpus.to_json()
-    if os.path.isfile(options.tokenizer):
-        plan += sha256_of(Path(options.tokenizer))
-    plan_id = hashlib.sha256(plan.encode()).hexdigest()
+    if os.path.isfile(corpus.options.tokenizer):
+        plan += sha256_of(Path(corpus.options.tokenizer))
+    return hashlib.sha256(plan.encode()).hexdigest()
+
+
+def _prepare(corpus: Corpus, plan_id: str, out: Path, imap: Imap) -> dict[str, Any]:
     meta_file, work = out / "meta.json", out / f".prepare-{plan_id[:16]}"
     before = _finished(meta_file) if meta_file.exists() else {}
     done = before.get("sha256") == plan_id
@@ -198,13 +244,11 @@ def _prepare(corpus: Corpus, out: Path, processes: int) -> dict[str, Any]:
         meta_file.unlink()  # what it describes is about to be replaced
         sync_folder(out)
     work.mkdir(exist_ok=True)
-    with replacing(work / "plan.json") as file:
-        file.write(corpus.to_json().encode())
     try:
         bpe.load(work / "tokenizer.json")
     except bpe.TokenizerError:  # not there, or damaged
-        _tokenizer(corpus, processes).save(work / "tokenizer.json")
-    meta = _encode(corpus, work, out, processes, plan_id)
+        _tokenizer(corpus, imap).save(work / "tokenizer.json")
+    meta = _encode(corpus, work, out, imap, plan_id)
     with replacing(meta_file) as file:
         file.write(json.dumps({k: v for k, v in meta.items() if k != "resumed"}, indent=1).encode())
     shutil.rmtree(work)
@@ -219,25 +263,31 @@ def _finished(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _encode(corpus: Corpus, work: Path, out: Path, processes: int, plan_id: str) -> dict[str, Any]:
+def _encode(corpus: Corpus, work: Path, out: Path, imap: Imap, plan_id: str) -> dict[str, Any]:
     """Encode all pieces, join them, and return what meta.json is to hold."""
     total: Counter[str] = Counter()
     numbers = range(len(corpus.pieces))
-    size = sum(p.end - p.start for p in corpus.pieces)
-    with bar(size, "B", unit_scale=True, desc="encoding") as encoded:
-        results = imap(_encoder, (str(work),), numbers, processes)
-        for piece, counts in zip(corpus.pieces, results, strict=True):
-            if "error" in counts:
-                raise Error(counts["error"])
-            total.update(counts)
-            encoded.update(piece.end - piece.start)
     tokenizer = bpe.load(work / "tokenizer.json")
+    dtype = documents.dtype_of(tokenizer)
+    done = {n: counts for n in numbers if (counts := _done(work, n, dtype))}
+    left = [n for n in numbers if n not in done]
+    size = sum(p.end - p.start for p in corpus.pieces)
+    with bar(size, "B", unit_scale=True, desc="encoding") as shown:
+        results = imap(_encoder, (corpus.to_json(), tokenizer), left)
+        for number, piece in enumerate(corpus.pieces):
+            if number in done:
+                total.update(done[number], resumed=1)
+            elif isinstance(encoded := next(results), str):
+                raise Error(encoded)
+            else:
+                total.update(_keep(work, number, encoded))
+            shown.update(piece.end - piece.start)
     crc = {}
     for split in SPLITS:
         if not total[f"{split} tokens"]:
             raise Error(f"no text is left for {split}; give more documents, or another --valid")
         tokens = total[f"{split} tokens"]
-        crc[split] = _merge(work, out, len(numbers), split, tokens, documents.dtype_of(tokenizer))
+        crc[split] = _merge(work, out, len(numbers), split, tokens, dtype)
     with replacing(out / "tokenizer.json") as file:
         file.write((work / "tokenizer.json").read_bytes())
     kinds = ("documents", "tokens", "bytes")
@@ -298,8 +348,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--processes",
         type=int,
-        default=min(os.cpu_count() or 1, 4),
-        help="worker processes of about 150 MB each (default: one a core, at most 4)",
+        help="worker processes of about 150 MB each (default: one a core, at most 4; under "
+        "mpiexec the ranks are the workers)",
     )
 
 
@@ -317,6 +367,25 @@ def of_recipe(c: Config) -> Options:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt data prepare`` and print what it did."""
+    from tinygpt import ranks  # which workers do without
+
+    with ranks.world() as world:
+        if world is None:
+            perform(args)
+            return 0
+        if args.processes is not None:
+            raise UsageError(
+                f"--processes: expected none under mpiexec, got {args.processes}; the ranks do the "
+                "work, so start more of them"
+            )
+        world.kept = lambda: "; the same call goes on where it was"
+        world.compare({**ranks.software(), **ranks.asked(args, ("out", "debug"))})
+        perform(args, world)
+    return 0
+
+
+def perform(args: argparse.Namespace, world: World | None = None) -> None:
+    """Do what the options ask for; rank 0, or who is alone, says what was done."""
     start = time.perf_counter()
     from tinygpt.model import recipes  # which workers do without
 
@@ -331,8 +400,13 @@ def main(args: argparse.Namespace) -> int:
         args.out,
         valid=args.valid,
         options=options,
-        processes=threads(args.processes, "--processes"),
+        processes=min(os.cpu_count() or 1, 4)
+        if args.processes is None
+        else threads(args.processes, "--processes"),
+        world=world,
     )
+    if world and world.rank:
+        return
     size = sum(file["bytes"] for file in meta["files"])
     print(f"read     {counted(len(meta['files']), 'file')}, {counted(size, 'byte')}")
     print(f"tokens   {options.tokenizer}, {meta['vocab_size']:,} ids")
@@ -350,4 +424,3 @@ def main(args: argparse.Namespace) -> int:
     if meta["resumed"]:
         print(f"resumed  {counted(meta['resumed'], 'piece')} of an earlier call")
     print(f"{word:8} {args.out} in {time.perf_counter() - start:.1f} s")
-    return 0

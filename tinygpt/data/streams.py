@@ -149,7 +149,7 @@ def _from_text(config: Config, say: Say, tokenizer: Tokenizer | None) -> Dataset
             config.tokenizer,
             documents.size_asked_for(config),
             config.reduced_from,
-            lambda *splits: chain.from_iterable(docs[split] for split in splits),
+            lambda count, *splits: count(chain.from_iterable(docs[split] for split in splits)),
             say,
         )
     parts = len(train) + len(valid)

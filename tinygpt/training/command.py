@@ -24,7 +24,7 @@ import numpy as np
 import minitensor as mt
 from minitensor.files import sweep
 from minitensor.parallel import part
-from tinygpt import Error, UsageError
+from tinygpt import Error, UsageError, ranks
 from tinygpt.data import streams
 from tinygpt.data.documents import size_asked_for
 from tinygpt.data.streams import Dataset
@@ -36,11 +36,11 @@ from tinygpt.machine import threads
 from tinygpt.model import config, recipes
 from tinygpt.model.config import Config
 from tinygpt.progress import tell
-from tinygpt.training import finetune, ranks
+from tinygpt.ranks import World
+from tinygpt.training import finetune
 from tinygpt.training.compiling import compile_kernels, helper
 from tinygpt.training.folder import latest_folder, made, new_folder
 from tinygpt.training.optimizers import check_state
-from tinygpt.training.ranks import World
 from tinygpt.training.report import plan
 from tinygpt.training.train import Run, Trainer, cut, follow, kept
 
@@ -154,19 +154,13 @@ def main(args: argparse.Namespace) -> int:
         if world is None:
             return perform(resolve(args), threads(args.threads))
         n_threads = world.threads() if args.threads is None else threads(args.threads)
-        world.compare({**ranks.software(), **asked(args)})
+        asked = ranks.asked(args, ("out", "threads", "debug"))
+        if args.config:
+            asked["--config"] = hashlib.sha256(args.config.read_bytes()).hexdigest()[:16]
+        world.compare({**ranks.software(), **asked})
         if world.rank:
             return follow_rank_0(args, n_threads, world)
         return perform(resolve(args), n_threads, world=world)
-
-
-def asked(args: argparse.Namespace) -> dict[str, str]:
-    """The options that all ranks have to share, by their name in an error."""
-    own = ("out", "threads", "debug")
-    options = {name: value for name, value in vars(args).items() if name not in own}
-    if args.config:
-        options["config"] = hashlib.sha256(args.config.read_bytes()).hexdigest()[:16]
-    return {f"--{name.replace('_', '-')}": str(value) for name, value in options.items()}
 
 
 def follow_rank_0(args: argparse.Namespace, n_threads: int, world: World) -> int:

@@ -56,9 +56,9 @@ from tinygpt.model import config
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, count
 from tinygpt.progress import bar, say, tell
+from tinygpt.ranks import World
 from tinygpt.training.journal import Journal, as_json, read_records
 from tinygpt.training.optimizers import make_optimizer, pack_optimizer, unpack_optimizer
-from tinygpt.training.ranks import World
 from tinygpt.training.report import StepTimes, duration, number, perplexity
 
 Array = np.ndarray

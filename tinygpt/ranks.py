@@ -2,7 +2,8 @@
 
 ``mpiexec -n N tinygpt train …`` starts N processes, the ranks. All do the same steps on the same
 weights, each on its own part of the shards, and every sum has the order that it has in one process
-(`minitensor.parallel`); so a run has the same bits on any number of them. Rank 0 alone writes.
+(`minitensor.parallel`); so a run has the same bits on any number of them. Under ``tinygpt data
+prepare`` they `serve` rank 0, which shares out the pieces of a text. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
 own, with the number of places at which it had to wait for others: a rank that is not heard
@@ -15,6 +16,7 @@ Only `world` imports MPI.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import hashlib
@@ -27,7 +29,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,17 +75,17 @@ class World:
 
     # ---- a step
 
-    def send(self, arrays: Sequence[Array], to: int, tag: int) -> None:
-        """Send arrays, which are kept until they are there."""
-        self._sending += [self._comm.Isend(a, dest=to, tag=tag) for a in arrays]
+    def send(self, data: Array, to: int, tag: int) -> None:
+        """Send an array, which is kept until it is there."""
+        self._sending.append(self._comm.Isend(data, dest=to, tag=tag))
 
-    def receive(self, arrays: Sequence[Array], source: int, tag: int) -> Callable[[], bool]:
-        """Write what is sent with this tag, arrays of these shapes and dtypes, in place."""
-        return self._done([self._comm.Irecv(a, source=source, tag=tag) for a in arrays])
+    def receive(self, data: Array, source: int, tag: int) -> Callable[[], bool]:
+        """Write what is sent with this tag, of this size, in place."""
+        return self._done([self._comm.Irecv(data, source=source, tag=tag)])
 
-    def broadcast(self, arrays: Sequence[Array]) -> Callable[[], bool]:
-        """Write the arrays of rank 0 in place of those of all others."""
-        return self._done([self._comm.Ibcast(a, root=0) for a in arrays])
+    def broadcast(self, data: Array) -> Callable[[], bool]:
+        """Write what rank 0 has in place of what all others have."""
+        return self._done([self._comm.Ibcast(data, root=0)])
 
     def add_up(self, arrays: Sequence[Array]) -> Callable[[], bool]:
         """Write the sums over all ranks in place, in the order that MPI chooses."""
@@ -104,6 +106,49 @@ class World:
     def _wait(self, requests: list[Any]) -> None:
         wait(self._done(requests))
 
+    # ---- work in pieces
+
+    def imap(
+        self, make: Callable[..., Callable[[Any], Any]], setup: tuple, jobs: Iterable[Any]
+    ) -> Iterator[Any]:
+        """On rank 0: yield `make(*setup)(job)` for each of `jobs`, in their order, as
+        `bpe.workers.imap` does, computed by all ranks; the others `serve` meanwhile."""
+        jobs = list(jobs)
+        self.share((make, setup, jobs))
+        yield from self._in_rounds(make(*setup), jobs)
+
+    def serve(self) -> None:
+        """On all other ranks: do what rank 0 asks for with `imap`, until it calls `dismiss`."""
+        while task := self.share(None, idle=True):
+            make, setup, jobs = task
+            for _ in self._in_rounds(make(*setup), jobs):
+                pass
+
+    def dismiss(self) -> None:
+        """Let the others go on after `serve`."""
+        self.share(None)
+
+    def _in_rounds(self, work: Callable[[Any], Any], jobs: list[Any]) -> Iterator[Any]:
+        """The results of all, on rank 0; in a round each rank does one job, as long as they last.
+
+        Jobs are about as long, so little is lost by waiting for the slowest, and rank 0 holds the
+        results of one round only.
+        """
+        for begin in range(self.rank, len(jobs) + self.rank, self.size):
+            yield from self._collect([work(job) for job in jobs[begin : begin + 1]])
+
+    def _collect(self, mine: list[Any]) -> list[Any]:
+        """The ranks' lists one after the other, on rank 0; the others get nothing."""
+        data = np.frombuffer(pickle.dumps(mine), np.uint8)
+        sizes = np.empty(self.size, np.int64)
+        self._together(self._comm.Iallgather(np.array([data.size]), sizes))
+        ends = np.cumsum(sizes)
+        every = np.empty(ends[-1] if self.rank == 0 else 0, np.uint8)
+        into = [every, sizes, ends - sizes, self._mpi.BYTE] if self.rank == 0 else None
+        self._together(self._comm.Igatherv(data, into, root=0))
+        parts = np.split(every, ends[:-1]) if self.rank == 0 else []
+        return [thing for part in parts for thing in pickle.loads(part.data)]
+
     # ---- agreement
 
     def most(self, number: int) -> int:
@@ -112,11 +157,11 @@ class World:
         self._together(self._comm.Iallreduce(mine, largest, op=self._mpi.MAX))
         return int(largest[0])
 
-    def share(self, thing: Any) -> Any:
-        """What rank 0 gave, on every rank."""
+    def share(self, thing: Any, idle: bool = False) -> Any:
+        """What rank 0 gives, on every rank; `idle` ones have nothing to do until then."""
         data = np.frombuffer(bytearray(pickle.dumps(thing)), np.uint8)
         size = np.array([data.size])
-        self._together(self._comm.Ibcast(size, root=0))
+        self._together(self._comm.Ibcast(size, root=0), idle)
         if self.rank:
             data = np.empty(size, np.uint8)
         self._together(self._comm.Ibcast(data, root=0))
@@ -138,10 +183,11 @@ class World:
         self._together(self._comm.Iallgather(mine, every))
         return [pickle.loads(row[:n].data) for row, n in zip(every, sizes, strict=True)]
 
-    def _together(self, request: Any) -> None:
-        """Wait for what all ranks have to call."""
-        self.reached += 1
+    def _together(self, request: Any, idle: bool = False) -> None:
+        """Wait for what all ranks have to call, however long it takes if this one is `idle`."""
+        self.reached += not idle
         self._wait([request])
+        self.reached += idle
 
     def meet(self) -> None:
         """Wait until every rank is here."""
@@ -370,6 +416,12 @@ def _load_mpi() -> Any:
 def _let_rank_0_tell() -> None:
     if next((os.environ[name] for name in RANKS if name in os.environ), "0") != "0":
         time.sleep(LATER)
+
+
+def asked(options: argparse.Namespace, own: Sequence[str]) -> dict[str, str]:
+    """The options that all ranks have to share, by their name in an error; each has its `own`."""
+    shared = {name: value for name, value in vars(options).items() if name not in own}
+    return {f"--{name.replace('_', '-')}": str(value) for name, value in shared.items()}
 
 
 def software() -> dict[str, str]:
