@@ -277,6 +277,8 @@ def _train(options: argparse.Namespace) -> None:
     takes = inspect.signature(train).parameters
     out = options.out or Path(OUT)
     if options.out is None and out.exists():
+        for name in options.files:
+            next(read_blocks(Path(name)), None)  # if there is no such text, that is the error
         raise TokenizerError(f"{OUT}: is there already; '-o {OUT}' replaces it, -o PATH keeps it")
     common = ("command", "debug", "run", "files", "out", "kind", "format", "quiet")
     given = {name: value for name, value in vars(options).items() if name not in common}

@@ -27,7 +27,7 @@ BPE = [
 ]
 # The rooms of `tinygpt`. Modules of one row may import each other, but not in a circle.
 TINYGPT = [
-    ["archive", "files", "machine", "progress"],
+    ["archive", "files", "machine", "progress", "ranks"],
     ["data", "model"],
     ["formats"],
     ["training", "inspection", "generate", "interactive"],

@@ -81,8 +81,15 @@ class Parser(argparse.ArgumentParser):
             known += fields
         args, extra = self.parse_known_args(words)
         if extra:
-            near = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1, cutoff=0.5)
+            from tinygpt.model.config import called_here
+
+            word = extra[0].partition("=")[0]
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
+            there = called_here(word, [option.lstrip("-").replace("-", "_") for option in known])
+            if there is not None:
+                here = f"; it is called {dashes(f'--{there}')} here"
+                hint = here if there else "; there is nothing to choose here"
             kind = "option" if extra[0].startswith("-") else "argument"
             self.error(f"unknown {kind} {extra[0]!r}{hint}")
         return args

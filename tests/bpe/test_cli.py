@@ -209,6 +209,8 @@ def test_a_tokenizer_is_replaced_only_where_it_is_named(text, tmp_path, capsys, 
     before = (tmp_path / "tokenizer.json").read_bytes()
     assert main([*call, "261"]) == 1
     assert "tokenizer.json: is there already" in capsys.readouterr().err
+    assert main(["train", "none.txt", "--vocab-size", "261"]) == 1
+    assert "none.txt: No such file" in capsys.readouterr().err
     assert (tmp_path / "tokenizer.json").read_bytes() == before
     assert main([*call, "261", "-o", "tokenizer.json"]) == 0
     told = capsys.readouterr().err

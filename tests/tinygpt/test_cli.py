@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("train quik", 2, "unknown recipe 'quik'; did you mean 'quick'?"),
         ("train --set lrr=1", 2, "did you mean 'lr'?"),
+        ("train --set block_size=64", 2, "'block_size'; it is called 'context' here"),
+        ("train --learning_rate 1", 2, "it is called --lr here"),
+        ("train --device cpu", 2, "there is nothing to choose here"),
+        ("train --set windows=0 n_layer=4", 2, "each setting has a --set before it"),
         ("train --set lr=fast", 2, "lr: expected a number, got 'fast'"),
         ("train --max-itres 3", 2, "unknown option '--max-itres'; did you mean --max-iters?"),
         ("train --max-iters many", 2, "invalid int value"),

@@ -29,6 +29,7 @@ from tinygpt.formats.ggufile import save_gguf
 from tinygpt.formats.huggingface import load_folder, save_folder
 from tinygpt.formats.llama2c import load_bin, save_bin
 from tinygpt.formats.safetensor import load_file, save_file
+from tinygpt.language_model import load
 from tinygpt.model import recipes
 from tinygpt.model.config import Config
 from tinygpt.model.transformer import GPT, layout
@@ -473,6 +474,8 @@ def test_a_safetensors_file_has_its_name(tmp_path, capsys):
     call = ["export", str(tmp_path / "m.npz"), "--to", "safetensors"]
     assert cli.main([*call, "--out", str(tmp_path / "m.st")]) == 2
     assert "--out: expected a name that ends in .safetensors" in capsys.readouterr().err
+    with pytest.raises(Error, match="expected a name that ends in"):
+        load(tmp_path / "m.npz").export(tmp_path / "m.st", to="safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["m.npz"]
 
 
@@ -675,7 +678,7 @@ def small(recipe: Config) -> Saved:
 
 def goes(saved: Saved, to: str, folder: Path) -> str:
     try:
-        return exchange.WRITERS[to][0](saved, folder / to)
+        return exchange.WRITERS[to][0](saved, folder / f"m.{to}")
     except Error:
         return "no"
 

@@ -20,7 +20,7 @@ from tinygpt.files import alone
 from tinygpt.formats import checkpoint
 from tinygpt.model import config
 from tinygpt.model.config import Config
-from tinygpt.training import folder, report, train
+from tinygpt.training import command, folder, report, train
 from tinygpt.training.optimizers import MUON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -634,3 +634,24 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path,
     assert cli.main(["train", "--resume", "--out", str(tmp_path / "cut"), "--debug"]) == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
     assert same(params(tmp_path / "whole"), params(tmp_path / "cut"))
+
+
+def test_an_end_above_the_lowest_validation_loss_is_told(recipe, tmp_path, capsys):
+    """A short text is learned by heart; a run that went on getting better says nothing of it."""
+    texts = tmp_path / "short.txt"
+    texts.write_text("the cat saw a dog and the dog saw a cat; " * 12, encoding="utf-8")
+    given = ("--data", str(texts), "--max-iters", "2", "--eval-interval", "1", "--warmup", "0")
+    given += ("--head", "tied")
+    for name, lr in (("better", "1e-3"), ("worse", "3")):
+        assert run(recipe, tmp_path / name, *given, "--lr", lr, "--min-lr", lr) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("the validation loss was lower before" in said) == (name == "worse"), said
+
+
+def test_where_a_run_is_in_words(tiny, tmp_path):
+    with command.ready(tiny.replace(warmup_copy=8, max_iters=20), 1) as trainer:
+        it = train.Run(trainer, tmp_path)
+        it.step = -3
+        assert it.where() == "after 5 of 8 steps of copying"
+        it.step = 1200
+        assert it.where() == "at step 1,200"

@@ -23,7 +23,9 @@ FORMAT = "tinygpt-model"
 
 
 def save_file(saved: Saved, out: Path) -> str:
-    """Write `out`, which is replaced whole or not at all."""
+    """Write `out`, which is replaced whole or not at all. What reads it knows it by its name."""
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: expected a name that ends in .safetensors")
     numpy_files = library("safetensors.numpy")
     metadata = {
         "format": FORMAT,

@@ -414,8 +414,43 @@ def _check_text(c: Config) -> None:
         raise UsageError(f"name: expected one that a folder can have, got {shown(c.name)}")
 
 
+# What nanoGPT and others call a setting or an option, and what it is called here.
+ELSEWHERE = {
+    "block_size": "context",
+    "compile": None,
+    "dataset": "data",
+    "device": None,
+    "epochs": "max_iters",
+    "eval_iters": "eval_batches",
+    "gradient_accumulation_steps": "accumulation",
+    "hidden_size": "d_model",
+    "init_from": "from",
+    "learning_rate": "lr",
+    "lr_decay_iters": "max_iters",
+    "max_steps": "max_iters",
+    "n_embd": "d_model",
+    "out_dir": "out",
+    "seq_len": "context",
+    "warmup_iters": "warmup",
+    "warmup_steps": "warmup",
+}
+
+
+def called_here(word: str, known: Iterable[str]) -> str | None:
+    """The name here of what is called `word` elsewhere; "" if there is no such thing to choose,
+    None if the word is not known to be anybody's."""
+    name = ELSEWHERE.get(word.lstrip("-").replace("-", "_"), word)
+    if name is None:
+        return ""
+    return name if name != word and name in known else None
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.5)
+    known = list(known)
+    there = called_here(word, known)
+    if there is not None:
+        return f"; it is called {there!r} here" if there else "; there is nothing to choose here"
+    match = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -182,6 +182,8 @@ def get(name: str) -> Config:
     if recipe is None:
         if os.path.exists(name) or name.endswith(".txt"):  # False for what no file can be called
             raise UsageError(f"unknown recipe {shown(name)}; a text is given with --data")
+        if "=" in name:
+            raise UsageError(f"unknown recipe {shown(name)}; each setting has a --set before it")
         raise unknown("recipe", name, RECIPES)
     return recipe
 

@@ -230,7 +230,7 @@ def perform(
         run.good, run.callback = job.newest, callback
         if saved and saved.training:
             run.restore(saved)
-            tell(f"going on from step {run.step:,}")
+            tell(f"going on {run.where().replace('at step', 'from step')}")
         elif saved:
             finetune.tell_unknown(trainer.dataset)
             run.start_from(saved, finetune.origin(saved))

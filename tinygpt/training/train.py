@@ -64,6 +64,7 @@ from tinygpt.training.report import StepTimes, duration, number, perplexity
 Array = np.ndarray
 Read = Callable[[Array], tuple[Array, Array]]  # what the model reads of a shard, and its targets
 GROWING = ("log.jsonl", "samples.txt")
+OVERFIT = 1.02  # times the lowest validation loss: what is above it is told
 PAUSE = 30.0  # seconds without work that are logged as a pause
 
 
@@ -285,7 +286,8 @@ class Run:
         self.config, self.dataset = trainer.config, trainer.dataset
         self.step = -trainer.config.warmup_copy  # those before 0 are the warm-up on copying
         self.shown = False  # whether the events of `step` are already in the log
-        self.best = math.inf
+        self.best = math.inf  # validation loss
+        self.latest = 0.0
         self.seconds = 0.0  # spent before this process
         self.started = time.perf_counter()
         self.slept = asleep()
@@ -546,6 +548,7 @@ class Run:
                         f"step {step}: the validation loss is not finite; try a lower lr (now "
                         f"{c.lr:g}) or a longer warmup"
                     )
+                self.latest = loss
                 if loss < self.best:
                     self.best = loss
                     checkpoint.save(self.out / "best.npz", self.snapshot(False))
@@ -565,10 +568,17 @@ class Run:
         self.save()
         by = signal.Signals(number).name if number else "the callback"
         tell(
-            f"stopped by {by} and saved at step {self.step:,}; go on with "
+            f"stopped by {by} and saved {self.where()}; go on with "
             f"'tinygpt train --resume --out {shlex.quote(str(self.out))}'"
         )
         return 128 + number if number else 0
+
+    def where(self) -> str:
+        """How far the run is, in words."""
+        c, step = self.config, self.step
+        if step < 0:
+            return f"after {step + c.warmup_copy:,} of {c.warmup_copy:,} steps of copying"
+        return f"at step {step:,}"
 
     def finish(self, times: StepTimes) -> int:
         """Log the end, and say where the model is."""
@@ -580,6 +590,12 @@ class Run:
             f"{peak_memory()}; the model is {self.out / 'model.npz'}; write with it: "
             f"'tinygpt generate {shlex.quote(str(self.out))}'"
         )
+        if self.latest > OVERFIT * self.best:
+            tell(
+                f"the validation loss was lower before: {self.best:.4f}, where it is "
+                f"{self.latest:.4f} now; those weights are in {self.out / 'best.npz'}. The model "
+                "learns its text by heart: more text, fewer steps, or a trained one (--from) help"
+            )
         return 0
 
 
