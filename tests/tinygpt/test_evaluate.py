@@ -143,6 +143,16 @@ def test_it_is_told_that_another_text_is_judged(tmp_path, model, tokenizer, monk
         assert ("it learned from 'mine.txt': see --data" in capsys.readouterr().err) == told
 
 
+def test_it_is_told_that_the_text_is_the_one_it_learned_from(model, tokenizer, tmp_path, capsys):
+    for name in ("t.txt", "other.txt"):
+        (tmp_path / name).write_text(TEXT, encoding="utf-8")
+    config = model.config.replace(data=str(tmp_path / "t.txt"))
+    checkpoint.save(tmp_path / "model.npz", Saved(config, tokenizer, model.state_dict()))
+    for name, told in (("t.txt", True), ("other.txt", False)):
+        assert cli.main(["eval", str(tmp_path), "--data", str(tmp_path / name)]) == 0
+        assert ("it learned from most of this text" in capsys.readouterr().err) == told
+
+
 def test_a_model_that_is_worse_than_a_guess_is_called_that(model, tokenizer, tmp_path, capsys):
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     for scale, worse in ((1, False), (30, True)):  # an untrained one guesses; the other is sure

@@ -226,6 +226,14 @@ def write(line: str) -> None:
     print(fitted(line, sys.stdout))
 
 
+def _same(path: Path, other: str) -> bool:
+    """Whether two names are those of one file."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
 def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt eval``."""
     n_threads = threads(args.threads)
@@ -240,6 +248,11 @@ def main(args: argparse.Namespace) -> int:
     if args.data is None and saved.config.data != "stories":
         learned = shown(saved.config.data)
         tell(f"judged on the embedded stories; it learned from {learned}: see --data")
+    if args.data and args.data.is_file() and _same(args.data, saved.config.data):
+        tell(
+            "it learned from most of this text: the loss tells what it knows by heart, too; that "
+            "of the part held out is in its log, or judge it on another text"
+        )
     if args.stride > model.config.context:
         raise UsageError(
             f"--stride: {args.stride} exceeds the model's context of "
