@@ -67,6 +67,15 @@ def changed(settings: Settings, line: str) -> Settings:
     return settings
 
 
+def forget_interrupt() -> None:
+    """Let the session end with its own status, after an interrupt that was caught.
+
+    An interrupt that comes while a program text is executed, as when kernels are loaded, makes
+    CPython end by SIGINT long afterwards, caught or not; executing another text undoes it.
+    """
+    exec("0")  # a constant: nothing that was read is executed
+
+
 class Session:
     """A conversation with a model: its settings, and the text that an empty line goes on with."""
 
@@ -92,6 +101,7 @@ class Session:
                     print()
                 return 0
             except KeyboardInterrupt:  # of a line half typed
+                forget_interrupt()
                 print()
                 continue
             if line.strip() in ("/q", "/quit"):
@@ -99,6 +109,7 @@ class Session:
             try:
                 self.answer(line)
             except KeyboardInterrupt:
+                forget_interrupt()
                 print(flush=True)
             except ValueError as error:  # a character that the tokenizer cannot write
                 tell(str(error))

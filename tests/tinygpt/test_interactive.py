@@ -148,3 +148,13 @@ def test_in_a_terminal(model):
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_an_interrupt_that_was_caught_does_not_end_the_session_later():
+    """As it may come while kernels are loaded, which executes program texts."""
+    program = (
+        "from tinygpt.interactive import forget_interrupt\n"
+        "try:\n    exec('raise KeyboardInterrupt')\n"
+        "except KeyboardInterrupt:\n    forget_interrupt()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
