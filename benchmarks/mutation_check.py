@@ -190,6 +190,7 @@ def tests(names: list[str]) -> Iterator[Callable[[], Any]]:
     yield TEST_ERRORS.test_extreme_logits_stay_finite
     yield TEST_ERRORS.test_nothing_gives_nan_or_zero_as_numpy_does_and_no_warning
     yield TEST_TAPE.test_a_slice_gets_its_part_of_the_gradient_whatever_the_order
+    yield TEST_TAPE.test_leaves_that_one_op_uses_are_told_together_the_oldest_first
 
 
 def noticed(names: list[str]) -> bool:

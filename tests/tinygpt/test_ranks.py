@@ -227,20 +227,24 @@ def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
     assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
 
 
+def error_of(program: str, recipe: Path, tmp_path: Path, *options: str) -> str:
+    """The one line with which a run of this program on three ranks ends, and no other error."""
+    (tmp_path / "wrong.py").write_text(program, encoding="utf-8")
+    run = ["train", "--config", str(recipe), "--out", str(tmp_path / "run"), *options]
+    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), *run]
+    said = tmp_path / "said"
+    status, words = ended(launch(command, said, PYTHONPATH=str(ROOT)), said)
+    assert status == 1, words
+    (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
+    return line
+
+
 @needs_mpi
 @pytest.mark.slow
 def test_a_rank_that_is_alive_but_stuck_ends_the_run(recipe, tmp_path):
-    (tmp_path / "wrong.py").write_text(
-        "from tinygpt import ranks; ranks.STALL = 2\n"
-        + WRONG.format(what="import time; time.sleep(1000)"),
-        encoding="utf-8",
-    )
-    options = ["--config", str(recipe), "--out", str(tmp_path / "run"), "--patience", "6"]
-    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), "train"]
-    said = tmp_path / "said"
-    status, words = ended(launch([*command, *options], said, PYTHONPATH=str(ROOT)), said)
-    assert status == 1, words
-    (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
+    program = "from tinygpt import ranks; ranks.STALL = 2\n" + WRONG
+    program = program.format(what="import time; time.sleep(1000)")
+    line = error_of(program, recipe, tmp_path, "--patience", "6")
     assert "rank 2 (" in line and "is alive, but" in line and "the last good checkpoint" in line
 
 
@@ -274,13 +278,7 @@ sys.exit(cli.command())
     ],
 )
 def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
-    (tmp_path / "wrong.py").write_text(WRONG.format(what=what), encoding="utf-8")
-    options = ["--config", str(recipe), "--out", str(tmp_path / "run"), "--threads", "1"]
-    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), "train"]
-    said = tmp_path / "said"
-    status, words = ended(launch([*command, *options], said, PYTHONPATH=str(ROOT)), said)
-    assert status == 1, words
-    (line,) = [line for line in words.splitlines() if "tinygpt: error:" in line]
+    line = error_of(WRONG.format(what=what), recipe, tmp_path, "--threads", "1")
     assert told in line and "rank 2 (" in line and "; the last good checkpoint, of step 4" in line
 
 

@@ -420,7 +420,6 @@ ELSEWHERE = {
     "compile": None,
     "dataset": "data",
     "device": None,
-    "epochs": "max_iters",
     "eval_iters": "eval_batches",
     "gradient_accumulation_steps": "accumulation",
     "hidden_size": "d_model",
@@ -437,8 +436,8 @@ ELSEWHERE = {
 
 
 def called_here(word: str, known: Iterable[str]) -> str | None:
-    """The name here of what is called `word` elsewhere; "" if there is no such thing to choose,
-    None if the word is not known to be anybody's."""
+    """The name here of what other programs call `word`, "" if it is nothing to choose here, None
+    if they do not call anything so."""
     name = ELSEWHERE.get(word.lstrip("-").replace("-", "_"), word)
     if name is None:
         return ""
