@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bpe
-from tinygpt import Error
+from tinygpt import Error, cli
 from tinygpt.formats import checkpoint
 from tinygpt.inspection import plot
 from tinygpt.model.config import Config
@@ -315,3 +315,10 @@ def test_the_texts_differ_by_their_temperature_alone(saved, texts, tmp_path):
     assert [options.pop("temperature") for options in texts] == [0.3, 0.7, 1.0, 1.5]
     assert all(options == texts[0] for options in texts)
     assert size_of(tmp_path / "temperatures.png") == (1200, 1000)
+
+
+def test_what_is_replaced_is_told_once_there_is_something_to_draw(tmp_path, capsys):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "old.png").write_bytes(b"")
+    assert cli.main(["plot", str(tmp_path / "none")]) == 1
+    assert "are replaced" not in capsys.readouterr().err

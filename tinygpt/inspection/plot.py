@@ -466,16 +466,17 @@ def main(args: argparse.Namespace) -> int:
     """Run ``tinygpt plot``: print the path of each picture."""
     run = args.run if args.run.is_dir() else args.run.parent
     out = args.out or run / "plots"
-    if any(out.glob("*.png")):
-        tell(f"{out}: the pictures that are there are replaced")
     logged = (run / "log.jsonl").is_file()
     best = run / "best.npz"
     path = args.model or (best if args.run.is_dir() and best.is_file() else args.run)
-    if logged and path == run and not (run / "model.npz").is_file():
+    curves_only = logged and path == run and not (run / "model.npz").is_file()
+    saved = None if curves_only else load_any(path)
+    if any(out.glob("*.png")):
+        tell(f"{out}: the pictures that are there are replaced")
+    if saved is None:
         print(training_curves(run, run.name, out))
         tell("no model.npz in the run yet: curves only")
         return 0
-    saved = load_any(path)
     if logged:
         print(training_curves(run, saved.config.name, out))
     else:
