@@ -52,14 +52,18 @@ def operand(x: Any, beside: Iterable[np.dtype[Any]]) -> Any:
     return array
 
 
-def alike(arrays: Iterable[Any]) -> bool:
-    """Whether all arrays have one floating dtype, as nearly always: then there is nothing to do."""
+def alike(arrays: Sequence[Any], chooses: Collection[int]) -> bool:
+    """Whether all arrays have one floating dtype, and those in `chooses` integers or booleans, as
+    nearly always: then there is nothing to do."""
     dtype = None
-    for a in arrays:
+    for i, a in enumerate(arrays):
         if type(a) is np.ndarray:
-            if dtype is None:
+            if i in chooses:
+                if a.dtype.kind not in "biu":
+                    return False
+            elif dtype is None:
                 dtype = a.dtype
-            elif a.dtype is not dtype and a.dtype != dtype:
+            elif a.dtype != dtype:
                 return False
     return dtype in FLOATS
 

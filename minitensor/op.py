@@ -112,7 +112,7 @@ class Op:
             ]
         if not saved and not any(isinstance(a, np.ndarray) for a in arrays):
             arrays = [a if a is None else Tensor(a)._array for a in arrays]
-        if self.chooses or not alike(arrays):
+        if not alike(arrays, self.chooses):
             promote(arrays, self.name, self.names, self.chooses, self.integers)
         outer, mode.recording = mode.recording, record
         start = time.perf_counter() if mode.observer else 0.0

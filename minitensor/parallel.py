@@ -551,7 +551,7 @@ def value_and_grad(
             lambda pair: np.add(*pair, out=pair[0]),
             zip(left, right, strict=True),
             lambda pair: pair[0].size,
-            2**20,
+            2**19,
         )
         return left
 

@@ -229,37 +229,34 @@ def walk(
     """
     grads: dict[Node, Array] = {}
     owned: set[Node] = set()  # nodes whose gradient is a sum we made, so may be added to in place
-    heap: list[tuple[int, Node]] = []  # (-id, node) of those in `grads`: the newest comes first
+    heap: list[tuple[int, Node]] = []  # (-id, node) of those in `grads`: the newest comes first;
+    # leaves are not in it: nothing lies behind them, and the last to be complete is no hurry
+    found: dict[Node, Array] = {}
+
+    def begin(node: Node, g: Array) -> None:
+        grads[node] = g
+        if node.op != "leaf":
+            heapq.heappush(heap, (-node.id, node))
 
     def send(node: Node, g: Array | Part) -> None:
         if isinstance(g, Part):
             if node not in owned:
                 if node not in grads:
-                    heapq.heappush(heap, (-node.id, node))
-                    grads[node] = np.zeros(node.shape, node.dtype)
+                    begin(node, np.zeros(node.shape, node.dtype))
                 else:
                     grads[node] = np.array(grads[node])
                 owned.add(node)
             grads[node][g.index] += g.grad
         elif node not in grads:
-            grads[node] = g
-            heapq.heappush(heap, (-node.id, node))
+            begin(node, g)
         elif node in owned:
             grads[node] += g
         else:
             grads[node] = np.asarray(grads[node] + g)
             owned.add(node)
 
-    for node, g in outputs:
-        send(node, g)
-    oldest = min(node.id for node in wanted) if wanted else -1
-    found: dict[Node, Array] = {}
-    complete = _last_uses([node for node, _ in outputs], wanted) if ready and wanted else []
-    while heap and -heap[0][0] >= oldest:
-        early = complete and complete[-1][0] > -heap[0][0]
-        node = (complete.pop() if early else heapq.heappop(heap))[1]
-        if node not in grads:  # a leaf that has been told, or that got no gradient
-            continue
+    def arrive(node: Node) -> Array:
+        """The gradient of a node, which is complete, after its hooks."""
         g = grads.pop(node)
         owned.discard(node)
         for hook in node.hooks or ():
@@ -272,10 +269,21 @@ def walk(
                 needed = node.op != "leaf" or any(np.may_share_memory(g, a) for a in grads.values())
                 ready(node, g.copy() if needed else g)
             found[node] = g
-            if node.id == oldest and node.op != "leaf":
-                break  # all that is asked for is known: leave what lies before
-        if node.op == "leaf":
-            continue
+        return g
+
+    for node, g in outputs:
+        send(node, g)
+    oldest = min(node.id for node in wanted) if wanted else -1
+    complete = _last_uses([node for node, _ in outputs], wanted) if ready and wanted else []
+    while heap and -heap[0][0] >= oldest:
+        while complete and complete[-1][0] > -heap[0][0]:
+            leaf = complete.pop()[1]
+            if leaf in grads:  # and not without a gradient
+                arrive(leaf)
+        node = heapq.heappop(heap)[1]
+        g = arrive(node)
+        if node.id == oldest and wanted is not None:
+            break  # all that is asked for is known: leave what lies before
         if node.backward is None or sum([counter[0] for counter in node.saved]) != node.stamp:
             raise _spoilt(node)
         sent = _input_grads(node, g)
@@ -288,10 +296,20 @@ def walk(
             if isinstance(grad, Part):
                 send(parent, grad)
                 continue
-            fits = type(grad) is np.ndarray and grad.shape == parent.shape  # as nearly always
-            send(parent, grad if fits and grad.dtype is parent.dtype else _fitted(grad, parent))
+            if (  # as nearly always; a cached kernel's arrays have a dtype object of their own
+                type(grad) is np.ndarray
+                and grad.shape == parent.shape
+                and grad.dtype == parent.dtype
+            ):
+                send(parent, grad)
+            else:
+                send(parent, _fitted(grad, parent))
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
+    left = [leaf for _, leaf in reversed(complete)] + sorted(grads, key=lambda node: -node.id)
+    for leaf in left:
+        if leaf in grads and leaf.op == "leaf" and leaf.id >= oldest:
+            arrive(leaf)
     return found
 
 
@@ -335,7 +353,7 @@ def _fitted(g: Any, parent: Node) -> Array:
     g = np.asarray(g)
     if g.shape != parent.shape:
         g = unbroadcast(g, parent.shape)
-    return g if g.dtype is parent.dtype else g.astype(parent.dtype, copy=False)
+    return g.astype(parent.dtype, copy=False)
 
 
 def _input_grads(node: Node, g: Array) -> Sequence[Array | Part | None] | Node:

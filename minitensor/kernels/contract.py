@@ -344,6 +344,12 @@ def sizes_of(text: str) -> list[str]:
 
 
 REFUSE = "return wrong(*args)"
+CARRAY = 0x0501  # NumPy's bits for C-contiguous, aligned and writable
+
+
+def unfit(v: str) -> str:
+    """``not v.flags.carray``, from the number behind it: twice as fast."""
+    return f"{v}.flags.num & {CARRAY} != {CARRAY}"
 
 
 class Writer:
@@ -373,17 +379,16 @@ class Writer:
 
     def arrayof(self, check: ArrayOf, v: str) -> None:
         if self.typed:
-            other = f"({v}.dtype is not dtype and {v}.dtype != dtype)"  # `is` saves the comparison
-            self.refuse(f"type({v}) is not Array or {other} or not {v}.flags.carray")
+            self.refuse(f"type({v}) is not Array or {v}.dtype != dtype or {unfit(v)}")
         else:
-            self.refuse(f"type({v}) is not Array or not {v}.flags.carray")
+            self.refuse(f"type({v}) is not Array or {unfit(v)}")
             self.lines += [f"dtype = {v}.dtype", "number = dtype.type"]
             self.refuse("dtype != F32 and dtype != F64")
             self.typed = True
         self.shape(check, v)
 
     def indices(self, check: Indices, v: str) -> None:
-        self.refuse(f"type({v}) is not Array or {v}.dtype != INT64 or not {v}.flags.carray")
+        self.refuse(f"type({v}) is not Array or {v}.dtype != INT64 or {unfit(v)}")
         self.shape(check, v)
         low, high = f"{v}.min() < 0", f"{v}.max() >= of_{check.size}"
         self.last.append(f"if {v}.size and ({low} or {high}): {REFUSE}")

@@ -405,7 +405,7 @@ def attention_sublayer_backward(g, x, norm, qkv, out, saved, attend, drop_weight
 
 def there(norm: Norm, dweight: Array, dbias: Array, *others: Array) -> Grads:
     """The gradients of a norm and of maps; None for a map or a bias that is not there."""
-    return dweight, None if norm.bias is None else dbias, *(d if d.size else None for d in others)
+    return dweight, None if norm.bias is None else dbias, *[d if d.size else None for d in others]
 
 
 def feed_forward_sublayer(x, norm, gate, up, down, tanh, drop):

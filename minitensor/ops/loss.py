@@ -140,15 +140,20 @@ def _classes_last(scores: Array, axis: int | None) -> Array:
     return np.moveaxis(scores, axis, -1)
 
 
-def _check_targets(targets: Array, shape: tuple[int, ...], classes: int, ignore: int) -> Array:
-    """Targets as a flat int64 array, each a class or the one to ignore."""
+def _flat_targets(targets: Array, shape: tuple[int, ...]) -> Array:
+    """Targets as a flat int64 array."""
     t = np.ascontiguousarray(targets).reshape(-1)
     if t.dtype.kind not in "iu" or np.shape(targets) != shape:
         raise ValueError(
             f"targets: expected integers of shape {shape}, one a row, got {t.dtype} of shape "
             f"{np.shape(targets)}"
         )
-    t = t.astype(np.int64, copy=False)
+    return t.astype(np.int64, copy=False)
+
+
+def _check_targets(targets: Array, shape: tuple[int, ...], classes: int, ignore: int) -> Array:
+    """Targets as a flat int64 array, each a class or the one to ignore."""
+    t = _flat_targets(targets, shape)
     bad = ((t < 0) | (t >= classes)) & (t != ignore)
     if bad.any():
         raise IndexError(
@@ -314,14 +319,14 @@ def linear_cross_entropy(
         raise ValueError(
             f"x ends in {x.shape[-1:]} features, and weight is {weight.shape}; expected (V, D)"
         )
-    t = _check_targets(targets, x.shape[:-1], len(weight), ignore_index)
+    t = _flat_targets(targets, x.shape[:-1])  # whether each is a class, the kernel's door sees
     rows = np.ascontiguousarray(x).reshape(len(t), x.shape[-1])
     weight = np.ascontiguousarray(weight)
-    count = int((t != ignore_index).sum())
-    scale = 1 / max(count, 1) if reduction == "mean" else 1.0
+    count = int((t != ignore_index).sum()) if reduction == "mean" else 1
+    scale = 1 / max(count, 1)
     factor = x.dtype.type(scale)
     loss, dx, dw = kernels.linear_cross_entropy(rows, weight, t, ignore_index, factor, recording())
-    if reduction == "mean" and not count:
+    if not count:
         loss = math.nan  # as in cross_entropy
     return np.asarray(loss * scale, x.dtype), (
         lambda g: (dx * g).reshape(x.shape),
