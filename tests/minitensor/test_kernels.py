@@ -300,6 +300,24 @@ def test_no_kernel_is_left_out(monkeypatch):
     assert used == set(kernels.KERNELS)
 
 
+def test_kernels_from_the_cache_come_without_what_only_compiling_needs():
+    """It is much of a short run's time and memory. Others can still be compiled after that."""
+    code = (
+        "import numpy as np, sys; from numba.core.runtime import rtsys; from minitensor import "
+        "kernels; x, w = np.ones((4, 32), np.float32), np.ones(32, np.float32); "
+        "y, r = kernels.rms_norm(x, w, 1e-5); kernels.rms_norm_backward(x, x, w, r); "
+        "print(y[0, 0], 'numba.np.arrayobj' in sys.modules, rtsys._init, end=' '); "
+        "from minitensor.kernels.compiling import jit; "
+        "print(jit(eval('lambda x: x * 2'))(np.ones(2))[1], rtsys._init)"
+    )
+    env = {**os.environ, "MINITENSOR_KERNELS": "numba"}
+    for _ in range(2):  # the first may have to compile
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300
+        )
+    assert done.stdout == "0.999995 False False 2.0 True\n", done.stderr
+
+
 @pytest.mark.slow
 def test_a_kernel_written_elsewhere_is_compiled_anew_when_its_file_changes(tmp_path):
     """Even where neither size nor time of the file tell."""
