@@ -228,5 +228,5 @@ def linear_cross_entropy(
         total += float(losses.sum(dtype=np.float64))
         if dx is not None and dw is not None:
             dx[n : n + block] = kernels.linear_dx(logits, weight)
-            dw += logits.T @ rows
+            kernels.add_linear_dw(dw, logits, rows)
     return total, dx, dw

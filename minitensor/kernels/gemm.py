@@ -1,6 +1,5 @@
-"""Matrix products: x Wᵀ and g W of a linear map (twins: reference.py). The third, gᵀ x, is left to
-BLAS, which is as fast where the operands come from memory; sublayer.py, which has them in cache,
-uses `multiply_transposed`.
+"""Matrix products: x Wᵀ and g W of a linear map, and gᵀ x where it is added to a sum (twins:
+reference.py). Alone gᵀ x is left to BLAS, which is as fast where the operands come from memory.
 
 BLAS copies both operands into an order of its own before it multiplies: a sixth of its time at the
 sizes of a small model. Here one is copied, in panels of 2 LANES columns, and `tile` keeps ROWS x 2
@@ -249,6 +248,19 @@ def _product(a, b, transposed, bias, out):
             multiply(a, k, K, M, panels, count, begin, out, n, columns, N, k > 0)
 
 
+@jit
+def _add_transposed(a, b, out):
+    """out (M, N) += aᵀ b, a (K, M), b (K, N); as many rows of b at a time as the L2 cache holds."""
+    (K, M), N = a.shape, b.shape[1]
+    a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+    depth = even(K, max(1, min(DEPTH, CACHED // up_to(N))))
+    panels, nothing = aligned(depth * up_to(N), a), np.zeros(up_to(N), a.dtype)
+    for k in range(0, K, depth):
+        count = min(depth, K - k)
+        to_panels(b, k * N, N, False, count, N, panels)
+        multiply_transposed(a, k * M, M, count, panels, nothing, out, N, True)
+
+
 # ------------------------------------------------------------------------ what the ops call
 
 
@@ -283,3 +295,9 @@ def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
     dx = empty(len(g), weight.shape[1])
     _product(g, weight, False, np.empty(0, g.dtype), dx)
     return dx
+
+
+def add_linear_dw(dw: np.ndarray, g: np.ndarray, x: np.ndarray) -> None:
+    if not suits(g, x, x.shape[1]):
+        return reference.add_linear_dw(dw, g, x)
+    _add_transposed(g, x, dw)

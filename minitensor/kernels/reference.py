@@ -36,6 +36,12 @@ def linear_dx(g: Array, weight: Array) -> Array:
     return g @ weight
 
 
+@kernel("gemm", dw="(O, I) written", g="(N, O)", x="(N, I)")
+def add_linear_dw(dw: Array, g: Array, x: Array) -> None:
+    """dW += gᵀ x, where a sum over many rows is made a block of them at a time."""
+    dw += g.T @ x
+
+
 # ------------------------------------------------------------------------------- normalisation
 
 

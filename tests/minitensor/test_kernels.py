@@ -50,6 +50,11 @@ CASES = {  # odd sizes: several vectors or blocks, and a rest
         [n(3, 37, 16), n(29, 16), MASKED],
         {},
     ),
+    "linear_cross_entropy of many classes": lambda d: (
+        mt.linear_cross_entropy,
+        [n(3, 37, 19), n(801, 19), MASKED],
+        {},
+    ),
     "embedding": lambda d: (mt.embedding, [n(29, 17), IDS], {}),
     "attention": lambda d: (
         mt.attention,
