@@ -50,7 +50,7 @@ def enter_backward(
 
 def map_backward(dy: Array, x: Array, linear: Linear) -> tuple[Array, Array | None]:
     """dW = dyᵀ x and db = Σ dy of y = x Wᵀ + b."""
-    return dy.T @ x, None if linear.bias is None else dy.sum(axis=0)
+    return kernels.linear_dw(dy, x, None), None if linear.bias is None else dy.sum(axis=0)
 
 
 def leave(a: Array, linear: Linear, x: Array, drop: Drop) -> Array:
@@ -228,5 +228,5 @@ def linear_cross_entropy(
         total += float(losses.sum(dtype=np.float64))
         if dx is not None and dw is not None:
             dx[n : n + block] = kernels.linear_dx(logits, weight)
-            kernels.add_linear_dw(dw, logits, rows)
+            kernels.linear_dw(logits, rows, dw)
     return total, dx, dw

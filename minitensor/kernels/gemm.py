@@ -1,5 +1,4 @@
-"""Matrix products: x Wᵀ and g W of a linear map, and gᵀ x where it is added to a sum (twins:
-reference.py). Alone gᵀ x is left to BLAS, which is as fast where the operands come from memory.
+"""Matrix products: x Wᵀ, g W and gᵀ x of a linear map (twins: reference.py).
 
 BLAS copies both operands into an order of its own before it multiplies: a sixth of its time at the
 sizes of a small model. Here one is copied, in panels of 2 LANES columns, and `tile` keeps ROWS x 2
@@ -249,8 +248,9 @@ def _product(a, b, transposed, bias, out):
 
 
 @jit
-def _add_transposed(a, b, out):
-    """out (M, N) += aᵀ b, a (K, M), b (K, N); as many rows of b at a time as the L2 cache holds."""
+def _transposed_product(a, b, out, add):
+    """out (M, N) = aᵀ b, a (K, M), b (K, N), or added to it; as many rows of b at a time as the L2
+    cache holds."""
     (K, M), N = a.shape, b.shape[1]
     a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     depth = even(K, max(1, min(DEPTH, CACHED // up_to(N))))
@@ -258,7 +258,7 @@ def _add_transposed(a, b, out):
     for k in range(0, K, depth):
         count = min(depth, K - k)
         to_panels(b, k * N, N, False, count, N, panels)
-        multiply_transposed(a, k * M, M, count, panels, nothing, out, N, True)
+        multiply_transposed(a, k * M, M, count, panels, nothing, out, N, add or k > 0)
 
 
 # ------------------------------------------------------------------------ what the ops call
@@ -297,7 +297,9 @@ def linear_dx(g: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return dx
 
 
-def add_linear_dw(dw: np.ndarray, g: np.ndarray, x: np.ndarray) -> None:
+def linear_dw(g: np.ndarray, x: np.ndarray, dw: np.ndarray | None) -> np.ndarray:
     if not suits(g, x, x.shape[1]):
-        return reference.add_linear_dw(dw, g, x)
-    _add_transposed(g, x, dw)
+        return reference.linear_dw(g, x, dw)
+    out = empty(g.shape[1], x.shape[1]) if dw is None else dw
+    _transposed_product(g, x, out, dw is not None)
+    return out

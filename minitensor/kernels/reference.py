@@ -36,10 +36,14 @@ def linear_dx(g: Array, weight: Array) -> Array:
     return g @ weight
 
 
-@kernel("gemm", dw="(O, I) written", g="(N, O)", x="(N, I)")
-def add_linear_dw(dw: Array, g: Array, x: Array) -> None:
-    """dW += gᵀ x, where a sum over many rows is made a block of them at a time."""
+@kernel("gemm", g="(N, O)", x="(N, I)", dw="(O, I) written or None")
+def linear_dw(g: Array, x: Array, dw: Array | None) -> Array:
+    """dW = gᵀ x, a sum over rows. g (N, O), x (N, I) -> (O, I); added to `dw` in place if given,
+    where the rows come a block at a time."""
+    if dw is None:
+        return g.T @ x
     dw += g.T @ x
+    return dw
 
 
 # ------------------------------------------------------------------------------- normalisation
