@@ -373,22 +373,26 @@ def orthogonal(u: Array, steps: int = 5) -> Array:
     Products of small symmetric matrices take the place of products with a long x: the next xxᵀ is
     (q qᵀ) xxᵀ, as all of these commute, and the qs of some steps are multiplied before x is. Of
     three at most: what rounding leaves in a small eigenvalue of xxᵀ grows twelvefold a step.
+
+    The kernels of a linear map make the products, at these sizes faster than BLAS: linear(a, b) is
+    abᵀ, linear_dx(a, b) is ab, linear_dw(a, b) is aᵀb.
     """
     tall = u.shape[0] > u.shape[1]
     together = 3 if max(u.shape) >= 2 * min(u.shape) else 1  # a square x is no longer than q
     x = u / max(float(np.linalg.norm(u)), 1e-7)
     for start in range(0, steps, together):
-        first = x.T @ x if tall else x @ x.T
+        first = kernels.linear_dw(x, x, None) if tall else kernels.linear(x, x, None)
         q = _quintic(first)
         for _ in range(start + 1, min(start + together, steps)):
-            q = _quintic((q @ q.T) @ first) @ q
-        x = x @ q if tall else q @ x
+            gram = kernels.linear_dx(kernels.linear(q, q, None), first)
+            q = kernels.linear_dx(_quintic(gram), q)
+        x = kernels.linear_dx(x, q) if tall else kernels.linear_dx(q, x)
     return x
 
 
 def _quintic(gram: Array) -> Array:
     """3.4445 - 4.775 gram + 2.0315 gram² of a symmetric matrix."""
-    q = np.asarray(gram @ gram.T)  # of a matrix by its own transpose, BLAS does half the work
+    q = kernels.linear(gram, gram, None)
     q *= 2.0315
     q -= 4.775 * gram
     q.reshape(-1)[:: len(q) + 1] += 3.4445
