@@ -241,7 +241,7 @@ def tiktoken(*lines):
         (tiktoken(base64.b64encode(b"a" * 30_000) + b" 256\n"), "tokens too long"),
         (tiktoken(b"YWI= \xff\n"), "line 257: expected a token in base64 and its rank"),
         (tiktoken(b"YWI= " + b"\xff" * 30 + b"\n"), "line 257: the rank .* is impossible"),
-        (tiktoken(*(b"YWI= %d\n" % i for i in range(256, 600_000))), "600,000 lines; 262,144"),
+        (tiktoken(b"YWI= 256\n" * 599_744), "600,000 lines; 262,144 tokens are allowed"),
         (tiktoken(b"\n" * 600_000), "600,256 lines; 262,144 tokens are allowed"),
         (tiktoken(b"YWI= 262144\n"), "line 257: the rank 262144 is impossible"),
     ],
