@@ -82,7 +82,7 @@ def test_no_tokenizer_at_all(tmp_path, data, message):
         (["format"], 1, "format: expected a string, got a number"),
         (["version"], 2, "format: only 'bpe', version 1, is known"),
         (["version"], True, "version: expected a number, got true or false"),
-        (["kind"], "words", "kind: 'words' is none of 'bpe', 'char', 'reduced'"),
+        (["kind"], "none", "kind: 'none' is none of 'bpe', 'char', 'reduced'"),
         (["vocab"], None, "vocab: missing"),
         (["vocab"], {"a": 1}, "vocab: expected a list, got an object"),
         (["vocab", 7], 3, r"vocab\[7\]: expected a string or null, got a number"),

@@ -101,6 +101,24 @@ def test_logits_are_those_of_numpy(name):
 
 
 @pytest.mark.slow
+def test_a_variant_that_the_page_does_not_know_is_refused():
+    script = """
+        const errors = ["norm", "positions", "ffn", "head"].map(key => {
+          try {
+            new Forward.Model({...given, [key]: "new"}, {});
+          } catch (error) {
+            return error.message;
+          }
+        });
+        console.log(JSON.stringify(errors));
+    """
+    errors = node(script, Config().to_dict())
+    assert errors == [
+        f"{key}: new is not known to this page" for key in ("norm", "positions", "ffn", "head")
+    ]
+
+
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
