@@ -298,7 +298,8 @@ def attend_of(
     causal: bool,
     dtype: np.dtype,
 ) -> Attend:
-    """Attention's options as the kernels take them, for T positions and heads of d numbers."""
+    """Attention's options as the kernels take them, for T positions and heads of d numbers; `name`
+    is the op's, for errors."""
     if window and not causal:
         raise ValueError(f"{name}: window is {window}; a window needs causal=True")
     table = None
