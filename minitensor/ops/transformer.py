@@ -493,19 +493,3 @@ def self_attention(
     attend = attend_of("self_attention", T, H, K, d, rope, window, scale, True, qkv.dtype)
     out, kernel = _packed_attention(packed, attend, drop_of(dropout, key, packed.dtype))
     return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
-
-
-__all__ = [
-    "attention",
-    "dropout",
-    "dropout_add",
-    "embedding",
-    "gelu",
-    "layer_norm",
-    "linear",
-    "rms_norm",
-    "rope",
-    "rope_table",
-    "self_attention",
-    "swiglu",
-]
