@@ -136,6 +136,7 @@ def test_rounded_weights_differ_by_what_the_page_says(name, dtype):
     assert abs(found - said) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_shown_and_taken_out_is_that_of_the_model():
     model, ids = model_of(CASES["grouped"])
     shown: dict[str, np.ndarray] = {}
@@ -171,6 +172,7 @@ def test_what_is_shown_and_taken_out_is_that_of_the_model():
     np.testing.assert_allclose(np.array(last).reshape(final.shape), final, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_in_python():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, 50).astype(np.float32)
