@@ -1,8 +1,9 @@
 """What every test begins with."""
 
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
@@ -25,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before tests are shuffled, or left out by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Of the cases of a test that is mostly slow, mark all but the first."""
     seen = set()
     for item in items:
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("mostly_slow") and name in seen:
             item.add_marker(pytest.mark.slow)
         seen.add(name)
+    return (yield)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: the collector need not look through it ever again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

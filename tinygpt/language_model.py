@@ -11,7 +11,7 @@ a place for new ways of looking at one: it calls what the command line calls.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from tinygpt.formats import box, checkpoint
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import WRITERS, load_any
 from tinygpt.model.config import Config
-from tinygpt.model.sample import generate, prompt_ids, stop_at
+from tinygpt.model.sample import pieces, prompt_ids
 from tinygpt.model.transformer import GPT, components, count
 
 if TYPE_CHECKING:
@@ -78,27 +78,19 @@ class LanguageModel:
         `top_p` (1: off) leave out unlikely ones. The same seed gives the same text. With `stream`
         an iterator of pieces of text instead, the prompt first, each given as soon as it is there.
         """
-        ids = generate(
+        text = pieces(
             self.gpt,
-            prompt_ids(self.tokenizer, prompt),
+            self.tokenizer,
+            prompt,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            stop=stop_at(self.tokenizer, ignore_eot),
+            ignore_eot=ignore_eot,
             past_context=past_context,
-            vocab_size=self.tokenizer.vocab_size,
         )
-        pieces = self._pieces(prompt, ids)
-        return pieces if stream else "".join(pieces)
-
-    def _pieces(self, prompt: str, ids: Iterator[int]) -> Iterator[str]:
-        decoder = self.tokenizer.stream_decoder()
-        yield prompt
-        for id in ids:
-            yield decoder.feed(id)
-        yield decoder.flush()
+        return text if stream else "".join(text)
 
     # ---------------------------------------------------------------- arrays
 

@@ -172,12 +172,13 @@ class Wait:
     PATIENT = 1.0  # seconds that another process is waited for without a word
 
     def __init__(self) -> None:
-        self.parts: dict[str, float] = {"*": 15.0}  # what all that one command may need takes
+        self.parts: dict[str, float] = {"*": 15.0}  # as `expect` has them
         self.last = -math.inf  # when there was something to tell
 
     def expect(self, parts: dict[str, float]) -> None:
-        """Of the kernels with such names (with wildcards) compile some, unless there are any, which
-        takes so many seconds on one core of a machine of today.
+        """Say what the command needs: patterns of kernels' names, each with the seconds that
+        compiling takes on one core of a machine of today. One counts as long as the cache has no
+        kernel of such a name.
         """
         self.parts = parts
 

@@ -469,7 +469,7 @@ class Writer:
         kinds = {kind.__name__: kind for kind, *_ in BUNDLES.values()}
         scope = {**kinds, "Array": Array, "F32": FLOATS[0], "F64": FLOATS[1], "INT64": INT64,
                  "U32": np.uint32, "INF": math.inf}  # fmt: skip
-        source = f"def make(right, wrong):\n    def gated(*args):\n{body}\n    return gated"
+        source = f"def make(right, wrong):\n    def guarded(*args):\n{body}\n    return guarded"
         exec(source, scope)
         return scope["make"]  # type: ignore[no-any-return]
 
@@ -488,13 +488,13 @@ class Declaration:
         return f"{self.name}({', '.join(f'{n}: {t}' for n, t in self.arguments.items())}){where}"
 
     @functools.cached_property
-    def gated(self) -> Callable[..., Callable[..., Any]]:
+    def guarded(self) -> Callable[..., Callable[..., Any]]:
         """See `Writer.function`. Only the kernels that a program calls have it written."""
         return Writer().function(self.checks, self.where, list(self.arguments))
 
     def accepts(self, *args: Any) -> bool:
         """Whether the kernel takes these as they are."""
-        return bool(self.gated(lambda *_: True, lambda *_: False)(*args))
+        return bool(self.guarded(lambda *_: True, lambda *_: False)(*args))
 
     def check(self, args: tuple[Any, ...]) -> list[Any]:
         """The arguments, fit for the kernel; or an error that names what does not fit."""
@@ -519,10 +519,10 @@ class Declaration:
         else:
             kernel = self.numpy
 
-        gated = self.gated(kernel, lambda *args: kernel(*self.check(args)))
-        gated.__name__ = gated.__qualname__ = self.name
-        gated.__doc__ = f"{self}\n\n{inspect.getdoc(self.numpy) or ''}"
-        return gated
+        guarded = self.guarded(kernel, lambda *args: kernel(*self.check(args)))
+        guarded.__name__ = guarded.__qualname__ = self.name
+        guarded.__doc__ = f"{self}\n\n{inspect.getdoc(self.numpy) or ''}"
+        return guarded
 
 
 KERNELS: dict[str, Declaration] = {}

@@ -88,8 +88,8 @@ def rotary(cos, sin, sign):
 
 
 @inline
-def copy_heads(x, b, h0, h1, table, scale, scratch, D, back):
-    """Copy heads h0..h1 of x[b] to flat scratch (heads, T + LANES, D), scaled; or `back` to x[b].
+def copy_heads(x, b, first, end, table, scale, scratch, D, back):
+    """Copy heads [first, end) of x[b] to flat scratch (heads, T + LANES, D), scaled; or `back`.
 
     Token by token, since memory is read in that order: a head at a time would stride over it. If
     the table has rows, pairs are rotated: (y, z) becomes (y c − z s, z c + y s).
@@ -97,9 +97,9 @@ def copy_heads(x, b, h0, h1, table, scale, scratch, D, back):
     T, H, d = x.shape[1:]
     flat, zero = x.reshape(-1), x.dtype.type(0)
     for t in range(T):
-        for h in range(h0, h1):
+        for h in range(first, end):
             for n in range(0, d, LANES):
-                i, o = ((b * T + t) * H + h) * d + n, ((h - h0) * (T + LANES) + t) * D + n
+                i, o = ((b * T + t) * H + h) * d + n, ((h - first) * (T + LANES) + t) * D + n
                 v = load(scratch, o) if back else load_part(flat, i, d - n, zero)
                 if table.size > 0:
                     c = 2 * t * whole(d) + n

@@ -195,7 +195,8 @@ def even(length, limit):
 @shared(FLAT, INT, INT, INT, FLAT, INT, FLAT, FLAT, INT, INT, INT, types.boolean)
 @jit
 def multiply(a, i, down, rows, panels, count, bias, out, o, columns, step, add):
-    """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`."""
+    """out[o + r step + n] = bias[n] + Σ_k a[i + r down + k] panels[k, n], for r below `rows`, n
+    below `columns` and k below `count`; with `add`, that is added to out."""
     for m in range(0, rows, ROWS):
         r = min(m, rows - ROWS)  # the last strip goes back, to be whole
         strip, to = i + r * down, o + r * step

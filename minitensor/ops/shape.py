@@ -266,12 +266,12 @@ def flip(x: Array, axes: int | Sequence[int]) -> Forward:
     return np.flip(x, axes), (lambda g: np.flip(g, axes),)
 
 
-@op(
-    cases=lambda rng: (
-        (drawn(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
-    ),
-    integers=True,
-)
+def _triangle_cases(rng: np.random.Generator) -> Cases:
+    for shape, k in ((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1):
+        yield drawn(rng, shape), {"k": k}
+
+
+@op(cases=_triangle_cases, integers=True)
 def tril(x: Array, k: int = 0) -> Forward:
     """The lower triangle of the last two axes (on and under diagonal k), 0 above; so is the
     gradient's."""
@@ -280,12 +280,7 @@ def tril(x: Array, k: int = 0) -> Forward:
     return np.tril(x, k), (lambda g: np.tril(g, k),)
 
 
-@op(
-    cases=lambda rng: (
-        (drawn(rng, shape), {"k": k}) for shape, k in (((3, 4), 0), ((2, 4, 3), -1), ((3, 3), 1))
-    ),
-    integers=True,
-)
+@op(cases=_triangle_cases, integers=True)
 def triu(x: Array, k: int = 0) -> Forward:
     """The upper triangle of the last two axes (on and over diagonal k), 0 below; so is the
     gradient's."""

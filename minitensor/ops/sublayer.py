@@ -164,6 +164,3 @@ def feed_forward_sublayer(
         return dx.reshape(x.shape), *others
 
     return y.reshape(x.shape), backward
-
-
-__all__ = ["attention_sublayer", "feed_forward_sublayer"]

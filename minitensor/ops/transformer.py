@@ -298,7 +298,8 @@ def attend_of(
     causal: bool,
     dtype: np.dtype,
 ) -> Attend:
-    """Attention's options as the kernels take them, for T positions and heads of d numbers."""
+    """Attention's options as the kernels take them, for T positions and heads of d numbers; `name`
+    is the op's, for errors."""
     if window and not causal:
         raise ValueError(f"{name}: window is {window}; a window needs causal=True")
     table = None
@@ -492,19 +493,3 @@ def self_attention(
     attend = attend_of("self_attention", T, H, K, d, rope, window, scale, True, qkv.dtype)
     out, kernel = _packed_attention(packed, attend, drop_of(dropout, key, packed.dtype))
     return out.reshape(B, T, H * d), (lambda g: kernel(g).reshape(qkv.shape),)
-
-
-__all__ = [
-    "attention",
-    "dropout",
-    "dropout_add",
-    "embedding",
-    "gelu",
-    "layer_norm",
-    "linear",
-    "rms_norm",
-    "rope",
-    "rope_table",
-    "self_attention",
-    "swiglu",
-]

@@ -53,7 +53,6 @@ def test_a_run_compiles_what_writes_before_its_first_step_unless_helped(
     monkeypatch, tiny, cold, helped
 ):
     monkeypatch.setattr(cache, "cached", lambda names: not cold)
-    monkeypatch.setattr(cache, "FOLDER", None if cold else cache.FOLDER)
     written, expected = [], []
     monkeypatch.setattr(compiling, "write_two_tokens", lambda model: written.append(model.config))
     monkeypatch.setattr(cache.WAIT, "expect", expected.append)

@@ -110,6 +110,7 @@ def test_a_connection_that_breaks_off_is_resumed_where_it_was(get, server):
     assert [r for _, r in server.asked] == [None, "bytes=100000-", "bytes=200000-"]
 
 
+@pytest.mark.slow
 def test_a_stalled_connection_is_dropped_and_resumed(get, server):
     assert get("stall", timeout=0.1).read_bytes() == BODY
     assert server.asked[1][1] == "bytes=100000-"

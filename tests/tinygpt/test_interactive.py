@@ -150,6 +150,7 @@ def test_in_a_terminal(model):
         os.close(ours)
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_was_caught_does_not_end_the_session_later():
     """As it may come while kernels are loaded, which executes program texts."""
     program = (

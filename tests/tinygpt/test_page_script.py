@@ -101,6 +101,24 @@ def test_logits_are_those_of_numpy(name):
 
 
 @pytest.mark.slow
+def test_a_variant_that_the_page_does_not_know_is_refused():
+    script = """
+        const errors = ["norm", "positions", "ffn", "head"].map(key => {
+          try {
+            new Forward.Model({...given, [key]: "new"}, {});
+          } catch (error) {
+            return error.message;
+          }
+        });
+        console.log(JSON.stringify(errors));
+    """
+    errors = node(script, Config().to_dict())
+    assert errors == [
+        f"{key}: new is not known to this page" for key in ("norm", "positions", "ffn", "head")
+    ]
+
+
+@pytest.mark.slow
 @pytest.mark.mostly_slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["quick", "pinv-0.8m"])
@@ -118,6 +136,7 @@ def test_rounded_weights_differ_by_what_the_page_says(name, dtype):
     assert abs(found - said) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_shown_and_taken_out_is_that_of_the_model():
     model, ids = model_of(CASES["grouped"])
     shown: dict[str, np.ndarray] = {}
@@ -153,6 +172,7 @@ def test_what_is_shown_and_taken_out_is_that_of_the_model():
     np.testing.assert_allclose(np.array(last).reshape(final.shape), final, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_in_python():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, 50).astype(np.float32)

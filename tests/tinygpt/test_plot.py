@@ -288,14 +288,6 @@ def test_token_labels():
     assert labels == ["↵", "␣", "0xff", "0x07", "␣\\$a", "<|endoftext|>"]
 
 
-def test_the_prompt_begins_as_a_document_does(saved):
-    ids = plot.prompt_ids(saved.tokenizer, TEXT, 5)
-    assert ids == [saved.tokenizer.separator_id, *saved.tokenizer.encode(TEXT)[:4]]
-    plain = bpe.CharTokenizer.train(["ab"], control_tokens=False)
-    with pytest.raises(Error, match="the prompt has no tokens"):
-        plot.prompt_ids(plain, "", 5)
-
-
 def test_a_missing_matplotlib_says_what_to_install(monkeypatch):
     real = builtins.__import__
 

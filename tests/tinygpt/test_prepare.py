@@ -386,6 +386,7 @@ def test_what_is_not_utf8_is_named_by_its_place(make, small_pieces):
         make(content)
 
 
+@pytest.mark.slow
 def test_errors_of_a_worker_arrive(make, small_pieces, monkeypatch):
     monkeypatch.setattr(corpus, "FEW", 1)  # so that the scan leaves the reading to the workers
     with pytest.raises(Error, match="byte 0xff at offset"):

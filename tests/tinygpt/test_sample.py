@@ -18,7 +18,7 @@ from tinygpt.formats.checkpoint import Saved
 from tinygpt.model.config import Config
 from tinygpt.model.decode_kernels import choose as compiled_choose
 from tinygpt.model.drawing import Choice, choose, draw, probabilities
-from tinygpt.model.sample import generate, generate_many, sample_text
+from tinygpt.model.sample import generate, generate_many, prompt_ids, sample_text
 from tinygpt.model.transformer import GPT
 
 C = Config(
@@ -193,6 +193,13 @@ def test_both_twins_write_the_same_text(model, monkeypatch):
     monkeypatch.setenv("MINITENSOR_KERNELS", "numpy")
     assert sample_text(model, TOKENIZER, "abc", max_new_tokens=30, seed=1, ignore_eot=True) == fast
     assert fast.startswith("abc")
+
+
+def test_a_prompt_begins_as_a_document_does():
+    assert prompt_ids(TOKENIZER, "abc") == [TOKENIZER.separator_id, *TOKENIZER.encode("abc")]
+    assert prompt_ids(TOKENIZER, "") == [TOKENIZER.separator_id]
+    bare = bpe.CharTokenizer.train(["ab\n"], control_tokens=False)
+    assert prompt_ids(bare, "") == bare.encode("\n")
 
 
 def run_cli(capsys, *args):

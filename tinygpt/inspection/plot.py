@@ -26,6 +26,7 @@ from tinygpt import Error
 from tinygpt.formats.checkpoint import Saved
 from tinygpt.formats.exchange import load_any
 from tinygpt.inspection.probe import Embedding
+from tinygpt.model.sample import prompt_ids
 from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
 from tinygpt.training.report import perplexity
@@ -190,22 +191,13 @@ def known(tokenizer: Any, text: str) -> str:
     return rest or tokenizer.decode(list(range(min(TOKENS, tokenizer.vocab_size))))
 
 
-def prompt_ids(tokenizer: Any, prompt: str, limit: int) -> list[int]:
-    """The tokens of a prompt as in training: behind the separator, `limit` in all."""
-    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
-    ids = [*opening, *tokenizer.encode(prompt)][:limit]
-    if not ids:
-        raise Error("the prompt has no tokens; give a longer --prompt")
-    return ids
-
-
 def attention_heatmaps(model: Any, tokenizer: Any, prompt: str, out: Path) -> list[Path]:
     """One picture a layer with a map a head: row by row, where each token looks.
 
     The weights are the model's own (`GPT.attention_maps`), after the softmax: every row adds up to
     one. What a token cannot see, above the diagonal or left of a local window, is grey.
     """
-    ids = prompt_ids(tokenizer, prompt, min(TOKENS, model.config.context))
+    ids = prompt_ids(tokenizer, prompt)[: min(TOKENS, model.config.context)]
     maps = model.attention_maps(np.array([ids]))[:, 0]  # (L, H, T, T)
     labels = [token_label(tokenizer, id) for id in ids]
     turn = 90 if max(map(len, labels)) > 3 else 0  # characters stay upright
@@ -408,7 +400,7 @@ def temperatures(model: Any, tokenizer: Any, prompt: str, out: Path, seed: int =
         sample_text(model, tokenizer, prompt=prompt, max_new_tokens=240, temperature=t, seed=seed)
         for t in TEMPERATURES
     ]
-    ids = prompt_ids(tokenizer, prompt, model.config.context)
+    ids = prompt_ids(tokenizer, prompt)[: model.config.context]
     logits = model(np.array([ids])).data[0, -1].astype(np.float64)
     order = np.argsort(-logits, kind="stable")
     labels = [token_label(tokenizer, int(id)) for id in order[:LIKELIEST]]

@@ -36,6 +36,3 @@ def compile_writing(dtype: str) -> None:
     choice = Choice(temperature=1.0, top_k=0, top_p=1.0)
     choose(np.zeros((1, c.vocab_size), dtype), *choice, np.zeros(1))
     Decoder(GPT(c)).write([0], [0], np.zeros((1, 1)), c.vocab_size, choice)
-
-
-__all__ = ["compile_writing", "compiling_ahead"]

@@ -43,17 +43,17 @@ ACTIVATIONS = {"swiglu": SWIGLU, "gelu_tanh": GELU_TANH, "gelu": GELU}
 class Heads(NamedTuple):
     """How the loops see the heads: key/value heads side by side in the lanes of a vector.
 
-    A token's key is `blocks` blocks of `width` = depth lanes numbers, one block unless there are
-    more heads than lanes; in a block the heads' first numbers come first. Queries that share a
-    key/value head come in `group` such rows.
+    A token's key is `blocks` blocks of `width` numbers, one block unless there are more heads than
+    lanes; in a block the heads' first numbers come first, then their second ones. Queries that
+    share a key/value head come in `group` such rows.
     """
 
     group: int
     kv: int
     head_dim: int
     blocks: int
-    lanes: int
-    depth: int
+    lanes: int  # heads in a block, a power of 2
+    depth: int  # numbers of a head, head_dim with zeros up to whole vectors of a block
 
     @classmethod
     def of(cls, c: Config) -> Heads:

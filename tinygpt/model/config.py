@@ -436,8 +436,8 @@ ELSEWHERE = {
 
 
 def called_here(word: str, known: Iterable[str]) -> str | None:
-    """The name here of what other programs call `word`, "" if it is nothing to choose here, None
-    if they do not call anything so."""
+    """Which of the names `known` here is what other programs call `word`; "" if there is nothing to
+    choose here, None if no other program is known to use the word."""
     name = ELSEWHERE.get(word.lstrip("-").replace("-", "_"), word)
     if name is None:
         return ""

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from tinygpt.formats.checkpoint import Saved
 
 Array = np.ndarray
-Work = Sequence[tuple[int, int, Sequence[int]]]  # slot, position of the first token, tokens
+# Slot, position of the first new token, and tokens: the new ones, or for `write` the last few, of
+# which the very last is new.
+Work = Sequence[tuple[int, int, Sequence[int]]]
 PAST_CONTEXT = ("drop", "exact")
 TOGETHER = 8  # positions that `Plain` processes in one pass
 MIN_SHARE, MAX_SHARE = 4, 16  # sequences that are worth a thread; whose keys stay in a cache

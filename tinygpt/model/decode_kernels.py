@@ -95,16 +95,16 @@ class Model(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays for a pass over some rows; the names are those of `pass_over`."""
+    """Arrays for a pass over some rows; all are flat, each row up to whole panels."""
 
-    x: Array
-    h: Array
-    y: Array
+    x: Array  # the stream
+    h: Array  # norm(x)
+    y: Array  # what the heads put out
     qkv: Array
-    g: Array
-    a: Array
-    z: Array
-    p: Array
+    g: Array  # what goes into the activation, with its gate
+    a: Array  # what comes out of it
+    z: Array  # logits
+    p: Array  # scores of one query, then its weights, for as many heads as lanes
 
 
 class Guesses(NamedTuple):
@@ -218,7 +218,7 @@ many_rows = _product(ROWS, 1)
 
 
 @intrinsic
-def fold(typingctx: Any, x: Vector, period: Any) -> Any:
+def sum_lanes(typingctx: Any, x: Vector, period: Any) -> Any:
     """In every lane, the sum of the lanes that are a multiple of `period`, a power of 2, away."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -322,14 +322,18 @@ def rotate(x, at, cos, sin, t, lanes, W, scale):
 
 @outlined
 def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
-    """A query of every lane's head over the cached keys first..last, softmax lane by lane."""
+    """A query of every lane's head over the cached keys first..last, softmax lane by lane.
+
+    The key of position t begins at keys + t step of the cache, its value at values + t step; p is
+    scratch for the weights.
+    """
     zero = splat(q.dtype.type(0))
     m, l = splat(q.dtype.type(-np.inf)), zero
     for t in range(first, last + 1):
         s = zero
         for n in range(0, W, LANES):
             s = s + load(cache, keys + t * step + n) * load(q, at + n)
-        s = fold(s, lanes)
+        s = sum_lanes(s, lanes)
         store(p, t * LANES, s)
         m = pick(m, s, m, s)
     for t in range(first, last + 1):
@@ -368,7 +372,8 @@ def attend(q, at, lanes, W, cache, keys, values, step, first, last, p, y, y_at):
 
 @outlined
 def keep(model, cache, layer, rows, begin, count, qkv, step):
-    """Rotate the queries and keys of `count` rows; cache the keys and values."""
+    """Rotate the queries and keys of `count` rows; cache the keys and values, those of this layer
+    from `layer` on."""
     group, blocks, lanes, W = (
         model.shape.group,
         model.shape.blocks,
@@ -390,7 +395,8 @@ def keep(model, cache, layer, rows, begin, count, qkv, step):
 
 @outlined
 def look_back(model, cache, layer, window, rows, row, qkv, q_at, p, y, y_at):
-    """Let a row look at the keys and values of its sequence, up to its own."""
+    """Let a row look at the keys and values of its sequence, up to its own; those of this layer
+    are in the cache from `layer` on."""
     shape, t = model.shape, rows.positions[row]
     W, width = shape.width, shape.blocks * shape.width
     first = max(0, t - window + 1) if window > 0 else 0
@@ -453,6 +459,7 @@ def pass_over(model, cache, rows, wanted, scratch, out):
     ids, positions, windows, eps = rows.ids, rows.positions, model.windows, model.eps
     width, D, F, V = shape.blocks * shape.width, embedding.shape[1], shape.d_ff, shape.vocab_size
     heads, layer = shape.group * width, len(cache) // len(windows)
+    # Numbers from row to row, which are whole panels: of x and h, y, qkv, a, z and (Gp) g.
     Dp, Ap, Cp, Fp, Vp = padded(D), padded(heads), padded(heads + 2 * width), padded(F), padded(V)
     Gp = 2 * Fp if shape.activation == SWIGLU else Fp
     x, h, y, qkv, g, a, z, p = scratch

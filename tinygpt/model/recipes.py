@@ -136,44 +136,23 @@ SHAKESPEARE_FAST = SHAKESPEARE.replace(
     eval_interval=0, eval_batches=73, sample_interval=0, checkpoint_interval=0,
 )  # fmt: skip
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        QUICK,
-        PINV,
-        MINI_1M,
-        MINI_3M,
-        MINI_7M,
-        PRETRAIN,
-        NEO,
-        SHAKESPEARE,
-        SHAKESPEARE_FAST,
-    )
-}
-
-
+# Each with what it is for, and the text that it was published with, by the name under which
+# `tinygpt data fetch` brings it. Those without one are made for the embedded stories.
+LISTED: list[tuple[Config, str, str]] = [
+    (QUICK, "the default: embedded stories", ""),
+    (PINV, "TinyStories by characters", "tinystories"),
+    (MINI_1M, "TinyStories, small", "tinystories"),
+    (MINI_3M, "TinyStories, medium", "tinystories"),
+    (MINI_7M, "TinyStories, large", "tinystories"),
+    (PRETRAIN, "50,000 TinyStories, big batches", "tinystories"),
+    (NEO, "TinyStories, as GPT-Neo", "tinystories"),
+    (SHAKESPEARE, "nanoGPT's example for a CPU", "shakespeare"),
+    (SHAKESPEARE_FAST, "as good as it, in seconds", "shakespeare"),
+]
+RECIPES = {recipe.name: recipe for recipe, _, _ in LISTED}
+PURPOSE = {recipe.name: purpose for recipe, purpose, _ in LISTED}
+TEXTS = {recipe.name: text for recipe, _, text in LISTED if text}
 DEFAULT = "quick"
-
-PURPOSE = {
-    "quick": "the default: embedded stories",
-    "pinv-0.8m": "TinyStories by characters",
-    "mini-1m": "TinyStories, small",
-    "mini-3m": "TinyStories, medium",
-    "mini-7m": "TinyStories, large",
-    "pretrain-2m": "50,000 TinyStories, big batches",
-    "neo-41m": "TinyStories, as GPT-Neo",
-    "shakespeare-char": "nanoGPT's example for a CPU",
-    "shakespeare-fast": "as good as it, in seconds",
-}
-
-# The text that a recipe was published with, by the name under which `tinygpt data fetch` brings it.
-# Those that are not here are made for the embedded stories.
-TEXTS = {
-    **dict.fromkeys(("shakespeare-char", "shakespeare-fast"), "shakespeare"),
-    **dict.fromkeys(
-        ("pinv-0.8m", "mini-1m", "mini-3m", "mini-7m", "pretrain-2m", "neo-41m"), "tinystories"
-    ),
-}
 
 
 def get(name: str) -> Config:
@@ -189,19 +168,20 @@ def get(name: str) -> Config:
 
 
 def lay(base: Config, values: Mapping[str, Any]) -> Config:
-    """`base` with `values` over it, and with what follows from them where they do not say it.
+    """`base` with `values` laid over it, and what follows from them for fields they do not name.
 
     The default recipe's number of documents counts embedded stories: of another text all are
     taken. A run of fewer steps than the warm-up on copying leaves it out: cut short it would form
-    nothing. Where characters take the place of longer tokens, or these of characters, the
-    vocabulary's size is that of no recipe: characters then take what they need.
+    nothing. Where a tokenizer of characters replaces one of longer tokens, or the reverse, the
+    recipe's vocabulary size means nothing: it goes back to the default, for which a tokenizer of
+    characters takes what it needs.
     """
     changes = fields_of(values)
     follows: dict[str, Any] = {}
     if "max_iters" in changes and coerce("max_iters", changes["max_iters"]) < base.warmup_copy:
         follows["warmup_copy"] = 0
     counts_stories = base.name not in TEXTS and base.max_documents == QUICK.max_documents
-    if base.data == "stories" != changes.get("data", "stories") and counts_stories:
+    if counts_stories and base.data == "stories" and changes.get("data", "stories") != "stories":
         follows["max_documents"] = 0
     kinds = (base.tokenizer, str(changes.get("tokenizer", base.tokenizer)))
     if len({kind.startswith("char") for kind in kinds}) == 2:

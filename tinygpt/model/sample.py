@@ -116,22 +116,24 @@ def stop_at(tokenizer: Tokenizer, ignore_eot: bool = False) -> tuple[int, ...]:
     return () if ignore_eot or separator is None else (separator,)
 
 
-def sample_text(
+def pieces(
     model: GPT | Saved,
     tokenizer: Tokenizer,
     prompt: str = "",
     *,
-    max_new_tokens: int = 256,
     ignore_eot: bool = False,
     **options: Any,
-) -> str:
-    """`prompt` and its continuation as text. Options as for `generate_many`."""
-    ids = generate(
-        model,
-        prompt_ids(tokenizer, prompt),
-        max_new_tokens=max_new_tokens,
-        stop=stop_at(tokenizer, ignore_eot),
-        vocab_size=tokenizer.vocab_size,
-        **options,
-    )
-    return prompt + tokenizer.decode(list(ids))
+) -> Iterator[str]:
+    """`prompt`, then its continuation, piece by piece as it is drawn. Options as for
+    `generate_many`."""
+    begin, stop = prompt_ids(tokenizer, prompt), stop_at(tokenizer, ignore_eot)
+    ids = generate(model, begin, stop=stop, vocab_size=tokenizer.vocab_size, **options)
+    decoder = tokenizer.stream_decoder()
+    yield prompt
+    yield from map(decoder.feed, ids)
+    yield decoder.flush()
+
+
+def sample_text(model: GPT | Saved, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str:
+    """`prompt` and its continuation as text. Options as for `pieces`."""
+    return "".join(pieces(model, tokenizer, prompt, **options))

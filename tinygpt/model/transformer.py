@@ -202,7 +202,11 @@ class Pass(NamedTuple):
     look: Look | None = None
 
     def dropout(self, x: Tensor, layer: int, site: int) -> Tensor:
-        """Dropout with the mask of this layer and site; `x` itself where there is none."""
+        """Dropout with the mask of this layer and site; `x` itself where there is none.
+
+        The sites of a layer are 0, its attention weights, 1 and 2, what attention and feed-forward
+        add. The embedding has those of a layer behind the last.
+        """
         return mt.dropout(x, self.p, mt.fold(self.key, layer, site)) if self.p else x
 
     def show(self, name: str, x: Tensor) -> Tensor:
@@ -431,11 +435,13 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def forward(self, ids: Array, key: int = 0, head: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of `ids` (B, T)."""
+        """Logits (B, T, V) of `ids` (B, T). `key` is that of `hidden`, `head` what `head_weight`
+        gives, if the caller has it already."""
         return mt.linear(self.hidden(ids, key), self.head_weight() if head is None else head)
 
     def loss(self, ids: Array, targets: Array, key: int = 0, head: Tensor | None = None) -> Tensor:
-        """Cross-entropy of `targets` (B, T) in nats, added up over all tokens."""
+        """Cross-entropy of `targets` (B, T) in nats, added up over all tokens; `key` and `head` as
+        in `forward`."""
         head = self.head_weight() if head is None else head
         return mt.linear_cross_entropy(self.hidden(ids, key), head, targets, reduction="sum")
 

@@ -278,8 +278,8 @@ def ready(
                 tell("this NumPy's BLAS cannot be kept to one thread: right results, slower steps")
             trainer = Trainer(c, dataset, workers, world)
             with world.in_turn() if world else nullcontext():
-                alone = not world and not helped
-                compile_kernels(trainer, to_write=alone and to_write, helped=helped)
+                now = to_write and not world and not helped
+                compile_kernels(trainer, to_write=now, helped=helped)
             yield trainer
 
 

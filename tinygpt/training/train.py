@@ -79,9 +79,9 @@ class Trainer:
         names = {id(p): name for name, p in named.items()}
         self.in_model = list(named.values())  # in the order in which the forward uses them
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.named = [(names[id(p)], p) for p in self.parameters]  # gradients come in this order
-        used = {name: i for i, name in enumerate(names.values())}  # and this way from the model's
-        self.places = [used[name] for name, _ in self.named]
+        self.named = [(names[id(p)], p) for p in self.parameters]  # in the optimiser's order
+        order = list(named)
+        self.places = [order.index(name) for name, _ in self.named]  # of these in the model's
         self.before_update: Callable[[], None] = lambda: None
         self.start: list[Array] = []  # with local steps: the weights when the replicas last met
 

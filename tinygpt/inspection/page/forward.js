@@ -95,6 +95,13 @@ const Forward = (() => {
     return x;
   }
 
+  const KNOWN = {
+    norm: ["layer", "rms"],
+    positions: ["learned", "sinusoidal", "rope", "alibi"],
+    ffn: Object.keys(ACTIVATIONS),
+    head: ["tied", "untied", "pinv"],
+  };
+
   class Model {
     /** `config` as tinygpt writes it; `weights` {name: Float32Array}. "head.weight" (V, D) is there
         for an untied head, and for a pseudo-inverse one, which is computed where the page is made. */
@@ -103,8 +110,8 @@ const Forward = (() => {
       this.weights = weights;
       this.hd = config.d_model / config.n_head;
       this.kv = config.n_kv_head || config.n_head;
-      if (!["learned", "sinusoidal", "rope", "alibi"].includes(config.positions)) {
-        throw new Error(`positions: ${config.positions} is not known to this page`);
+      for (const [key, values] of Object.entries(KNOWN)) {
+        if (!values.includes(config[key])) throw new Error(`${key}: ${config[key]} is not known to this page`);
       }
       if (config.positions === "rope") this.rope = angles(config.context, this.hd, config.rope_theta);
       if (config.positions === "sinusoidal") this.waves = angles(config.context, config.d_model, 10000);

@@ -49,7 +49,7 @@ from tinygpt.model.sample import prompt_ids
 from tinygpt.model.transformer import GPT, components, count
 from tinygpt.progress import tell
 from tinygpt.training.journal import read_records
-from tinygpt.training.report import duration
+from tinygpt.training.report import duration, plain
 
 Array = np.ndarray
 LIMIT = 6_000_000  # bytes of a page; a model that is larger stays out of it
@@ -412,17 +412,15 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
 
 def settings(c: Config) -> str:
     """The configuration as a table, beside the recipe of its name where it differs from that."""
-    recipe = recipes.RECIPES.get(c.name)
+    recipe, rows = recipes.RECIPES.get(c.name), [(k, plain(v)) for k, v in c.to_dict().items()]
     if recipe is None:
-        rows = [(key, _plain(value)) for key, value in c.to_dict().items()]
         return table("Settings (no recipe has this name)", ("setting", "value"), rows)
     usual = recipe.to_dict()
     changed = [
-        (key, _plain(value), _plain(usual[key]))
+        (key, plain(value), plain(usual[key]))
         for key, value in c.to_dict().items()
         if value != usual[key]
     ]
-    rows = [(key, _plain(value)) for key, value in c.to_dict().items()]
     differs = (
         table(f"What differs from the recipe {c.name}", ("setting", "here", "recipe"), changed)
         if changed
@@ -432,18 +430,12 @@ def settings(c: Config) -> str:
     return f"{differs}<details><summary>All settings</summary>{everything}</details>"
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def differences(runs: Sequence[Run]) -> str:
     """The settings in which several runs differ, as a table."""
     given = [run.config.to_dict() for run in runs if run.config]
     names = [run.name for run in runs if run.config]
     rows = [
-        (key, *(_plain(values[key]) for values in given))
+        (key, *(plain(values[key]) for values in given))
         for key in given[0]
         if len({str(values[key]) for values in given}) > 1
     ]
