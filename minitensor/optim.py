@@ -365,38 +365,9 @@ class Muon(Optimizer):
 
 
 def orthogonal(u: Array, steps: int = 5) -> Array:
-    """Bring the singular values of a matrix near 1, keeping its singular vectors.
-
-    Newton-Schulz: x <- q x with q = a + b xxᵀ + c (xxᵀ)² turns each singular value s into a s +
-    b s³ + c s⁵; these coefficients push (0, 1] to about (0.7, 1.2) within five steps.
-
-    Products of small symmetric matrices take the place of products with a long x: the next xxᵀ is
-    (q qᵀ) xxᵀ, as all of these commute, and the qs of some steps are multiplied before x is. Of
-    three at most: what rounding leaves in a small eigenvalue of xxᵀ grows twelvefold a step.
-
-    The kernels of a linear map make the products, at these sizes faster than BLAS: linear(a, b) is
-    abᵀ, linear_dx(a, b) is ab, linear_dw(a, b) is aᵀb.
-    """
-    tall = u.shape[0] > u.shape[1]
-    together = 3 if max(u.shape) >= 2 * min(u.shape) else 1  # a square x is no longer than q
-    x = u / max(float(np.linalg.norm(u)), 1e-7)
-    for start in range(0, steps, together):
-        first = kernels.linear_dw(x, x, None) if tall else kernels.linear(x, x, None)
-        q = _quintic(first)
-        for _ in range(start + 1, min(start + together, steps)):
-            gram = kernels.linear_dx(kernels.linear(q, q, None), first)
-            q = kernels.linear_dx(_quintic(gram), q)
-        x = kernels.linear_dx(x, q) if tall else kernels.linear_dx(q, x)
-    return x
-
-
-def _quintic(gram: Array) -> Array:
-    """3.4445 - 4.775 gram + 2.0315 gram² of a symmetric matrix."""
-    q = kernels.linear(gram, gram, None)
-    q *= 2.0315
-    q -= 4.775 * gram
-    q.reshape(-1)[:: len(q) + 1] += 3.4445
-    return q
+    """Bring the singular values of a matrix near 1, keeping its singular vectors, by Newton-Schulz;
+    the formula is in kernels/reference.py."""
+    return np.asarray(kernels.orthogonal(np.ascontiguousarray(u), steps))
 
 
 # --------------------------------------------------------------------------------------- clipping

@@ -262,6 +262,11 @@ def _transposed_product(a, b, out, add):
         multiply_transposed(a, k * M, M, count, panels, nothing, out, N, add or k > 0)
 
 
+MATRIX = types.float32[:, ::1]
+product = shared(MATRIX, MATRIX, types.boolean, FLAT, MATRIX)(_product)
+transposed_product = shared(MATRIX, MATRIX, MATRIX, types.boolean)(_transposed_product)
+
+
 # ------------------------------------------------------------------------ what the ops call
 
 

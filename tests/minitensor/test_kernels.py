@@ -174,6 +174,14 @@ def test_the_optimisers_kernels_agree_with_their_twins(dtype, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance * 10, atol=tolerance)
 
 
+@pytest.mark.parametrize("shape", [(50, 34), (34, 50), (100, 34), (34, 100), (33, 33)])
+def test_orthogonal_agrees_with_its_twin(shape):
+    u = n(*shape).astype(np.float32)
+    numba, numpy = (kernels.twin("orthogonal", side)(u, 5) for side in ("numba", "numpy"))
+    assert numba.dtype == np.float32
+    np.testing.assert_allclose(numba, numpy, rtol=0, atol=1e-5)
+
+
 def test_an_inner_product_meets_nothing_but_its_own_numbers():
     """What lies beside a ragged edge in memory, or was left in a panel, must not leak in."""
     x, w = np.full((40, 50), np.nan, np.float32), np.full((45, 50), np.nan, np.float32)
@@ -288,7 +296,7 @@ def test_without_a_folder_kernels_are_compiled_and_not_kept(tmp_path):
 
 
 def test_no_kernel_is_left_out(monkeypatch):
-    used = {"adamw", "sum_of_squares"}
+    used = {"adamw", "sum_of_squares", "orthogonal"}
 
     def seen(name, which):
         def kernel(*args):

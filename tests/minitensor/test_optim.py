@@ -123,7 +123,9 @@ def test_muon_makes_updates_orthogonal():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
-@pytest.mark.parametrize("shape", [(48, 12), (12, 30), (20, 16), (16, 16), (1, 5)])
+@pytest.mark.parametrize(
+    "shape", [(48, 12), (12, 30), (20, 16), (16, 16), (1, 5), (50, 34), (34, 90)]
+)
 @pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-9), ("float32", 2e-4)])
 def test_orthogonal_is_the_newton_schulz_iteration(dtype, close, shape, steps):
     decay = np.exp(-np.linspace(0, 12, shape[1]))  # singular values down to 1e-5 of the first
