@@ -17,7 +17,9 @@ time, and each time something happens to a random rank at a random moment:
 After each the run must have ended in a minute (or not, where it goes on), with the right status and
 one line that names the rank; nothing may be left running; and its checkpoint must load. At the end
 it goes on without MPI, and its weights must be those of a run of one process that nothing happened
-to. Needs `pip install 'tinygpt[mpi]'` and Linux.
+to. All programs of the machine may be stopped and woken meanwhile, this one too: that time does not
+count, nor does a try whose stopped rank was woken with the others. Needs `pip install
+'tinygpt[mpi]'` and Linux.
 """
 
 from __future__ import annotations
@@ -60,16 +62,26 @@ sys.exit(cli.command())
 """
 
 
+class Woken(Exception):
+    """A rank that was to stand still was woken by somebody else: the try shows nothing."""
+
+
 def within(seconds: float, done: Callable[[], Any]) -> bool:
-    """Whether it is done in time. What was not spent looking does not count: all may be stopped."""
+    """Whether it is done in time, which begins anew when this process was itself stopped: then the
+    ranks may have been too, and count anew."""
     spent, last = 0.0, time.monotonic()
     while not done():
         time.sleep(0.05)
         now = time.monotonic()
-        spent, last = spent + min(now - last, 1.0), now
+        spent, last = (spent + now - last if now - last < 1 else 0.0), now
         if spent > seconds:
             return False
     return True
+
+
+def is_stopped(process: int) -> bool:
+    """Whether it stands still after a SIGSTOP; see proc(5)."""
+    return Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "T"
 
 
 class Job:
@@ -100,6 +112,7 @@ class Job:
                 stderr=subprocess.STDOUT,
             )
         self.ranks: list[int] = []
+        self.stopped: list[int] = []  # those of them that `stop` was called for
 
     def words(self) -> str:
         """All that was said so far."""
@@ -114,11 +127,29 @@ class Job:
                 int(p) for p in re.findall(r"rank \d+ \(.*?, process (\d+)\)", self.words())
             ]
 
+    def stop(self, rank: int) -> None:
+        """Let a rank stand still (SIGSTOP)."""
+        self.stopped.append(self.ranks[rank])
+        os.kill(self.ranks[rank], signal.SIGSTOP)
+
+    def check_stopped(self) -> None:
+        """Raise Woken, and kill all, if one that was stopped is not any more."""
+        if not all(map(is_stopped, self.stopped)):
+            self.kill()
+            raise Woken
+
+    def kill(self) -> None:
+        """End all processes of a run that goes on."""
+        for process in (*self.ranks, self.launcher.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.launcher.wait()
+
     def end(self, seconds: float = ENOUGH) -> int:
         """The status; it is an error if the run takes longer, or leaves a process behind."""
         if not within(seconds, lambda: self.launcher.poll() is not None):
-            for process in (*self.ranks, self.launcher.pid):
-                os.kill(process, signal.SIGKILL)
+            self.check_stopped()
+            self.kill()
             raise AssertionError(f"it hangs: {self.words()}")
         status = self.launcher.returncode
         assert "Traceback" not in self.words(), self.words()
@@ -157,6 +188,14 @@ class Chain:
         saved = checkpoint.load_latest(self.out / "checkpoint.npz")
         return saved.training["step"] if saved else 0
 
+    def counted_fault(self) -> str:
+        """Have one happen to which nobody else added anything. Returns what was seen."""
+        while True:
+            try:
+                return self.fault()
+            except Woken:
+                print(f"{self.kind}: the stopped rank was woken from outside; again", flush=True)
+
     def fault(self) -> str:
         """Have one happen. Returns what was seen."""
         n = self.rng.choice([2, 3, 4])
@@ -187,7 +226,7 @@ class Chain:
         return self.kill(job, rank)
 
     def dead(self, job: Job, rank: int) -> int:
-        os.kill(job.ranks[rank], signal.SIGSTOP)
+        job.stop(rank)
         status = job.end()
         assert status == 1 and f"rank {rank} (" in job.line(), job.words()
         assert "no sign of life" in job.line(), job.words()
@@ -211,9 +250,10 @@ class Chain:
         return status
 
     def stop(self, job: Job, rank: int) -> int:
-        os.kill(job.ranks[rank], signal.SIGSTOP)
+        job.stop(rank)
         time.sleep(self.seconds)
         assert job.launcher.poll() is None, job.words()
+        job.check_stopped()
         before = self.step()
         os.kill(job.ranks[rank], signal.SIGCONT)
         goes_on = within(ENOUGH, lambda: job.launcher.poll() or self.step() >= before + 3)
@@ -298,7 +338,7 @@ def main() -> None:
     for kind in args.kinds or KINDS:
         with chain(kind, random.Random(f"{kind} {args.seed}"), args.seconds) as made:
             for number in range(1, args.faults + 1):
-                print(f"{kind} {number}: {made.fault()}", flush=True)
+                print(f"{kind} {number}: {made.counted_fault()}", flush=True)
             seen = made.compare() if made.out.exists() else "nothing was written"
             print(f"{kind}: {args.faults} faults; {seen}", flush=True)
 

@@ -6,9 +6,9 @@ weights, each on its own part of the shards, and every sum has the order that it
 prepare`` they `serve` rank 0, which shares out the pieces of a text. Rank 0 alone writes.
 
 A run ends on all ranks or on none. Each sends a sign of life every second, from a thread of its
-own, with the number of places at which it had to wait for others: a rank that is not heard
-from for `patience` seconds, or stays behind for `STALL` times as long, is named, and MPI ends all
-processes.
+own, with the number of places that it has come to where ranks wait for each other: a rank that is
+not heard from for `patience` seconds, or stays behind for `STALL` times as long, is named, and MPI
+ends all processes.
 An error on one rank ends all. The weights are compared before every checkpoint.
 
 Only `world` imports MPI.
@@ -285,7 +285,8 @@ class World:
 
         A sign is what the rank has `reached`; a last one of `LEFT` says that it leaves. Who was
         stopped himself, as when the machine slept or the whole job was suspended, begins to count
-        anew.
+        anew. Only rank 0 hears from all, so it alone tells who is stuck, though it be itself: for
+        the others it may stand still only because it waits for that rank.
         """
         others = [0] if self.rank else list(range(1, self.size))
         late = 5 * BEAT if self.rank > 1 else 0  # rank 1 tells of rank 0
@@ -294,7 +295,7 @@ class World:
         sent: dict[int, tuple[Any, Array]] = {}
         looked = time.monotonic()
         heard, moved, left = dict.fromkeys(others, looked), looked, set[int]()
-        reached = dict.fromkeys(others, 0)
+        reached = dict.fromkeys(range(self.size), 0)
         while len(left) < len(others) or any(not request.Test() for request, _ in sent.values()):
             leaving = self._leaving.wait(BEAT)
             if leaving:
@@ -302,6 +303,7 @@ class World:
             now = time.monotonic()
             stopped, looked = now - looked > self.patience / 2, now
             before = dict(reached)
+            reached[self.rank] = self.reached
             for rank in others:
                 if rank in left:
                     continue
@@ -316,13 +318,12 @@ class World:
                         awaited[rank] = self._life.Irecv(inbox[rank], source=rank)
                 if now - heard[rank] > self.patience + late:
                     self._lost(rank, f"has given no sign of life for {self.patience:.0f} s")
-            slowest = min(others, key=lambda rank: reached[rank])
-            behind = reached[slowest] < max(self.reached, *reached.values())
-            if stopped or reached != before or not behind:
+            behind = None if self.rank else straggler(reached)
+            if behind is None or stopped or reached != before:
                 moved = now
-            if now - moved > STALL * self.patience + late and not left:
+            elif now - moved > STALL * self.patience and not left:
                 self._lost(
-                    slowest,
+                    behind,
                     f"is alive, but does not come to where others have waited for it for "
                     f"{STALL * self.patience:.0f} s",
                 )
@@ -447,6 +448,15 @@ def weights_hash(weights: Sequence[Array]) -> bytes:
     for w in weights:
         digest.update(np.ascontiguousarray(w).data)
     return digest.digest()
+
+
+def straggler(reached: dict[int, int]) -> int | None:
+    """The rank that has come to fewer places than others, or None if all have come to as many.
+
+    Who waits for a rank has come to one place more, and who waits for him to still another.
+    """
+    slowest = min(reached, key=lambda rank: reached[rank])
+    return slowest if reached[slowest] < max(reached.values()) else None
 
 
 def strangers(hashes: Sequence[bytes]) -> list[int]:

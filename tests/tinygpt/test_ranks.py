@@ -227,11 +227,11 @@ def test_an_error_on_rank_0_ends_all(recipe, tmp_path):
     assert said.count("tinygpt: error:") == 1 and "a file; --out is the folder" in said
 
 
-def error_of(program: str, recipe: Path, tmp_path: Path, *options: str) -> str:
-    """The one line with which a run of this program on three ranks ends, and no other error."""
+def error_of(program: str, recipe: Path, tmp_path: Path, *options: str, n: int = 3) -> str:
+    """The one line with which a run of this program on n ranks ends, and no other error."""
     (tmp_path / "wrong.py").write_text(program, encoding="utf-8")
     run = ["train", "--config", str(recipe), "--out", str(tmp_path / "run"), *options]
-    command = [str(MPIEXEC), "-n", "3", sys.executable, str(tmp_path / "wrong.py"), *run]
+    command = [str(MPIEXEC), "-n", str(n), sys.executable, str(tmp_path / "wrong.py"), *run]
     said = tmp_path / "said"
     status, words = ended(launch(command, said, PYTHONPATH=str(ROOT)), said)
     assert status == 1, words
@@ -241,14 +241,20 @@ def error_of(program: str, recipe: Path, tmp_path: Path, *options: str) -> str:
 
 @needs_mpi
 @pytest.mark.slow
-def test_a_rank_that_is_alive_but_stuck_ends_the_run(recipe, tmp_path):
-    program = "from tinygpt import ranks; ranks.STALL = 2\n" + WRONG
-    program = program.format(what="import time; time.sleep(1000)")
-    line = error_of(program, recipe, tmp_path, "--patience", "6")
-    assert "rank 2 (" in line and "is alive, but" in line and "the last good checkpoint" in line
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_is_alive_but_stuck_ends_the_run(recipe, tmp_path, rank):
+    # With two shards, ranks 2 and 3 only receive the sums. Until rank 2 does, rank 0 stands still
+    # too. Rank 1 has come to the end of the step, and looks three times while rank 0 looks once.
+    slow = "import os; from tinygpt import ranks; ranks.STALL = 2\n"
+    slow += "if os.environ['PMI_RANK'] == '0': ranks.BEAT = 2.9\n"
+    program = slow + WRONG.format(rank=rank, what="import time; time.sleep(1000)")
+    options = ("--set", "batch_size=2", "--set", "d_model=32", "--patience", "6")
+    line = error_of(program, recipe, tmp_path, *options, n=4)
+    assert f"rank {rank} (" in line and "is alive, but" in line
+    assert "the last good checkpoint" in line
 
 
-# A command whose last rank does something wrong at step 5.
+# A command that on one rank does something wrong before step 5.
 WRONG = """
 import sys
 from mpi4py import MPI
@@ -258,10 +264,9 @@ from tinygpt.training import train
 plain = train.Trainer.step
 
 def step(self, number):
-    result = plain(self, number)
-    if number == 5 and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+    if number == 5 and MPI.COMM_WORLD.rank == {rank}:
         {what}
-    return result
+    return plain(self, number)
 
 train.Trainer.step = step
 sys.exit(cli.command())
@@ -278,7 +283,7 @@ sys.exit(cli.command())
     ],
 )
 def test_a_rank_that_goes_wrong_is_named(recipe, tmp_path, what, told):
-    line = error_of(WRONG.format(what=what), recipe, tmp_path, "--threads", "1")
+    line = error_of(WRONG.format(rank=2, what=what), recipe, tmp_path, "--threads", "1")
     assert told in line and "rank 2 (" in line and "; the last good checkpoint, of step 4" in line
 
 
@@ -508,6 +513,12 @@ def test_importing_tinygpt_does_not_import_mpi(tmp_path):
     )
     said = tmp_path / "said"
     assert ended(launch([sys.executable, "-c", code], said, PMI_SIZE="2"), said) == (0, "")
+
+
+def test_the_rank_that_others_wait_for_is_behind_all_of_them():
+    assert ranks.straggler({0: 7, 1: 7, 2: 7}) is None
+    assert ranks.straggler({0: 8, 1: 9, 2: 7, 3: 8}) == 2  # rank 1 waits for 0, and 0 for 2
+    assert ranks.straggler({1: 9, 2: 9, 0: 8}) == 0  # as rank 0 itself finds
 
 
 def test_those_who_have_other_weights_than_most_are_named():
