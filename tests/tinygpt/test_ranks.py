@@ -63,7 +63,10 @@ def launch(
 
 def ended(process: subprocess.Popen, said: Path) -> tuple[int, str]:
     """The exit status, and all that was said."""
-    return process.wait(timeout=120), said.read_text("utf-8")
+    try:
+        return process.wait(timeout=120), said.read_text("utf-8")
+    finally:
+        process.terminate()  # one that goes on has failed its test, and would for hours
 
 
 def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[int, str]:
