@@ -65,8 +65,10 @@ def ended(process: subprocess.Popen, said: Path) -> tuple[int, str]:
     """The exit status, and all that was said."""
     try:
         return process.wait(timeout=120), said.read_text("utf-8")
-    finally:
-        process.terminate()  # one that goes on has failed its test, and would for hours
+    except subprocess.TimeoutExpired:  # it would go on for hours, and be told of in other tests
+        process.terminate()
+        process.wait(timeout=60)
+        raise
 
 
 def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[int, str]:
