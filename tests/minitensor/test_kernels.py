@@ -285,7 +285,12 @@ def test_without_a_folder_kernels_are_compiled_and_not_kept(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "MINITENSOR_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)},
+        env={
+            **os.environ,
+            "MINITENSOR_CACHE": str(tmp_path / "file"),
+            "MINITENSOR_KERNELS": "numba",
+            "TMPDIR": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,6 +15,12 @@ from tinygpt.training import command, compiling
 TINY = {"d_model": 32, "n_head": 2, "d_ff": 64, "n_layer": 2, "vocab_size": 300, "context": 16}
 
 
+@pytest.fixture(autouse=True)
+def kernels_that_are_compiled(monkeypatch):
+    """Formulas have nothing to compile: without kernels no helper starts."""
+    monkeypatch.setenv("MINITENSOR_KERNELS", "numba")
+
+
 @pytest.fixture
 def started(monkeypatch):
     """The processes that helpers start."""

@@ -63,7 +63,12 @@ def launch(
 
 def ended(process: subprocess.Popen, said: Path) -> tuple[int, str]:
     """The exit status, and all that was said."""
-    return process.wait(timeout=120), said.read_text("utf-8")
+    try:
+        return process.wait(timeout=120), said.read_text("utf-8")
+    except subprocess.TimeoutExpired:  # it would go on for hours, and be told of in other tests
+        process.terminate()
+        process.wait(timeout=60)
+        raise
 
 
 def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[int, str]:
@@ -71,13 +76,14 @@ def run(n: int, out: Path, *options: str, last: tuple[str, ...] = ()) -> tuple[i
 
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
+    for _ in range(5000):  # looks, and not seconds, which pass for a machine that sleeps, too
         log = out / "log.jsonl"
         if log.exists() and f'{{"step": {step}, "loss"' in log.read_text("utf-8"):
             return
         assert process.poll() is None, said_by(out).read_text("utf-8")
         time.sleep(0.02)
+    process.terminate()
+    process.wait(timeout=60)
     raise AssertionError(f"no step {step}")
 
 
