@@ -6,8 +6,12 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -35,6 +39,18 @@ def replacing(path: Path, durable: bool = True, keep: Path | None = None) -> Ite
     finally:
         with contextlib.suppress(OSError):
             _remove(temporary)
+
+
+def write_npz(handle: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """What ``np.savez(handle, **arrays)`` writes.
+
+    NumPy 2.0 forgets to close its archive where a write fails, and Python then prints an error of
+    its own, some time later.
+    """
+    with zipfile.ZipFile(handle, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from minitensor.files import replacing
+from minitensor.files import replacing, write_npz
 from minitensor.nn import Dropout, Module
 from minitensor.optim import Optimizer
 from minitensor.tape import Array
@@ -46,7 +46,7 @@ def save(path: str | Path, module: Module, optimizer: Optimizer | None = None) -
     path = Path(path)
     try:
         with replacing(path) as temporary, temporary.open("xb") as handle:
-            np.savez(handle, **arrays)  # type: ignore[arg-type]
+            write_npz(handle, arrays)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

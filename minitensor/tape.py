@@ -306,8 +306,7 @@ def walk(
                 send(parent, _fitted(grad, parent))
         if not retain_graph:
             node.backward, node.parents, node.saved = None, (), ()
-    left = [leaf for _, leaf in reversed(complete)] + sorted(grads, key=lambda node: -node.id)
-    for leaf in left:
+    for leaf in [*(leaf for _, leaf in reversed(complete)), *grads]:
         if leaf in grads and leaf.op == "leaf" and leaf.id >= oldest:
             arrive(leaf)
     return found

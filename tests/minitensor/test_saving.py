@@ -1,6 +1,7 @@
 """A module with its optimiser in a file: training goes on with the same bits, bad files change
 nothing."""
 
+import io
 import json
 import zipfile
 
@@ -9,6 +10,7 @@ import pytest
 
 import minitensor as mt
 from minitensor import nn
+from minitensor.files import write_npz
 
 MAKERS = {
     "SGD": lambda ps: mt.optim.SGD(ps, lr=0.1, momentum=0.9),
@@ -135,10 +137,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     mt.save(path, net)
     before = path.read_bytes()
 
-    def full(*arguments, **arrays):
+    def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(OSError, match=r"No space left on device: .*run.npz"):
         mt.save(path, net)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -164,3 +166,27 @@ def test_the_file_is_plain(tmp_path):
         assert "module/0.weight.npy" in archive.namelist()
     with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["module/3.bias"], net[3].bias.data)
+
+
+def test_an_archive_is_what_numpy_writes_and_is_closed_where_that_fails():
+    arrays = {"a/b": np.arange(6.0).reshape(2, 3).T, "empty": np.zeros((0, 4), np.float32)}
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    write_npz(ours, arrays)
+    np.savez(theirs, **arrays)
+    with zipfile.ZipFile(ours) as a, zipfile.ZipFile(theirs) as b:
+        for one, other in zip(a.infolist(), b.infolist(), strict=True):
+            assert one.filename == other.filename and a.read(one) == b.read(other)
+            assert (one.extra, one.header_offset, one.compress_type) == (
+                *(other.extra, other.header_offset, other.compress_type),
+            )
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 300:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    handle = Full()
+    with pytest.raises(OSError, match="No space"):
+        write_npz(handle, {"x": np.zeros(1000)})
+    handle.close()  # an archive that is still open would now write to it, when it is collected

@@ -20,6 +20,7 @@ import numpy as np
 
 from bpe.files import open_ordinary
 from bpe.untrusted import one_line, parse_json, shown
+from minitensor.files import write_npz
 from tinygpt import Error, UsageError, __version__, archive
 from tinygpt.archive import Stored, shape_of
 from tinygpt.files import backup, replacing
@@ -93,7 +94,7 @@ def save(path: str | Path, saved: Saved, keep: bool = False, dtype: str | None =
     }
     arrays |= {f"optim/{name}": value for name, value in saved.optim.items()}
     with replacing(path, keep) as handle:
-        np.savez(handle, **arrays)  # type: ignore[arg-type]
+        write_npz(handle, arrays)
 
 
 def load(path: str | Path) -> Saved:
