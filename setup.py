@@ -14,7 +14,7 @@ PLOT = ["matplotlib>=3.9"]
 YAML = ["PyYAML>=6.0.1"]
 TOML = ['tomli>=2.0; python_version < "3.11"']  # later Pythons have tomllib
 MPI = ["mpi4py>=4.0", "mpich>=4.2"]  # a system's own MPI does as well as this one
-FORMATS = ["safetensors>=0.4", "gguf>=0.17.1", "ml_dtypes>=0.4"]
+FORMATS = ["safetensors>=0.4.3", "gguf>=0.17.1", "ml_dtypes>=0.4"]
 TEST = [
     "pytest>=8.0",
     "coverage>=7.10",
