@@ -1,11 +1,11 @@
-"""A training step of the recipes, side by side with PyTorch on the same machine.
+"""A training step of the recipes, side by side with PyTorch and JAX on the same machine.
 
     python benchmarks/step.py [ROW ...] [--rounds N] [--threads N] [--json FILE]
     python benchmarks/step.py --table FILE
 
-Both sides are programs that stay alive and take turns, step by step; a ratio is that of two steps
+The sides are programs that stay alive and take turns, step by step; a ratio is that of two steps
 next to each other in time, and its median, smallest and largest are printed. The shapes, the
-dropout, clipping and AdamW are the same; both learn random tokens. PyTorch comes from the
+dropout, clipping and AdamW are the same; all learn random tokens. PyTorch and JAX come from the
 environment of peers.py. Every step is whole: forward, backward, clipping and update.
 """
 
@@ -22,14 +22,18 @@ from workers import Worker, spread, times
 
 from tinygpt.model import recipes
 
-MODES = ["eager", "compile"]
+MODES = {  # of the peers: (program, its arguments after the configuration and the threads)
+    "eager": ("torch_worker.py", ["eager"]),
+    "compile": ("torch_worker.py", ["compile"]),
+    "jax": ("jax_worker.py", []),
+}
 PAUSE = 0.05  # seconds in which OpenMP's threads, which wait actively at first, go to sleep
-ROWS = {  # row: (recipe, changes, modes of PyTorch)
-    "pinv-0.8m": ("pinv-0.8m", {}, ["eager", "compile"]),
-    "pinv-0.8m-no-dropout": ("pinv-0.8m", {"dropout": 0.0}, ["eager", "compile"]),
-    "shakespeare-char": ("shakespeare-char", {}, ["eager", "compile"]),
+ROWS = {  # row: (recipe, changes, modes)
+    "pinv-0.8m": ("pinv-0.8m", {}, ["eager", "compile", "jax"]),
+    "pinv-0.8m-no-dropout": ("pinv-0.8m", {"dropout": 0.0}, ["eager", "compile", "jax"]),
+    "shakespeare-char": ("shakespeare-char", {}, ["eager", "compile", "jax"]),
     "pretrain-2m": ("pretrain-2m", {"accumulation": 1}, ["eager"]),
-    "mini-3m": ("mini-3m", {}, ["eager"]),
+    "mini-3m": ("mini-3m", {}, ["eager", "jax"]),
     # All layers global: PyTorch's fast attention knows no window.
     "neo-41m": ("neo-41m", {"accumulation": 1, "batch_size": 4, "windows": (0,)}, ["eager"]),
 }
@@ -60,7 +64,8 @@ def measure(row, options):
         if options.threads > 1:
             sides["one thread"] = start(sys.executable, "tinygpt_worker.py", "step", c, 1)
         for mode in options.modes or modes:
-            sides[mode] = start(peers.python(), "torch_worker.py", c, options.threads, mode)
+            program, more = MODES[mode]
+            sides[mode] = start(peers.python(), program, c, options.threads, *more)
         peak = start(sys.executable, "tinygpt_worker.py", "peak", options.threads)
         ours = sides["tinygpt"].ready
         for worker in sides.values():
@@ -106,7 +111,7 @@ def show(record):
 def table(records):
     """Records as rows of a Markdown table; of rows measured twice the later one."""
     lines = [
-        "| row | tinygpt | PyTorch | ratio | memory | of peak | 2 threads against 1 |",
+        "| row | tinygpt | peer | ratio | memory | of peak | 2 threads against 1 |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     latest = {(r["row"], name): r for r in records for name in r["ms"] if name in MODES}
@@ -133,7 +138,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, help="of PyTorch (default: as the row needs)"
+        "--modes", nargs="+", choices=[*MODES], help="of the peers (default: as the row needs)"
     )
     parser.add_argument("--json", type=Path, help="append each row to this file, as a JSON line")
     parser.add_argument("--table", type=Path, metavar="JSON", help="show such a file, and no more")
