@@ -30,7 +30,8 @@ from tinygpt.training.train import Trainer
 BAR = "{n_fmt} ops compiled, {elapsed}"
 TRAINING = "*_backward-*"  # the kernels without which no run has begun
 # What the helper compiles: kernels whose names end so.
-BACK = ("attention", "_backward", "linear_cross_entropy", "sum_of_squares", "adamw")
+BACK = ("attention", "_backward", "linear_cross_entropy", "linear_dw")
+BACK += ("sum_of_squares", "adamw", "orthogonal")
 
 
 def compile_kernels(trainer: Trainer, to_write: bool = False, helped: bool = False) -> None:
