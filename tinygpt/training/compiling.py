@@ -30,8 +30,8 @@ from tinygpt.training.train import Trainer
 BAR = "{n_fmt} ops compiled, {elapsed}"
 TRAINING = "*_backward-*"  # the kernels without which no run has begun
 # What the helper compiles: kernels whose names end so.
-BACK = ("attention", "_backward", "linear_cross_entropy", "linear_dw")
-BACK += ("sum_of_squares", "adamw", "orthogonal")
+LOSS, UPDATE = ("linear_cross_entropy", "linear_dw"), ("sum_of_squares", "adamw", "orthogonal")
+BACK = ("attention", "_backward", *LOSS, *UPDATE)
 
 
 def compile_kernels(trainer: Trainer, to_write: bool = False, helped: bool = False) -> None:
