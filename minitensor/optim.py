@@ -341,8 +341,8 @@ class Muon(Optimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        if not isinstance(group["ns_steps"], int) or group["ns_steps"] < 1:
-            raise ValueError(f"Muon: ns_steps is {group['ns_steps']!r}; expected 1 or more")
+        if not isinstance(group["ns_steps"], int) or not 1 <= group["ns_steps"] <= 100:
+            raise ValueError(f"Muon: ns_steps is {group['ns_steps']!r}; expected 1 to 100")
         for p in group["params"]:
             if p.ndim != 2:
                 raise ValueError(

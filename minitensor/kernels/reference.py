@@ -338,7 +338,7 @@ def sum_of_squares(x: Array) -> float:
     return float(np.dot(x.astype(np.float64), x))
 
 
-@kernel("optimizer", u="(M, N)", steps="int >= 1")
+@kernel("optimizer", "steps <= 100", u="(M, N)", steps="int >= 1")
 def orthogonal(u: Array, steps: int) -> Array:
     """u with its singular values brought near 1, keeping its singular vectors.
 

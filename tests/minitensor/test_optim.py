@@ -154,7 +154,9 @@ def test_wrong_calls_are_explained():
         (lambda: optim.SGD(ps, momentum=-0.9), "momentum cannot be negative"),
         (lambda: optim.AdamW(ps, betas=(-0.1, 0.9)), r"betas .* must be in \[0, 1\)"),
         (lambda: optim.AdamW(ps, betas=0.9), r"betas 0.9 must be in \[0, 1\), and two"),
-        (lambda: optim.Muon(ps[:1], ns_steps=0), "ns_steps is 0; expected 1 or more"),
+        (lambda: optim.Muon(ps[:1], ns_steps=0), "ns_steps is 0; expected 1 to 100"),
+        (lambda: optim.Muon(ps[:1], ns_steps=10**18), "ns_steps is 1.*0; expected 1 to 100"),
+        (lambda: optim.orthogonal(np.ones((20, 20)), 10**18), "expected steps <= 100"),
         (
             lambda: optim.AdamW([{"params": ps, "weight_deacy": 0.0}]),
             "no option is called 'weight_deacy'; did you mean 'weight_decay'",
